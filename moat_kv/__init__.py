@@ -1,0 +1,1 @@
+"""A tree of values that the nodes of a small fleet share: `import moat_kv` is the core."""

@@ -1,0 +1,1 @@
+"""The runner: takes jobs from the tree and runs them on the nodes of a group."""
