@@ -1,0 +1,1 @@
+"""Engines: who holds the truth; `base` is the contract, each other module one technology."""

@@ -1,0 +1,103 @@
+"""The contract of an engine: who holds the truth.
+
+An engine is an ordered, durable log of records with compare-and-set and guards, atomic groups,
+history, and fleeting messages. A server starts one with a `Replica` (its tree), submits writes,
+and sees every record through `Replica.apply`, in the order of revisions, its own writes too.
+`moat_kv.testing.engine_suite` tests an engine against this page.
+
+An engine never decodes a value and never looks into the tree but through `Replica.head`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from moat_kv.entry import Head, Record, Write
+from moat_kv.errors import MoatKvError
+from moat_kv.path import Path
+
+#: How many paths one atomic group may hold, on every engine.
+BATCH_LIMIT = 1_000
+
+Outcome = Sequence[Record] | MoatKvError
+"""What became of a group: a record for each write, in order, or the error that refused all.
+
+For an `idem` write that changed nothing the record is the one that was there before.
+"""
+
+Done = Callable[[Outcome], None]
+"""Called once in the event loop, after the group was applied (or refused); it must not block or raise."""
+
+
+class Replica(Protocol):
+    """Who applies the log. All methods are called in the engine's event loop, and none may block."""
+
+    def head(self, path: Path) -> Head | None:
+        """The newest applied record of a path, tombstones included; None if it has none."""
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Take the next records in order. Whole groups only: a batch is never seen by halves."""
+
+    def compacted(self, floor: int) -> None:
+        """Tombstones at or below this revision are gone; nobody can resume from below it."""
+
+    def message(self, topic: Path, data: bytes) -> None:
+        """A fleeting message, sent by `Engine.send` on any server of the network."""
+
+
+class Engine(abc.ABC):
+    """An ordered, durable log. Started once; its attributes hold from then on."""
+
+    #: Changes whenever a revision may have been given out twice.
+    epoch: str = ""
+    #: The last revision that was applied; never falls.
+    revision: int = 0
+    #: Whoever knows the tree only up to a revision below this must take it anew.
+    floor: int = 0
+    #: None, or why writes cannot be made durable at present (a full disk, no quorum).
+    trouble: str | None = None
+
+    @abc.abstractmethod
+    def running(self, replica: Replica) -> AbstractAsyncContextManager[None]:
+        """Open the log, apply its present state to the replica, and serve until the context ends.
+
+        On entry the replica has been given the newest record of every path that has one, in the
+        order of revisions. On leaving, what was submitted is finished first.
+
+        Raises StorageDamaged, StorageBusy, StorageFailed.
+        """
+
+    @abc.abstractmethod
+    def submit(self, writes: Sequence[Write], done: Done) -> None:
+        """Ask for an atomic group of writes, each path at most once. Returns at once.
+
+        Groups enter the log in the order in which they were submitted. `expect`, `guards` and
+        `idem` are judged against everything that entered before. `done` gets, beside records,
+        Conflict, GuardFailed, StaleFence, SessionExpired, BatchTooLarge, StorageFailed, Detached.
+        """
+
+    @abc.abstractmethod
+    async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
+        """The newest records of one path that are still kept, newest first, at most `limit`.
+
+        `before`: only those with a lower revision.
+        """
+
+    @abc.abstractmethod
+    def records(self, since: int) -> AsyncIterator[Sequence[Record]]:
+        """All kept records above a revision, in order, in slices, up to the present one."""
+
+    @abc.abstractmethod
+    async def compact(self) -> int:
+        """Drop what the history limits allow to drop, now; returns the new floor."""
+
+    @abc.abstractmethod
+    def send(self, topic: Path, data: bytes) -> None:
+        """Broadcast a fleeting message; lost if nobody listens."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Facts for `moat kv status`: kind, place, size in bytes, whatever the engine can say."""

@@ -1,0 +1,92 @@
+"""Whether a group of writes may enter the log: the one place that knows the rules.
+
+Used by the engines that order writes themselves (memory, sqlite). A `Judge` covers one commit: it
+sees the applied state through the replica, and over it the records that it has admitted since.
+Pure: no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moat_kv import errors
+from moat_kv.engine.base import BATCH_LIMIT, Replica
+from moat_kv.entry import EXISTS, Guard, Head, Record, Write
+from moat_kv.path import Path
+
+_GUARD_ERRORS: dict[str, type[errors.GuardFailed]] = {
+    "guard": errors.GuardFailed,
+    "fence": errors.StaleFence,
+}
+
+
+class Judge:
+    """Admits groups one after the other, and gives them revisions above `revision`."""
+
+    def __init__(self, replica: Replica, revision: int) -> None:
+        self._replica = replica
+        self._admitted: dict[Path, Record] = {}
+        self.revision = revision
+        #: What has to be stored, in order; unchanged `idem` writes are not among it.
+        self.records: list[Record] = []
+
+    def admit(self, writes: Sequence[Write], at: float) -> list[Record] | errors.MoatKvError:
+        """The group's records, or the error that refuses all of it."""
+        if len(writes) > BATCH_LIMIT:
+            return errors.BatchTooLarge(len(writes), BATCH_LIMIT)
+        if len(writes) > 1 and len({write.path for write in writes}) != len(writes):
+            return errors.BadArguments("batch", "each path may come only once")
+        heads: list[Head | None] = []
+        for write in writes:
+            head = self._head(write.path)
+            refused = self._refusal(write, head)
+            if refused is not None:
+                return refused
+            heads.append(head)
+        return [self._record(write, head, at) for write, head in zip(writes, heads, strict=True)]
+
+    def _head(self, path: Path) -> Head | None:
+        return self._admitted.get(path) or self._replica.head(path)
+
+    def _refusal(self, write: Write, head: Head | None) -> errors.MoatKvError | None:
+        for guard in write.guards:
+            refused = self._guard_refusal(guard)
+            if refused is not None:
+                return refused
+        if write.expect is not None:
+            have = head.rev if head is not None and head.value is not None else 0
+            if have != write.expect:
+                return errors.Conflict(str(write.path), write.expect, have)
+        return None
+
+    def _guard_refusal(self, guard: Guard) -> errors.MoatKvError | None:
+        head = self._head(guard.path)
+        have = head.rev if head is not None and head.value is not None else 0
+        if have == guard.rev or (guard.rev == EXISTS and have):
+            return None
+        if guard.kind == "session":
+            return errors.SessionExpired(str(guard.path[-1]))
+        return _GUARD_ERRORS[guard.kind](str(guard.path), guard.rev, have)
+
+    def _record(self, write: Write, head: Head | None, at: float) -> Record:
+        unchanged = head is not None and head.value == write.value
+        plain = write.session is None and write.expires_at is None
+        if head is not None and unchanged and ((write.idem and plain) or write.value is None):
+            # Deleting what is deleted is not news either, or tombstones would never grow old.
+            return Record(head.rev, write.path, head.value, head.at, head.origin, head.tick)
+        if head is None and write.value is None:
+            return Record(0, write.path, None, at, write.origin, write.tick)
+        self.revision += 1
+        record = Record(
+            self.revision,
+            write.path,
+            write.value,
+            at,
+            write.origin,
+            write.tick,
+            write.session,
+            write.expires_at,
+        )
+        self._admitted[write.path] = record
+        self.records.append(record)
+        return record

@@ -1,0 +1,1 @@
+"""The wire without I/O: frames and messages, the same on both sides (docs/protocol.md)."""
