@@ -56,7 +56,17 @@ class Guard(NamedTuple):
 class Write:
     """One write that is asked of an engine; judged there, not when it is made."""
 
-    __slots__ = ("expect", "expires_at", "guards", "idem", "origin", "path", "session", "tick", "value")
+    __slots__ = (
+        "expect",
+        "expires_at",
+        "guards",
+        "idem",
+        "origin",
+        "path",
+        "session",
+        "tick",
+        "value",
+    )
 
     def __init__(
         self,

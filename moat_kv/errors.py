@@ -22,8 +22,10 @@ class MoatKvError(Exception):
     message: ClassVar[str] = "{text}"
     #: The facts that the message is made of; a missing one reads as `?`.
     fields: ClassVar[tuple[str, ...]] = ("text",)
+    #: The name that came over the wire, where this version has no class for it.
+    wire_name: str = ""
 
-    def __init__(self, *values: Any, **facts: Any) -> None:
+    def __init__(self, /, *values: Any, **facts: Any) -> None:
         for name, value in zip(self.fields, values, strict=False):
             facts.setdefault(name, value)
         self.facts: dict[str, Any] = facts
@@ -38,13 +40,15 @@ class MoatKvError(Exception):
         raise AttributeError(name)
 
     def __str__(self) -> str:
+        if self.wire_name:
+            return f"{self.wire_name}: {self.facts}"
         given = _Facts(self.facts)
         text = self.message.format_map(given)
         hint = self.facts.get("hint")
         return f"{text}; {hint}" if hint else text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self).__name__, self.facts))
+        return (_rebuild, (type(self), self.wire_name, self.facts))
 
 
 class _Facts(dict[str, Any]):
@@ -52,8 +56,16 @@ class _Facts(dict[str, Any]):
         return "?"
 
 
-def _rebuild(name: str, facts: dict[str, Any]) -> MoatKvError:
-    return from_wire(name, facts)
+def _rebuild(cls: type[MoatKvError], wire_name: str, facts: dict[str, Any]) -> MoatKvError:
+    values: list[Any] = []
+    for field in cls.fields:
+        if field not in facts:
+            break
+        values.append(facts[field])
+    error = cls(*values, **facts)
+    if wire_name:
+        error.wire_name = wire_name
+    return error
 
 
 # Values and paths -------------------------------------------------------------------------------
@@ -90,7 +102,7 @@ class BadConfig(MoatKvError, ValueError):
 class ProtocolError(MoatKvError):
     """A frame or message that does not follow the protocol."""
 
-    fields = ("reason",)
+    fields: ClassVar[tuple[str, ...]] = ("reason",)
     message = "protocol error: {reason}"
 
 
@@ -227,7 +239,7 @@ class NameTaken(MoatKvError):
 class EngineError(MoatKvError):
     """The engine could not do its work."""
 
-    fields = ("reason",)
+    fields: ClassVar[tuple[str, ...]] = ("reason",)
     message = "engine: {reason}"
 
 
@@ -275,6 +287,11 @@ class MissingModule(MoatKvError, ImportError):
     fields = ("name", "needed_by")
     message = "missing module {name}, needed by {needed_by}"
 
+    def __init__(self, /, *values: Any, **facts: Any) -> None:
+        super().__init__(*values, **facts)
+        # ImportError has an attribute of its own by that name, which hides the fact.
+        self.name = self.facts.get("name")
+
 
 class CyclicModules(MoatKvError, ImportError):
     """Modules that need each other."""
@@ -300,20 +317,25 @@ def to_wire(error: MoatKvError) -> tuple[str, dict[str, Any]]:
 
     Facts that are not plain (a path, a class) travel as their text.
     """
-    facts: dict[str, Any] = {}
-    for name, value in error.facts.items():
-        plain = value is None or isinstance(value, str | int | float | bool | bytes | list)
-        facts[name] = value if plain else str(value)
-    return type(error).__name__, facts
+    facts = {name: _plain(value) for name, value in error.facts.items()}
+    return error.wire_name or type(error).__name__, facts
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, int | float | bytes):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    # What is wrong with a text may be that it is not fit for UTF-8.
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def from_wire(name: str, facts: Mapping[str, Any]) -> MoatKvError:
-    """The error of that name, with its facts; an unknown name gives a `MoatKvError` that says it."""
-    cls = _BY_NAME.get(name)
-    if cls is None:
-        return MoatKvError(f"{name}: {dict(facts)}")
+    """The error of that name, with its facts.
+
+    An unknown name gives a plain `MoatKvError` that has it as `wire_name`, keeps the facts, and
+    travels on under that name.
+    """
     clean = {str(key): value for key, value in facts.items()}
-    values = [clean.get(field) for field in cls.fields]
-    error = cls(*values)
-    error.facts.update(clean)
-    return error
+    cls = _BY_NAME.get(name)
+    return _rebuild(MoatKvError, name, clean) if cls is None else _rebuild(cls, "", clean)

@@ -29,11 +29,11 @@ For an `idem` write that changed nothing the record is the one that was there be
 """
 
 Done = Callable[[Outcome], None]
-"""Called once in the event loop, after the group was applied (or refused); it must not block or raise."""
+"""Called once in the event loop, after the group was applied or refused; never blocks or raises."""
 
 
 class Replica(Protocol):
-    """Who applies the log. All methods are called in the engine's event loop, and none may block."""
+    """Who applies the log. Its methods are called in the engine's event loop; none may block."""
 
     def head(self, path: Path) -> Head | None:
         """The newest applied record of a path, tombstones included; None if it has none."""

@@ -81,7 +81,7 @@ def _unpack(body: bytes) -> list[Any]:
 
 
 def unpack_request(body: bytes) -> Request:
-    """The request in a frame. Raises BadFrame; the error has the fact `seq` if that was readable."""
+    """The request in a frame. Raises BadFrame, with the fact `seq` if that was readable."""
     message = _unpack(body)
     seq, action, arguments, value = message
     if type(seq) is not int or seq < 1:

@@ -1,0 +1,1 @@
+"""The server: connections, actions on the tree, sessions and groups."""

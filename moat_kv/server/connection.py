@@ -1,0 +1,254 @@
+"""One client's line: reads requests, hands them to their actions, sends what they answer.
+
+The reader takes a chunk, handles every whole frame in it and sends the collected replies at once;
+no task is made for a request. What is answered later (writes, streams) is sent by the writer task.
+Streams are pulled: the writer asks them for a slice when the line has room, so that a slow client
+costs bounded memory and delays nobody else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from moat_kv import errors
+from moat_kv.proto import frames, messages
+from moat_kv.proto.messages import State
+
+if TYPE_CHECKING:
+    from moat_kv.server.server import Server
+
+#: A chunk as read from the socket, in bytes.
+READ_BYTES = 128 * 1024
+#: Replies that wait to be sent, in bytes; above, no further request is read.
+SEND_HIGH_BYTES = 4 * 1024 * 1024
+#: So many requests of one client may be in the hands of the engine; above, none is read.
+UNANSWERED_LIMIT = 10_000
+#: How many streams one connection may have open.
+STREAM_LIMIT = 10_000
+#: How long the last replies of a connection that ends may take, in seconds.
+FAREWELL_S = 2.0
+
+
+class Stream(Protocol):
+    """The answer in parts to one request; see `server.streams`."""
+
+    #: Whether the last `produce` gave the last frames.
+    finished: bool
+
+    @property
+    def more(self) -> bool:
+        """Whether another `produce` has work to do at once."""
+
+    def produce(self) -> list[bytes]:
+        """The next frames, made by a bounded amount of work; perhaps none."""
+
+    def close(self) -> None:
+        """The client has stopped it, or has gone."""
+
+
+class Connection:
+    """A connected client, as its actions see it."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, server: Server, stream: anyio.abc.ByteStream) -> None:
+        self.server = server
+        self.number = next(self._numbers)
+        self.client_name = ""
+        #: Ids of the sessions that are bound to this line.
+        self.sessions: set[str] = set()
+        self.unanswered = 0
+        self._stream = stream
+        self._frames = frames.FrameReader(server.frame_limit)
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._sending = False
+        self._reading = False
+        self._wake = anyio.Event()
+        self._room = anyio.Event()
+        self._streams: dict[int, Stream] = {}
+        # Streams that may have something to send, in the order of their turns.
+        self._ready: dict[int, None] = {}
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    # What actions use ---------------------------------------------------------------------------
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame. It leaves with the others of its chunk, or through the writer."""
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if not self._reading:
+            self._wake.set()
+
+    def reply(self, seq: int, fields: dict[str, Any], value: bytes | None = None) -> None:
+        self.send(messages.pack((seq, State.REPLY, fields, value)))
+
+    def fail(self, seq: int, error: errors.MoatKvError) -> None:
+        self.send(messages.pack((seq, State.ERROR, messages.error_fields(error), None)))
+
+    def open_stream(self, seq: int, stream: Stream) -> None:
+        """Answer a request in parts, from now on whenever `stream_ready` says so."""
+        if seq in self._streams:
+            raise errors.BadArguments("stream", f"seq {seq} is in use by another stream")
+        if len(self._streams) >= STREAM_LIMIT:
+            raise errors.BadArguments("stream", f"more than {STREAM_LIMIT} streams on a line")
+        self._streams[seq] = stream
+        self.stream_ready(seq)
+
+    def stream_ready(self, seq: int) -> None:
+        """That stream has something to send."""
+        self._ready[seq] = None
+        if not self._reading:
+            self._wake.set()
+
+    def stop_stream(self, seq: int) -> None:
+        """End a stream at the client's wish. Stopping one that has ended is no error."""
+        stream = self._streams.pop(seq, None)
+        self._ready.pop(seq, None)
+        if stream is not None:
+            stream.close()
+            self.send(messages.pack((seq, State.END, {}, None)))
+
+    def run_later(self, seq: int, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something that has to wait (history, a large delete) in a task of its own."""
+        assert self._tasks is not None
+        self._tasks.start_soon(self._run_work, seq, work)
+
+    # The line -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until the client goes. Errors of the line end it quietly."""
+        self.send(messages.pack((0, State.HELLO, self.server.greeting(), None)))
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._write)
+                await self._read()
+                await self._say_farewell()
+                tasks.cancel_scope.cancel()
+        finally:
+            for stream in self._streams.values():
+                stream.close()
+            self._streams.clear()
+
+    async def _read(self) -> None:
+        try:
+            await self._flush()
+            while True:
+                data = await self._stream.receive(READ_BYTES)
+                self._reading = True
+                try:
+                    for frame in self._frames.feed(data):
+                        self._handle(frame)
+                except errors.ProtocolError as exc:
+                    self.fail(0, exc)
+                    return
+                finally:
+                    self._reading = False
+                if not self._sending and (self._out or self._ready):
+                    await self._flush()
+                while self._out_bytes > SEND_HIGH_BYTES or self.unanswered > UNANSWERED_LIMIT:
+                    self._room = anyio.Event()
+                    await self._room.wait()
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            return
+
+    def _handle(self, frame: bytes | frames.Oversized) -> None:
+        seq = 0
+        try:
+            if type(frame) is not bytes:
+                assert isinstance(frame, frames.Oversized)
+                seq = messages.peek_seq(frame.head)
+                raise errors.FrameTooLarge(frame.size_bytes, self._frames.limit)
+            request = messages.unpack_request(frame)
+            seq = request.seq
+            action = self.server.actions.get(request.action)
+            if action is None:
+                raise errors.UnknownAction(request.action[:64])
+            action.check(request.arguments)
+            action.handler(self, request)
+        except errors.MoatKvError as exc:
+            if not seq and isinstance(frame, bytes):
+                seq = messages.peek_seq(frame[: frames.HEAD_BYTES])
+            self.fail(seq, exc)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                if not self._sending:
+                    await self._flush()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            # The reader notices on its own; what could not be sent has no reader any more.
+            return
+
+    async def _flush(self) -> None:
+        """Send all that waits, replies before streams. One at a time: `_sending` says who."""
+        self._sending = True
+        try:
+            while self._out or self._ready:
+                if not self._out:
+                    self._pull()
+                if not self._out:
+                    # A walk that found nothing in its slice: others come first.
+                    await anyio.lowlevel.checkpoint()
+                    continue
+                data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+                self._out.clear()
+                self._out_bytes = 0
+                await self._stream.send(data)
+                self._make_room()
+        finally:
+            self._sending = False
+
+    def _pull(self) -> None:
+        """Take one slice from each stream that is ready, until there is enough to send."""
+        for seq in list(self._ready):
+            if self._out_bytes > READ_BYTES:
+                return
+            del self._ready[seq]
+            stream = self._streams[seq]
+            for frame in stream.produce():
+                self._out.append(frame)
+                self._out_bytes += len(frame)
+            if stream.finished:
+                del self._streams[seq]
+                stream.close()
+            elif stream.more:
+                # Its next turn is after everybody else's.
+                self._ready[seq] = None
+
+    def _make_room(self) -> None:
+        if not self._room.is_set():
+            self._room.set()
+
+    def answered(self) -> None:
+        """A request that was in the engine's hands has been answered."""
+        self.unanswered -= 1
+        if self.unanswered <= UNANSWERED_LIMIT:
+            self._make_room()
+
+    async def _run_work(self, seq: int, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except errors.MoatKvError as exc:
+            self.fail(seq, exc)
+
+    async def _say_farewell(self) -> None:
+        """Send what is left to a client that closed only its own direction."""
+        with anyio.move_on_after(FAREWELL_S):
+            try:
+                while self.unanswered > 0:
+                    self._room = anyio.Event()
+                    await self._room.wait()
+                if not self._sending:
+                    await self._flush()
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                return

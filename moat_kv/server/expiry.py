@@ -1,0 +1,70 @@
+"""Entries that end by themselves: the server writes their tombstones when their time has come.
+
+Told of each such record by the store; judged by compare-and-set, so that an entry that was
+written anew in the meantime stays.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+
+from moat_kv import errors
+from moat_kv.engine.base import Outcome
+from moat_kv.entry import Record, Write
+from moat_kv.path import Path
+
+if TYPE_CHECKING:
+    from moat_kv.server.server import Server
+
+logger = logging.getLogger(__name__)
+
+#: The clock is looked at at least this often, in seconds: it may be set while we sleep.
+LOOK_S = 1.0
+#: After a write that could not be stored it is tried again, in seconds.
+RETRY_S = 1.0
+
+
+class Expiry:
+    """Knows which entry ends next."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._due: list[tuple[float, int, Path]] = []
+        self._sooner = anyio.Event()
+
+    def add(self, record: Record) -> None:
+        assert record.expires_at is not None
+        heapq.heappush(self._due, (record.expires_at, record.rev, record.path))
+        if self._due[0][1] == record.rev:
+            self._sooner.set()
+
+    async def run(self) -> None:
+        """Write the tombstones, for as long as the server lives."""
+        while True:
+            self._sooner = anyio.Event()
+            now = self._server.now()
+            while self._due and self._due[0][0] <= now:
+                _at, rev, path = heapq.heappop(self._due)
+                self._expire(rev, path)
+            # Nobody is woken for nothing: without such entries this sleeps until there is one.
+            wait_s = min(LOOK_S, self._due[0][0] - now) if self._due else None
+            with anyio.move_on_after(wait_s):
+                await self._sooner.wait()
+
+    def _expire(self, rev: int, path: Path) -> None:
+        server = self._server
+        node = server.store.tree.head(path)
+        if node is None or node.rev != rev or node.value is None:
+            return
+        write = Write(path, None, origin=server.origin, tick=server.next_tick(), expect=rev)
+
+        def done(outcome: Outcome) -> None:
+            if isinstance(outcome, errors.MoatKvError) and not isinstance(outcome, errors.Conflict):
+                logger.warning("%s should have ended, tried again: %s", path, outcome)
+                heapq.heappush(self._due, (server.now() + RETRY_S, rev, path))
+
+        server.engine.submit((write,), done)

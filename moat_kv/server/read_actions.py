@@ -1,0 +1,200 @@
+"""Actions that read: hello, ping, get, get_tree, list, watch, stop, history, state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import msgpack
+
+from moat_kv import codec, errors
+from moat_kv.path import Path, key_element
+from moat_kv.proto import messages, rows
+from moat_kv.proto.messages import Request
+from moat_kv.server import streams
+from moat_kv.server.actions import BOOL, INT, LIST, PATH, TEXT, Action, readable
+from moat_kv.server.connection import Connection
+from moat_kv.tree import match
+from moat_kv.tree import tree as tree_module
+from moat_kv.tree.node import Node
+from moat_kv.tree.watch import Watcher
+
+#: How many records one history request may ask for.
+HISTORY_LIMIT = 10_000
+
+
+def hello(connection: Connection, request: Request) -> None:
+    """Who the client is, and what it has seen: an answer never goes back behind that."""
+    arguments = request.arguments
+    server = connection.server
+    connection.client_name = arguments.get("client", "")[:200]
+    seen = arguments.get("seen", 0)
+    if arguments.get("epoch") == server.engine.epoch and seen > server.store.tree.revision:
+        raise errors.Behind(server.store.tree.revision, seen)
+    connection.reply(request.seq, {})
+
+
+def ping(connection: Connection, request: Request) -> None:
+    server = connection.server
+    connection.reply(request.seq, {"revision": server.store.tree.revision, "at": server.now()})
+
+
+def get(connection: Connection, request: Request) -> None:
+    node = connection.server.store.tree.find(readable(request.arguments["path"]))
+    if node is None or node.value is None:
+        connection.reply(request.seq, {"rev": 0})
+        return
+    fields = {"rev": node.rev, "at": node.at, "id": f"{node.origin}:{node.tick}"}
+    connection.reply(request.seq, fields, node.value)
+
+
+def get_tree(connection: Connection, request: Request) -> None:
+    path, min_depth, max_depth = _subtree(request)
+    stream = streams.TreeStream(request.seq, connection.server.store, path, min_depth, max_depth)
+    connection.open_stream(request.seq, stream)
+
+
+def _subtree(request: Request) -> tuple[Path, int, int]:
+    arguments = request.arguments
+    min_depth, max_depth = arguments.get("min_depth", 0), arguments.get("max_depth", -1)
+    if min_depth < 0 or max_depth < -1:
+        raise errors.BadArguments(
+            request.action, "depths count from 0; a max_depth of -1 is without limit"
+        )
+    return readable(arguments["path"]), min_depth, max_depth
+
+
+def list_(connection: Connection, request: Request) -> None:
+    """The names one level below a path, whether each has a value, and how many children."""
+    path = readable(request.arguments["path"])
+    node = connection.server.store.tree.find(path)
+    connection.open_stream(request.seq, streams.RowStream(request.seq, _listed(path, node)))
+
+
+def _listed(path: Path, node: Node | None) -> Iterator[bytes]:
+    if node is None or node.children is None:
+        return
+    pack = msgpack.Packer(autoreset=True).pack
+    for key, child in list(node.children.items()):
+        if not path and key == tree_module.SYSTEM_KEY:
+            continue
+        children = _living_children(child)
+        if child.value is None and not children:
+            continue
+        name = Path(key_element(key)).packed
+        extension = msgpack.ExtType(messages.PATH_EXTENSION, name)
+        yield pack([extension, child.value is not None, children])
+
+
+def _living_children(node: Node) -> int:
+    """How many children have something to show: a value, or children that have."""
+    if node.children is None:
+        return 0
+    return sum(1 for child in list(node.children.values()) if _is_living(child))
+
+
+def _is_living(node: Node) -> bool:
+    # Nearly always decided at the first node; only a subtree of tombstones is searched.
+    nodes = [node]
+    while nodes:
+        node = nodes.pop()
+        if node.value is not None:
+            return True
+        if node.children is not None:
+            nodes.extend(node.children.values())
+    return False
+
+
+def watch(connection: Connection, request: Request) -> None:
+    """Changes from now on, or from a mark; with `fetch`, after the present state."""
+    arguments = request.arguments
+    path, min_depth, max_depth = _subtree(request)
+    seq, store = request.seq, connection.server.store
+    pattern = None
+    if arguments.get("match", False):
+        pattern, path = path, match.literal_prefix(path)
+        min_depth, max_depth = 0, match.depth_limit(pattern)
+    since, reset = _place_to_resume(connection, arguments.get("since"))
+    watcher = Watcher(
+        path,
+        lambda: connection.stream_ready(seq),
+        min_depth=min_depth,
+        max_depth=max_depth,
+        pattern=pattern,
+    )
+    fetch = arguments.get("fetch", False)
+    stream = streams.WatchStream(seq, store, watcher, fetch=fetch, since=since, reset=reset)
+    try:
+        connection.open_stream(seq, stream)
+    except errors.MoatKvError:
+        stream.close()
+        raise
+
+
+def _place_to_resume(
+    connection: Connection, mark: list[Any] | None
+) -> tuple[int | None, str | None]:
+    """The revision to go on from, or why that cannot be."""
+    if mark is None:
+        return None, None
+    if len(mark) != 2 or type(mark[0]) is not str or type(mark[1]) is not int:
+        raise errors.BadArguments("watch", "since is [epoch, revision]")
+    epoch: str = mark[0]
+    revision: int = mark[1]
+    server = connection.server
+    if epoch != server.engine.epoch:
+        return None, "another epoch"
+    if revision < server.store.tree.floor:
+        return None, "below the compaction floor"
+    if revision > server.store.tree.revision:
+        raise errors.Behind(server.store.tree.revision, revision)
+    return revision, None
+
+
+def stop(connection: Connection, request: Request) -> None:
+    connection.stop_stream(request.arguments["seq"])
+    connection.reply(request.seq, {})
+
+
+def history(connection: Connection, request: Request) -> None:
+    arguments = request.arguments
+    path = readable(arguments["path"])
+    limit = arguments.get("limit", 20)
+    if not 1 <= limit <= HISTORY_LIMIT:
+        raise errors.BadArguments("history", f"limit is from 1 to {HISTORY_LIMIT}")
+    seq = request.seq
+
+    async def read() -> None:
+        records = await connection.server.engine.history(
+            path, limit=limit, before=arguments.get("before")
+        )
+        packed = (rows.pack_row(path.packed, record) for record in islice(records, limit))
+        connection.open_stream(seq, streams.RowStream(seq, packed))
+
+    connection.run_later(seq, read)
+
+
+def state(connection: Connection, request: Request) -> None:
+    connection.reply(request.seq, {}, codec.pack(connection.server.describe()))
+
+
+_DEPTHS = {"min_depth": INT, "max_depth": INT}
+
+ACTIONS = (
+    Action("hello", "open", {}, {"client": TEXT, "seen": INT, "epoch": TEXT}, hello),
+    Action("ping", "open", {}, {}, ping),
+    Action("get", "read", {"path": PATH}, {"strict": BOOL}, get),
+    Action("get_tree", "read", {"path": PATH}, _DEPTHS, get_tree),
+    Action("list", "read", {"path": PATH}, {}, list_),
+    Action(
+        "watch",
+        "read",
+        {"path": PATH},
+        {**_DEPTHS, "fetch": BOOL, "match": BOOL, "since": LIST},
+        watch,
+    ),
+    Action("stop", "open", {"seq": INT}, {}, stop),
+    Action("history", "read", {"path": PATH}, {"limit": INT, "before": INT}, history),
+    Action("state", "read", {}, {}, state),
+)

@@ -1,0 +1,130 @@
+"""The server: an engine, the store that it fills, and the clients that are connected.
+
+Made by `moat kv server` and by tests. Owns no socket: listeners are given to `serve`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from moat_kv.engine.base import Engine
+from moat_kv.proto import frames, messages
+from moat_kv.server import actions
+from moat_kv.server.connection import Connection
+from moat_kv.server.expiry import Expiry
+from moat_kv.server.groups import Groups
+from moat_kv.server.sessions import Sessions
+from moat_kv.server.store import Store
+from moat_kv.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """One node of a network."""
+
+    def __init__(
+        self, node: str, engine: Engine, *, frame_limit: int = frames.LIMIT_DEFAULT
+    ) -> None:
+        self.node = node
+        self.engine = engine
+        self.frame_limit = frame_limit  # bytes
+        self.store = Store()
+        self.groups = Groups()
+        self.sessions = Sessions(self)
+        self.sessions.on_end.append(self.groups.session_ended)
+        self.expiry = Expiry(self)
+        self.store.on_expiring = self.expiry.add
+        self.actions = actions.table()
+        self.connections: set[Connection] = set()
+        #: Tells this run of the server from all others.
+        self.incarnation = secrets.token_hex(4)
+        self.origin = f"{node}:{self.incarnation}"
+        self.started_at = time.time()
+        self._tick = 0
+
+    def next_tick(self) -> int:
+        self._tick += 1
+        return self._tick
+
+    def now(self) -> float:
+        """The engine's time, in seconds since 1970."""
+        return time.time()
+
+    def greeting(self) -> dict[str, Any]:
+        return {
+            "protocol": messages.PROTOCOL_VERSION,
+            "version": VERSION,
+            "node": self.node,
+            "incarnation": self.incarnation,
+            "epoch": self.engine.epoch,
+            "revision": self.store.tree.revision,
+            "floor": self.store.tree.floor,
+            "login": [],
+            "frame_limit": self.frame_limit,
+        }
+
+    async def serve(
+        self,
+        listeners: Sequence[anyio.abc.Listener[Any]],
+        *,
+        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Open the engine and serve these listeners until cancelled.
+
+        `task_status` is told when clients are being served. Raises what the engine raises when
+        it cannot open its log.
+        """
+        async with self.engine.running(self.store):
+            self.sessions.recover()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.sessions.run)
+                tasks.start_soon(self.expiry.run)
+                for listener in listeners:
+                    tasks.start_soon(listener.serve, self._serve_client)
+                task_status.started()
+
+    async def _serve_client(self, stream: anyio.abc.ByteStream) -> None:
+        connection = Connection(self, stream)
+        self.connections.add(connection)
+        try:
+            async with stream:
+                await connection.run()
+        except Exception:
+            # A fault of ours in one client's service must not end the others'.
+            logger.exception("connection %d (%s)", connection.number, connection.client_name)
+        finally:
+            self.connections.discard(connection)
+            self.sessions.line_broken(connection)
+
+    def describe(self) -> dict[str, Any]:
+        """The facts of `moat kv status`."""
+        tree = self.store.tree
+        return {
+            "node": self.node,
+            "version": VERSION,
+            "python": sys.version.split()[0],
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - self.started_at, 3),
+            "epoch": self.engine.epoch,
+            "revision": tree.revision,
+            "floor": tree.floor,
+            "entries": tree.entries,
+            "connections": len(self.connections),
+            "sessions": len(self.sessions),
+            "watchers": self.store.watchers.count,
+            "groups": self.groups.describe(),
+            "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "trouble": self.engine.trouble,
+            "engine": self.engine.describe(),
+        }

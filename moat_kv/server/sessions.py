@@ -1,0 +1,258 @@
+"""Sessions: who is alive, and what ends with whom.
+
+A session belongs to a client's line. It ends when it is closed, when its line has been broken for
+the grace, or when it has been silent for its time to live. It becomes a record, below
+`(None, "session")`, when it first owns an entry; every write in its name is guarded by that record,
+so that nothing can be written for a session that has ended. Ending removes the record first, then
+what it owned. Only monotonic time decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from moat_kv import codec, errors
+from moat_kv.engine.base import Outcome
+from moat_kv.entry import EXISTS, SYSTEM, Guard, Write
+from moat_kv.path import Path
+
+if TYPE_CHECKING:
+    from moat_kv.server.connection import Connection
+    from moat_kv.server.server import Server
+
+logger = logging.getLogger(__name__)
+
+#: Defaults on one server, in seconds.
+TTL_S = 10.0
+GRACE_S = 2.0
+#: What a client may ask for, in seconds.
+TTL_RANGE_S = (0.2, 86_400.0)
+#: How often overdue sessions are looked for, in seconds; an ending is late by at most this.
+SWEEP_S = 0.1
+#: A sweep that comes later than this was held up (a stopped process, a sleeping machine); the
+#: clients' pings may still wait in the sockets, so everybody gets the lost time back.
+HELD_UP_S = 1.0
+
+PLACE = Path(SYSTEM, "session")
+
+
+class Session:
+    """One live session."""
+
+    __slots__ = (
+        "broken_at",
+        "connection",
+        "ended",
+        "grace_s",
+        "heard_at",
+        "id",
+        "recorded",
+        "secret_hash",
+        "ttl_s",
+    )
+
+    def __init__(self, id: str, secret_hash: str, ttl_s: float, grace_s: float) -> None:
+        self.id = id
+        self.secret_hash = secret_hash
+        self.ttl_s = ttl_s
+        self.grace_s = grace_s
+        self.connection: Connection | None = None
+        self.heard_at = anyio.current_time()
+        self.broken_at: float | None = None
+        self.recorded = False
+        self.ended = False
+
+    @property
+    def path(self) -> Path:
+        return PLACE / self.id
+
+    def overdue(self, now: float) -> str | None:
+        """Why it is over, if it is."""
+        if self.broken_at is not None and now - self.broken_at >= self.grace_s:
+            return f"its line has been broken for {self.grace_s:g} s"
+        if now - self.heard_at >= self.ttl_s:
+            return f"it has been silent for {self.ttl_s:g} s"
+        return None
+
+
+class Sessions:
+    """All sessions of a server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._live: dict[str, Session] = {}
+        #: Called with the id of each session that has ended.
+        self.on_end: list[Callable[[str], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def open(
+        self, connection: Connection, ttl_s: float | None, grace_s: float | None
+    ) -> tuple[Session, str]:
+        """A new session on this line, and the secret that another line resumes it with."""
+        ttl_s = TTL_S if ttl_s is None else float(ttl_s)
+        grace_s = min(GRACE_S, ttl_s) if grace_s is None else float(grace_s)
+        low, high = TTL_RANGE_S
+        if not low <= ttl_s <= high:
+            raise errors.BadArguments("session_open", f"ttl_s is from {low} to {high:.0f}")
+        if not 0 <= grace_s <= ttl_s:
+            raise errors.BadArguments("session_open", f"grace_s is from 0 to ttl_s ({ttl_s:g})")
+        secret = secrets.token_urlsafe(24)
+        session = Session(secrets.token_hex(8), _hash(secret), ttl_s, grace_s)
+        self._live[session.id] = session
+        self._bind(session, connection)
+        return session, secret
+
+    def resume(self, connection: Connection, id: str, secret: str) -> Session:
+        """Go on with a session on another line. Raises SessionExpired, also for a wrong secret."""
+        session = self._live.get(id)
+        if session is None or not hmac.compare_digest(session.secret_hash, _hash(secret)):
+            raise errors.SessionExpired(id)
+        if session.connection is not None:
+            # The old line is dead, though this end has not noticed yet.
+            session.connection.sessions.discard(id)
+        self._bind(session, connection)
+        return session
+
+    def _bind(self, session: Session, connection: Connection) -> None:
+        session.connection = connection
+        session.broken_at = None
+        session.heard_at = anyio.current_time()
+        connection.sessions.add(session.id)
+
+    def of(self, connection: Connection, id: str) -> Session:
+        """A live session of this line. Raises SessionExpired."""
+        session = self._live.get(id)
+        if session is None:
+            raise errors.SessionExpired(id)
+        if session.connection is not connection:
+            raise errors.SessionExpired(id, hint="or belongs to another line; resume it first")
+        return session
+
+    def ping(self, connection: Connection, id: str) -> None:
+        self.of(connection, id).heard_at = anyio.current_time()
+
+    def guard(self, connection: Connection, id: str) -> Guard:
+        """What guards a write in a session's name; makes the session a record before its first."""
+        session = self.of(connection, id)
+        if not session.recorded:
+            session.recorded = True
+            facts = {
+                "secret_hash": session.secret_hash,
+                "ttl_s": session.ttl_s,
+                "grace_s": session.grace_s,
+                "client": connection.client_name,
+            }
+            write = self._write(session.path, codec.pack(facts))
+
+            def done(outcome: Outcome) -> None:
+                # The write that follows fails too then, and a later one makes the record anew.
+                session.recorded = not isinstance(outcome, errors.MoatKvError)
+
+            self._server.engine.submit((write,), done)
+        return Guard(session.path, EXISTS, "session")
+
+    def line_broken(self, connection: Connection) -> None:
+        """The client's line is gone; its sessions' grace begins."""
+        now = anyio.current_time()
+        for id in connection.sessions:
+            session = self._live.get(id)
+            if session is not None:
+                session.connection = None
+                session.broken_at = now
+
+    def end(self, session: Session, reason: str) -> None:
+        """End a session: its record goes, then what it owned, then its memberships."""
+        if session.ended:
+            return
+        session.ended = True
+        del self._live[session.id]
+        if session.connection is not None:
+            session.connection.sessions.discard(session.id)
+        logger.info("session %s has ended: %s", session.id, reason)
+        if session.recorded:
+            self._remove_record(session)
+        for tell in self.on_end:
+            tell(session.id)
+
+    def _remove_record(self, session: Session) -> None:
+        def swept(outcome: Outcome) -> None:
+            if isinstance(outcome, errors.MoatKvError):
+                logger.error("cannot end session %s yet: %s", session.id, outcome)
+                self._live[session.id] = session
+                session.ended = False
+                session.broken_at = anyio.current_time()
+            else:
+                # What was on its way when the record went; nothing can follow.
+                self.sweep_entries(session.id)
+
+        self._server.engine.submit((self._write(session.path, None),), swept)
+        self.sweep_entries(session.id)
+
+    def sweep_entries(self, id: str) -> None:
+        """Delete what a session owned, as far as nobody has written over it."""
+        store = self._server.store
+        for path in list(store.session_entries.get(id, ())):
+            node = store.tree.head(path)
+            if node is not None and node.value is not None:
+                write = self._write(path, None)
+                write.expect = node.rev
+                self._server.engine.submit((write,), self._swept)
+
+    @staticmethod
+    def _swept(outcome: Outcome) -> None:
+        if isinstance(outcome, errors.MoatKvError) and not isinstance(outcome, errors.Conflict):
+            logger.error("an entry of a session that has ended stays: %s", outcome)
+
+    def _write(self, path: Path, value: bytes | None) -> Write:
+        return Write(path, value, origin=self._server.origin, tick=self._server.next_tick())
+
+    def recover(self) -> None:
+        """After a start: give the sessions of the log their time to come back."""
+        tree = self._server.store.tree
+        place = tree.find(PLACE)
+        for key, node in list((place.children or {}).items()) if place is not None else []:
+            if node.value is None:
+                continue
+            facts = codec.unpack(node.value)
+            session = Session(str(key), facts.secret_hash, facts.ttl_s, facts.ttl_s)
+            session.recorded = True
+            session.broken_at = anyio.current_time()
+            self._live[session.id] = session
+        for id in list(self._server.store.session_entries):
+            if id not in self._live:
+                self.sweep_entries(id)
+
+    async def run(self) -> None:
+        """End what is overdue, for as long as the server lives."""
+        swept_at = anyio.current_time()
+        while True:
+            await anyio.sleep(SWEEP_S)
+            now = anyio.current_time()
+            held_up_s = now - swept_at - SWEEP_S
+            swept_at = now
+            if held_up_s > HELD_UP_S:
+                self._give_back(held_up_s)
+                continue
+            for session in list(self._live.values()):
+                reason = session.overdue(now)
+                if reason is not None:
+                    self.end(session, reason)
+
+    def _give_back(self, lost_s: float) -> None:
+        for session in self._live.values():
+            session.heard_at += lost_s
+            if session.broken_at is not None:
+                session.broken_at += lost_s
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

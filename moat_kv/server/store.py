@@ -1,0 +1,61 @@
+"""What a server knows: the tree, its watchers, its monitors, and who belongs to which session.
+
+The engine applies records here (`Replica`); actions read here. Nothing here writes: writes go to
+the engine and come back through `apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from moat_kv.entry import Head, Record
+from moat_kv.path import Path
+from moat_kv.tree.tree import Tree
+from moat_kv.tree.watch import WatchIndex
+
+
+class Store:
+    """The replica that a server gives its engine."""
+
+    def __init__(self) -> None:
+        self.tree = Tree()
+        self.watchers = WatchIndex()
+        self.monitors: dict[Callable[[Path, bytes], None], Path] = {}
+        #: Entries that belong to a session, by the session's id. Kept while the entry lives.
+        self.session_entries: dict[str, set[Path]] = {}
+        #: Called for each applied record that ends by itself (`server.expiry`).
+        self.on_expiring: Callable[[Record], None] | None = None
+
+    def head(self, path: Path) -> Head | None:
+        return self.tree.head(path)
+
+    def apply(self, records: Sequence[Record]) -> None:
+        tree, watchers = self.tree, self.watchers
+        for record in records:
+            if tree.bound:
+                self._unbind(record.path)
+            tree.apply(record)
+            if record.value is not None:
+                if record.session is not None:
+                    self.session_entries.setdefault(record.session, set()).add(record.path)
+                if record.expires_at is not None and self.on_expiring is not None:
+                    self.on_expiring(record)
+            if watchers.count:
+                watchers.notify(record)
+
+    def _unbind(self, path: Path) -> None:
+        before = self.tree.bound.get(path)
+        if before is None or before.session is None:
+            return
+        owned = self.session_entries[before.session]
+        owned.discard(path)
+        if not owned:
+            del self.session_entries[before.session]
+
+    def compacted(self, floor: int) -> None:
+        self.tree.drop_tombstones(floor)
+
+    def message(self, topic: Path, data: bytes) -> None:
+        for deliver, wanted in list(self.monitors.items()):
+            if topic[: len(wanted)] == wanted:
+                deliver(topic, data)

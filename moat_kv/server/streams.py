@@ -1,0 +1,305 @@
+"""Answers in parts: walks over the tree, watches, lists of rows.
+
+Opened by actions, pulled by a connection's writer. Each `produce` gives a slice of bounded size
+and returns at once, so that a long answer delays nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from moat_kv.entry import Record
+from moat_kv.path import Path
+from moat_kv.proto import messages, rows
+from moat_kv.proto.messages import State
+from moat_kv.server.store import Store
+from moat_kv.tree import match
+from moat_kv.tree import tree as tree_module
+from moat_kv.tree.node import Node
+from moat_kv.tree.watch import Watcher
+
+#: A slice ends at whichever comes first: rows, bytes of rows, or nodes that were looked at.
+SLICE_ROWS = 500
+SLICE_BYTES = 64 * 1024
+SLICE_NODES = 2_000
+
+
+class TreeStream:
+    """All entries below a path, with relative paths: the answer to get_tree."""
+
+    def __init__(self, seq: int, store: Store, path: Path, min_depth: int, max_depth: int) -> None:
+        self.finished = False
+        self._seq = seq
+        self._head: list[bytes] = [
+            messages.pack((seq, State.START, {"rev": store.tree.revision}, None))
+        ]
+        node = store.tree.find(path)
+        self._walk: Iterator[tuple[bytes, Node]] = iter(())
+        if node is not None:
+            self._walk = tree_module.walk(
+                node, b"", min_depth=min_depth, max_depth=max_depth, at_root=not path
+            )
+
+    def produce(self) -> list[bytes]:
+        produced, self._head = self._head, []
+        packed, done = _slice(self._walk)
+        if packed:
+            produced.append(rows.pack_item(self._seq, packed, {}))
+        if done:
+            produced.append(messages.pack((self._seq, State.END, {}, None)))
+            self.finished = True
+        return produced
+
+    @property
+    def more(self) -> bool:
+        return not self.finished
+
+    def close(self) -> None:
+        self._walk = iter(())
+
+
+def _slice(
+    walk: Iterator[tuple[bytes, Node]],
+    since: int | None = None,
+    wants: Callable[[bytes], bool] | None = None,
+) -> tuple[list[bytes], bool]:
+    """Some packed rows, and whether the walk is at its end.
+
+    `since`: only what was written after that revision, deletions included.
+    """
+    packed: list[bytes] = []
+    size = 0
+    for nodes, (path, node) in enumerate(walk, 1):
+        wanted = node.value is not None if since is None else node.rev > since
+        if wanted and (wants is None or wants(path)):
+            row = rows.pack_row(path, node)
+            packed.append(row)
+            size += len(row)
+        if len(packed) >= SLICE_ROWS or size >= SLICE_BYTES or nodes >= SLICE_NODES:
+            return packed, False
+    return packed, True
+
+
+class RowStream:
+    """Rows that are known beforehand: the answer to list and history."""
+
+    def __init__(self, seq: int, packed: Iterator[Any]) -> None:
+        self.finished = False
+        self._seq = seq
+        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
+        self._packed = packed
+
+    def produce(self) -> list[bytes]:
+        produced, self._head = self._head, []
+        part: list[bytes] = []
+        size = 0
+        for row in self._packed:
+            part.append(row)
+            size += len(row)
+            if len(part) >= SLICE_ROWS or size >= SLICE_BYTES:
+                break
+        else:
+            self.finished = True
+        if part:
+            produced.append(rows.pack_item(self._seq, part, {}))
+        if self.finished:
+            produced.append(messages.pack((self._seq, State.END, {}, None)))
+        return produced
+
+    @property
+    def more(self) -> bool:
+        return not self.finished
+
+    def close(self) -> None:
+        self._packed = iter(())
+
+
+class WatchStream:
+    """Changes below a path as they come, after its present state if that was asked for.
+
+    The present state is read by a walk in slices while changes go on. A change that comes in
+    between waits; where the walk passes its path afterwards, the walk has told it.
+    """
+
+    def __init__(
+        self,
+        seq: int,
+        store: Store,
+        watcher: Watcher,
+        *,
+        fetch: bool,
+        since: int | None,
+        reset: str | None,
+    ) -> None:
+        self.finished = False
+        self._seq = seq
+        self._store = store
+        self._watcher = watcher
+        self._reset = reset
+        self._announced = False
+        self._since = since
+        self._walk: Iterator[tuple[bytes, Node]] | None = None
+        store.watchers.add(watcher)
+        if reset is None and (fetch or since is not None):
+            self._start_walk()
+
+    def _start_walk(self) -> None:
+        watcher = self._watcher
+        base = watcher.base
+        node = self._store.tree.find(base)
+        self._walk = iter(())
+        if node is not None:
+            self._walk = tree_module.walk(
+                node,
+                base.packed,
+                min_depth=watcher.min_depth,
+                max_depth=watcher.max_depth,
+                at_root=not base,
+            )
+
+    def produce(self) -> list[bytes]:
+        produced: list[bytes] = []
+        if not self._announced:
+            self._announced = True
+            fields = {"rev": self._store.tree.revision}
+            produced.append(messages.pack((self._seq, State.START, fields, None)))
+        if self._watcher.overrun:
+            self._watcher.overrun = False
+            self._reset = "too many changes waited"
+        if self._reset is not None:
+            produced.append(rows.pack_item(self._seq, (), {"reset": self._reset}))
+            self._reset = self._since = None
+            self._start_walk()
+        if self._walk is not None:
+            produced.extend(self._fetch())
+        elif self._watcher.pending:
+            produced.append(self._changes())
+        return produced
+
+    def _fetch(self) -> list[bytes]:
+        assert self._walk is not None
+        packed, done = _slice(self._walk, self._since, self._passes)
+        if done:
+            self._walk = self._since = None
+            fields: dict[str, Any] = {"ready": True}
+            if not self._watcher.pending:
+                fields["mark"] = self._store.tree.revision
+            return [rows.pack_item(self._seq, packed, fields)]
+        return [rows.pack_item(self._seq, packed, {})] if packed else []
+
+    def _passes(self, packed_path: bytes) -> bool:
+        """Whether the walk tells this path; what waited for it is told with it."""
+        watcher = self._watcher
+        if watcher.pattern is None and not watcher.pending:
+            return True
+        path = Path.unpack(packed_path)
+        if watcher.pattern is not None and not match.matches(watcher.pattern, path):
+            return False
+        watcher.pending.pop(path, None)
+        return True
+
+    def _changes(self) -> bytes:
+        records = self._watcher.take(SLICE_ROWS)
+        fields: dict[str, Any] = {}
+        if not self._watcher.pending:
+            fields["mark"] = self._store.tree.revision
+        return rows.pack_item(self._seq, [packed_change(record) for record in records], fields)
+
+    @property
+    def more(self) -> bool:
+        return self._walk is not None or bool(self._watcher.pending)
+
+    def close(self) -> None:
+        self._store.watchers.remove(self._watcher)
+        self._watcher.pending.clear()
+
+
+#: The last change and its row: the same one goes to many watchers in turn.
+_last: tuple[Record | None, bytes] = (None, b"")
+
+
+def packed_change(record: Record) -> bytes:
+    """A change's row, packed once for all its watchers."""
+    global _last
+    if _last[0] is record:
+        return _last[1]
+    row = rows.pack_row(record.path.packed, record)
+    _last = (record, row)
+    return row
+
+
+class QueueStream:
+    """Messages that are not stored, with a bound: the answer to monitor.
+
+    A reader that is slow loses the oldest, and is told how many.
+    """
+
+    LIMIT = 1_000
+
+    def __init__(self, seq: int, ready: Callable[[], None], close: Callable[[], None]) -> None:
+        self.finished = False
+        self._seq = seq
+        self._ready = ready
+        self._close = close
+        self._waiting: list[tuple[Path, bytes]] = []
+        self._lost = 0
+        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
+
+    def put(self, topic: Path, data: bytes) -> None:
+        if len(self._waiting) >= self.LIMIT:
+            del self._waiting[0]
+            self._lost += 1
+        self._waiting.append((topic, data))
+        self._ready()
+
+    def produce(self) -> list[bytes]:
+        produced, self._head = self._head, []
+        if self._lost:
+            produced.append(messages.pack((self._seq, State.ITEM, {"lost": self._lost}, None)))
+            self._lost = 0
+        waiting, self._waiting = self._waiting[:SLICE_ROWS], self._waiting[SLICE_ROWS:]
+        produced.extend(
+            messages.pack((self._seq, State.ITEM, {"topic": topic}, data))
+            for topic, data in waiting
+        )
+        return produced
+
+    @property
+    def more(self) -> bool:
+        return bool(self._waiting)
+
+    def close(self) -> None:
+        self._close()
+
+
+class StateStream:
+    """The newest state of something, whenever it has changed: the answer to group_watch."""
+
+    def __init__(
+        self,
+        seq: int,
+        state: Callable[[], tuple[dict[str, Any], bytes | None]],
+        close: Callable[[], None],
+    ) -> None:
+        self.finished = False
+        self._seq = seq
+        self._state = state
+        self._close = close
+        self._told: tuple[dict[str, Any], bytes | None] | None = None
+        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
+
+    def produce(self) -> list[bytes]:
+        produced, self._head = self._head, []
+        state = self._state()
+        if state != self._told:
+            self._told = state
+            produced.append(messages.pack((self._seq, State.ITEM, state[0], state[1])))
+        return produced
+
+    @property
+    def more(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._close()

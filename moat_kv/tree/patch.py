@@ -1,0 +1,101 @@
+"""Changes that the server computes from the present value: add, append, union, merge.
+
+Called by the patch action with decoded values; pure, and the operand is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moat_kv import errors
+
+#: Stands for "there is no value yet".
+ABSENT = object()
+
+
+class _Unfit(Exception):
+    """The present value or the operand is not of the type that the operation needs."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _add(old: Any, operand: Any) -> Any:
+    if not _is_number(operand):
+        raise _Unfit(f"what is added is a {_kind(operand)}, not a number")
+    if old is ABSENT:
+        return operand
+    if not _is_number(old):
+        raise _Unfit(f"the value is a {_kind(old)}, not a number")
+    return old + operand
+
+
+def _append(old: Any, operand: Any) -> Any:
+    if old is ABSENT:
+        return [operand]
+    if not isinstance(old, list):
+        raise _Unfit(f"the value is a {_kind(old)}, not a list")
+    return [*old, operand]
+
+
+def _union(old: Any, operand: Any) -> Any:
+    if not isinstance(operand, list):
+        raise _Unfit(f"what is united is a {_kind(operand)}, not a list")
+    if old is ABSENT:
+        old = []
+    if not isinstance(old, list):
+        raise _Unfit(f"the value is a {_kind(old)}, not a list")
+    # By type and value: True, 1 and 1.0 are different members.
+    united = list(old)
+    for item in operand:
+        if not any(type(item) is type(there) and item == there for there in united):
+            united.append(item)
+    return united
+
+
+def _merge(old: Any, operand: Any) -> Any:
+    if not isinstance(operand, Mapping):
+        raise _Unfit(f"what is merged is a {_kind(operand)}, not a mapping")
+    if old is ABSENT:
+        old = {}
+    if not isinstance(old, Mapping):
+        raise _Unfit(f"the value is a {_kind(old)}, not a mapping")
+    merged = dict(old)
+    for key, value in operand.items():
+        present = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(present, Mapping):
+            merged[key] = _merge(present, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is ABSENT else type(value).__name__
+
+
+OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "add": _add,
+    "append": _append,
+    "union": _union,
+    "merge": _merge,
+}
+
+
+def patched(path: str, op: str, old: Any, operand: Any) -> Any:
+    """The new value. `old` is `ABSENT` if there is none.
+
+    add: number plus number (absent counts as 0). append: one item at a list's end. union: the
+    items of a list that are not in the value yet. merge: mappings, deeply.
+
+    Raises CannotPatch.
+    """
+    operation = OPERATIONS.get(op)
+    if operation is None:
+        raise errors.CannotPatch(path, op, f"the operations are {', '.join(OPERATIONS)}")
+    try:
+        return operation(old, operand)
+    except _Unfit as exc:
+        raise errors.CannotPatch(path, op, str(exc)) from None

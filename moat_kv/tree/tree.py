@@ -1,0 +1,155 @@
+"""The tree of a server: a pure function of the log's prefix that was applied.
+
+`server.store` applies records here in the order of revisions; actions read it. Walking yields
+packed paths, because most walks end on the wire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import msgpack
+
+from moat_kv import entry
+from moat_kv.path import PackedKey, Path
+from moat_kv.tree import node as node_module
+
+Node = node_module.Node
+Key = node_module.Key
+
+_pack = msgpack.Packer(autoreset=True).pack
+#: The root's child that holds system data; walks that start above it pass it by.
+SYSTEM_KEY = PackedKey(_pack(entry.SYSTEM))
+
+
+class Tree:
+    """All nodes, with the revision up to which they are current."""
+
+    def __init__(self) -> None:
+        self.root = Node()
+        self.revision = 0
+        #: Tombstones at or below this revision have been dropped.
+        self.floor = 0
+        self.entries = 0
+        #: What not every node needs: entries that belong to a session or end by themselves.
+        self.bound: dict[Path, entry.Record] = {}
+        # (rev, path) in rising order; one that was written over since is skipped when it comes up.
+        self._tombstones: deque[tuple[int, Path]] = deque()
+
+    def find(self, path: Path) -> Node | None:
+        """The node at a path, or None. It may be a mere inner node (rev 0) or a tombstone."""
+        node = self.root
+        for key in path.keys:
+            children = node.children
+            if children is None:
+                return None
+            found = children.get(key)
+            if found is None:
+                return None
+            node = found
+        return node
+
+    def head(self, path: Path) -> Node | None:
+        """The newest record's state at a path, tombstones included; None if never written."""
+        node = self.find(path)
+        return node if node is not None and node.rev else None
+
+    def apply(self, record: entry.Record) -> None:
+        """Take one record; its revision is above all that were taken before."""
+        node = self.root
+        for key in record.path.keys:
+            children = node.children
+            if children is None:
+                children = node.children = {}
+            child = children.get(key)
+            if child is None:
+                child = children[key] = Node()
+            node = child
+        value = record.value
+        self.entries += (value is not None) - (node.value is not None)
+        node.value = value
+        node.rev = self.revision = record.rev
+        node.at = record.at
+        node.origin = record.origin
+        node.tick = record.tick
+        if value is None:
+            self._tombstones.append((record.rev, record.path))
+        if value is not None and (record.session is not None or record.expires_at is not None):
+            self.bound[record.path] = record
+        elif self.bound:
+            self.bound.pop(record.path, None)
+
+    def drop_tombstones(self, floor: int) -> None:
+        """Forget deletions at or below this revision, and inner nodes that are empty then."""
+        self.floor = max(self.floor, floor)
+        tombstones = self._tombstones
+        while tombstones and tombstones[0][0] <= floor:
+            rev, path = tombstones.popleft()
+            node = self.find(path)
+            if node is not None and node.rev == rev:
+                node.rev = 0
+                self._prune(path)
+
+    def _prune(self, path: Path) -> None:
+        nodes = [self.root]
+        for key in path.keys:
+            children = nodes[-1].children
+            assert children is not None  # the path was found a moment ago
+            nodes.append(children[key])
+        for depth in range(len(path.keys), 0, -1):
+            node = nodes[depth]
+            if node.rev or node.children:
+                return
+            siblings = nodes[depth - 1].children
+            assert siblings is not None
+            del siblings[path.keys[depth - 1]]
+            if not siblings:
+                nodes[depth - 1].children = None
+
+
+def key_packed(key: Key) -> bytes:
+    """A child's key as it stands in a packed path."""
+    return bytes(key) if type(key) is PackedKey else _pack(key)
+
+
+def walk(
+    node: Node,
+    prefix: bytes,
+    *,
+    min_depth: int = 0,
+    max_depth: int = -1,
+    at_root: bool = False,
+) -> Iterator[tuple[bytes, Node]]:
+    """Each node from here downwards with its packed path, a parent before its children.
+
+    `prefix` is the packed path of `node` itself, or empty for paths relative to it. `max_depth`
+    -1 is without limit. Nodes without a value come too. The tree may change between two steps;
+    children that are added to a node after it was reached may be left out. `at_root` leaves the
+    system data out.
+    """
+    if min_depth <= 0:
+        yield prefix, node
+    if max_depth == 0 or not node.children:
+        return
+    stack = [(1, prefix, _children(node, at_root))]
+    while stack:
+        depth, above, remaining = stack[-1]
+        if not remaining:
+            stack.pop()
+            continue
+        key, child = remaining.pop()
+        packed = above + key_packed(key)
+        if depth >= min_depth:
+            yield packed, child
+        if child.children and (max_depth < 0 or depth < max_depth):
+            stack.append((depth + 1, packed, _children(child, False)))
+
+
+def _children(node: Node, at_root: bool) -> list[tuple[Key, Node]]:
+    """A node's children, last first, so that they can be taken from the end."""
+    children = list(node.children.items()) if node.children else []
+    children.reverse()
+    if at_root:
+        children = [pair for pair in children if pair[0] != SYSTEM_KEY]
+    return children
