@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import msgpack
@@ -37,6 +37,8 @@ MAX_DEPTH: Final = 64
 
 EXT_BIG_INT: Final = 2
 EXT_PATH: Final = 3
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _Number = TypeVar("_Number", int, float)
 
@@ -86,15 +88,22 @@ def pack(value: Any) -> Packed:
     except (BadValue, TypeError, ValueError, OverflowError) as error:
         _explain(value, (), 0)
         raise BadValue(str(error)) from error
-    _packers.append(packer)
+    if len(packed) <= _KEPT_BUFFER:
+        _packers.append(packer)
     if len(packed) > MAX_DEPTH and _may_be_deep(packed, MAX_DEPTH):
-        _refuse_deep(packed, MAX_DEPTH)
+        try:
+            _refuse_deep(packed, MAX_DEPTH)
+        except BadValue:
+            _explain(value, (), 0)
+            raise
     return packed
 
 
 #: Packers that nobody uses just now. A packer must not be entered twice, and packing can run other
 #: Python code (a subclass's iterator, a thread switch): each call takes one out for itself.
 _packers: list[msgpack.Packer] = []
+#: A packer's buffer never shrinks; one that has packed more than so many bytes is let go.
+_KEPT_BUFFER: Final = 1 << 20
 
 
 def _pack_other(value: Any) -> Any:
@@ -109,7 +118,9 @@ def _pack_other(value: Any) -> Any:
     if isinstance(value, datetime):
         if value.utcoffset() is None:
             raise BadValue("a naive datetime names no point in time; give it a time zone")
-        return msgpack.Timestamp.from_datetime(value)
+        since = value - _EPOCH
+        whole_s = since.days * 86400 + since.seconds
+        return msgpack.Timestamp(whole_s, since.microseconds * 1000)
     raise BadValue(f"{type(value).__name__} cannot be carried")
 
 
@@ -222,11 +233,13 @@ def _with_datetimes(value: Any) -> Any:
     if type(value) is AttrDict:
         pairs = [(_with_datetimes(key), _with_datetimes(item)) for key, item in value.items()]
         return AttrDict(pairs)
-    if type(value) is msgpack.Timestamp and value.nanoseconds % 1000 == 0:
-        try:
-            return value.to_datetime()
-        except (OverflowError, ValueError):
-            return value
+    if type(value) is msgpack.Timestamp:
+        microseconds, rest = divmod(value.to_unix_nano(), 1000)
+        if not rest:
+            try:
+                return _EPOCH + timedelta(microseconds=microseconds)
+            except OverflowError:
+                return value
     return value
 
 
@@ -284,6 +297,6 @@ def digits(n: _Number, digits: int = 6) -> _Number:
     """
     if digits < 1:
         raise ValueError("at least one significant digit")
-    if n == 0 or not math.isfinite(n):
+    if n in (0, math.inf, -math.inf) or n != n:
         return n
     return round(n, digits - 1 - math.floor(math.log10(abs(n))))

@@ -9,43 +9,47 @@ does I/O.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Final, TypeAlias, final, overload
+from typing import Any, Final, final, overload
 
 import msgpack
 
 from moat_kv import path_text
 from moat_kv.errors import BadPath
+from moat_kv.path_element import (
+    MAX_BYTES,
+    Element,
+    ElementLike,
+    Key,
+    PackedKey,
+    clean,
+    described,
+    element_key,
+    keys_of,
+    order_of,
+    pack_elements,
+)
 
-Element: TypeAlias = "str | int | float | bool | None | bytes | tuple[Element, ...]"
-#: What may be given where an element is meant: a list is turned into a tuple.
-ElementLike: TypeAlias = "Element | list[Any]"
-#: The key of one element in a dictionary: the str itself, or any other element's packed form.
-Key: TypeAlias = "str | PackedKey"
+__all__ = [
+    "MAX_BYTES",
+    "MAX_ELEMENTS",
+    "Element",
+    "ElementLike",
+    "Key",
+    "P",
+    "PackedKey",
+    "Path",
+    "element_key",
+    "key_element",
+    "unpack_cached",
+]
 
 #: How many elements a path has at most.
 MAX_ELEMENTS: Final = 64
-#: How long a packed path is at most, so that it fits a subject of NATS.
-MAX_BYTES: Final = 1024
-#: A text longer than this (in characters) cannot fit, however it is normalised.
-_MAX_STR: Final = 4 * MAX_BYTES
 #: What `unpack_cached` keeps: so many paths, and so many bytes of them in packed form.
 _CACHED_PATHS: Final = 65536
 _CACHED_BYTES: Final = 16 << 20
-
-# One packer for all: it runs no Python code on checked elements, so it is never entered twice.
-_pack = msgpack.Packer(autoreset=True).pack
-
-
-class PackedKey(bytes):
-    """The key of an element that is not a str: its msgpack, in a type that equals no other key."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"PackedKey({bytes.__repr__(self)})"
 
 
 @final
@@ -65,8 +69,9 @@ class Path:
 
     elements: tuple[Element, ...]
     keys: tuple[Key, ...]
-    #: At least as many bytes as the packed form has; `_packed` and `_hash` are set when first asked.
+    #: At least as many bytes as the packed form has.
     _size_bound: int
+    # Set when they are first asked for:
     _packed: bytes
     _hash: int
 
@@ -91,15 +96,15 @@ class Path:
             raise BadPath(
                 f"<{len(elements)} elements>", f"a path has at most {MAX_ELEMENTS} elements"
             )
-        clean = tuple([_clean(element, 0) for element in elements])
-        packed = _pack_elements(clean)
+        cleaned = tuple([clean(element) for element in elements])
+        packed = pack_elements(cleaned)
         if len(packed) > MAX_BYTES:
             raise BadPath(
-                path_text.shown(path_text.render(clean)),
+                path_text.shown(path_text.render(cleaned)),
                 f"a path has at most {MAX_BYTES} packed bytes, this one has {len(packed)}",
             )
-        _set_elements(self, clean)
-        _set_keys(self, _keys_of(clean))
+        _set_elements(self, cleaned)
+        _set_keys(self, keys_of(cleaned))
         _set_size_bound(self, len(packed))
         _set_packed(self, packed)
 
@@ -107,15 +112,16 @@ class Path:
     def build(elements: Iterable[ElementLike]) -> Path:
         """The path with these elements; a text is refused, since `P` is what reads texts."""
         if isinstance(elements, str | bytes):
-            raise BadPath(_described(elements), "a sequence of elements is needed; P() reads texts")
+            raise BadPath(described(elements), "a sequence of elements is needed; P() reads texts")
         return Path(*elements)
 
     @staticmethod
     def _trusted(elements: tuple[Any, ...], keys: tuple[Key, ...], size_bound: int) -> Path:
-        """A path of elements that come from other paths, within the limits."""
-        if keys is not elements and all(type(key) is str for key in keys):
-            keys = elements
-        path = object.__new__(Path)
+        """A path of elements that come from other paths, within the limits.
+
+        `keys` must be `elements` itself where all are str.
+        """
+        path = _new(Path)
         _set_elements(path, elements)
         _set_keys(path, keys)
         _set_size_bound(path, size_bound)
@@ -135,7 +141,7 @@ class Path:
         try:
             return self._packed
         except AttributeError:
-            packed = _pack_elements(self.elements)
+            packed = pack_elements(self.elements)
             _set_packed(self, packed)
             return packed
 
@@ -159,10 +165,10 @@ class Path:
     def __getitem__(self, index: slice) -> Path: ...
     def __getitem__(self, index: int | slice) -> Element | Path:
         if type(index) is not slice:
-            return self.elements[index]  # type: ignore[index]
-        elements, keys = self.elements, self.keys
-        part = elements[index]
-        return Path._trusted(part, part if keys is elements else keys[index], self._size_bound)
+            return self.elements[index]
+        part = self.elements[index]
+        keys = part if self.keys is self.elements else keys_of(part)
+        return Path._trusted(part, keys, self._size_bound)  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
         try:
@@ -216,11 +222,15 @@ class Path:
         bound = self._size_bound + other._size_bound
         if bound > MAX_BYTES or len(elements) > MAX_ELEMENTS:
             return Path(*elements)
+        if self.keys is self.elements and other.keys is other.elements:
+            return Path._trusted(elements, elements, bound)  # type: ignore[arg-type]
         return Path._trusted(elements, self.keys + other.keys, bound)
 
     __or__ = __add__
 
     def __truediv__(self, element: ElementLike) -> Path:
+        if isinstance(element, Path):
+            raise BadPath(path_text.shown(str(element)), "paths are joined with +")
         return self + Path(element)
 
     def __mod__(self, count: int) -> Path:
@@ -229,7 +239,7 @@ class Path:
         if not 0 <= count <= len(self.elements):
             raise BadPath(
                 path_text.shown(str(self)),
-                f"cannot drop {_described(count)} of {len(self.elements)} elements",
+                f"cannot drop {described(count)} of {len(self.elements)} elements",
             )
         return self[: len(self.elements) - count] if count else self
 
@@ -262,6 +272,14 @@ class Path:
         return (_unpack, (self.packed,))
 
 
+def _order(path: Path, other: Path) -> tuple[Any, ...]:
+    """What `path` sorts by beside `other`; a tree of plain names needs nothing but these."""
+    if path.keys is path.elements and other.keys is other.elements:
+        return path.elements
+    return order_of(path.elements)
+
+
+_new = object.__new__
 # The slots' own setters go past `Path.__setattr__`.
 _set_elements: Callable[[Path, tuple[Any, ...]], None] = Path.__dict__["elements"].__set__
 _set_keys: Callable[[Path, tuple[Any, ...]], None] = Path.__dict__["keys"].__set__
@@ -289,12 +307,6 @@ def _parsed(text: str) -> Path:
         raise BadPath(path_text.shown(text), f"{error.text}: {error.reason}") from None
 
 
-def element_key(element: object) -> Key:
-    """The dictionary key of an element: a str itself, anything else packed. Raises BadPath."""
-    clean = _clean(element, 0)
-    return clean if type(clean) is str else PackedKey(_pack(clean))
-
-
 def key_element(key: Key) -> Element:
     """The element whose key this is, as `Path.keys` or `element_key` gave it."""
     return _unpack(key).elements[0] if type(key) is PackedKey else key
@@ -303,28 +315,45 @@ def key_element(key: Key) -> Element:
 # Packing ----------------------------------------------------------------------------------------
 
 
-def _pack_elements(elements: tuple[Element, ...]) -> bytes:
-    # An array's header is one byte up to 15 elements, three from there on.
-    packed: bytes = _pack(elements)
-    return packed[1 if len(elements) < 16 else 3 :]
-
-
-def _keys_of(elements: tuple[Element, ...]) -> tuple[Key, ...]:
-    if all(type(element) is str for element in elements):
-        return elements  # type: ignore[return-value]
-    return tuple(
-        [element if type(element) is str else PackedKey(_pack(element)) for element in elements]
-    )
-
-
 def _refuse_extension(code: int, data: bytes) -> None:
     raise ValueError(f"extension type {code} cannot be in a path")
 
 
 def _unpack(data: bytes) -> Path:
     if len(data) > MAX_BYTES:
-        raise BadPath(_described(data), f"a packed path has at most {MAX_BYTES} bytes")
+        raise BadPath(described(data), f"a packed path has at most {MAX_BYTES} bytes")
     data = bytes(data)
+    path = _unpack_names(data)
+    if path is None:
+        path = Path(*_unpack_elements(data))
+        # Whatever could have been written in another way (a longer header, a string that is not
+        # normalised) would make two packed forms of one path.
+        if path.packed != data:
+            raise BadPath(described(data), "not the canonical packed form")
+    _set_packed(path, data)
+    return path
+
+
+def _unpack_names(data: bytes) -> Path | None:
+    """The quick way for short ASCII names, at most 31 characters each; None if it is not that."""
+    names: list[str] = []
+    pos, end = 0, len(data)
+    try:
+        while pos < end:
+            stop = pos + data[pos] - 0x9F
+            if not pos < stop <= pos + 32:
+                return None
+            names.append(data[pos + 1 : stop].decode("ascii"))
+            pos = stop
+    except UnicodeDecodeError:
+        return None
+    if pos != end or len(names) > MAX_ELEMENTS:
+        return None
+    elements = tuple(names)
+    return Path._trusted(elements, elements, end)
+
+
+def _unpack_elements(data: bytes) -> list[Any]:
     unpacker = msgpack.Unpacker(
         use_list=False, ext_hook=_refuse_extension, max_buffer_size=MAX_BYTES, timestamp=0
     )
@@ -332,16 +361,10 @@ def _unpack(data: bytes) -> Path:
     try:
         elements = list(unpacker)
     except (ValueError, TypeError) as error:
-        raise BadPath(_described(data), f"not a packed path: {error}") from None
+        raise BadPath(described(data), f"not a packed path: {error}") from None
     if unpacker.tell() != len(data):
-        raise BadPath(_described(data), "the packed path is cut short")
-    path = Path(*elements)
-    # Whatever could have been written in another way (a longer header, a string not normalised)
-    # would make two packed forms of one path.
-    if path.packed != data:
-        raise BadPath(_described(data), "not the canonical packed form")
-    _set_packed(path, data)
-    return path
+        raise BadPath(described(data), "the packed path is cut short")
+    return elements
 
 
 class _Unpacked(dict[bytes, Path]):
@@ -363,98 +386,3 @@ class _Unpacked(dict[bytes, Path]):
 
 #: `Path.unpack` through a bounded cache; a hit costs one dictionary lookup.
 unpack_cached: Callable[[bytes], Path] = _Unpacked().__getitem__
-
-
-# Checking ---------------------------------------------------------------------------------------
-
-
-def _clean(element: Any, depth: int) -> Any:
-    """The element in its one form: an exact type, normalised; raises BadPath if there is none."""
-    kind = type(element)
-    if kind is str:
-        return _clean_str(element)
-    if element is None or kind is bool or kind is bytes:
-        return element
-    if kind is int:
-        if -(2**63) <= element < 2**64:
-            return element
-        raise BadPath(_described(element), "an integer must be within -2**63 .. 2**64-1")
-    if kind is float:
-        if element != element:
-            raise BadPath("nan", "NaN is equal to nothing, so it cannot be in a path")
-        return element + 0.0  # makes -0.0 into 0.0
-    if kind is tuple or kind is list:
-        if depth >= path_text.MAX_NESTING:
-            raise BadPath("<tuple>", f"tuples may nest {path_text.MAX_NESTING} deep")
-        return tuple([_clean(item, depth + 1) for item in element])
-    return _clean_other(element, depth)
-
-
-def _clean_str(text: str) -> str:
-    if text.isascii():
-        return text
-    if len(text) > _MAX_STR:
-        raise BadPath(_described(text), f"a path has at most {MAX_BYTES} packed bytes")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadPath(_described(text), "a lone surrogate is no character") from None
-    return unicodedata.normalize("NFC", text)
-
-
-def _clean_other(element: Any, depth: int) -> Any:
-    """Subclasses become what they are at heart, so that equality and hash are ours."""
-    if isinstance(element, msgpack.ExtType | PackedKey):
-        pass
-    elif isinstance(element, str):
-        return _clean_str(str.__str__(element))
-    elif isinstance(element, int):
-        return _clean(int.__int__(element), depth)
-    elif isinstance(element, float):
-        return _clean(float.__float__(element), depth)
-    elif isinstance(element, bytes):
-        return bytes.__bytes__(element)
-    elif isinstance(element, tuple | list):
-        return _clean(tuple(element), depth)
-    reason = f"{type(element).__name__} cannot be in a path"
-    if isinstance(element, Path):
-        reason += "; join paths with +"
-    raise BadPath(_described(element), reason)
-
-
-def _described(element: Any) -> str:
-    """An element as a message shows it, whatever it is, without running its own code."""
-    if type(element) is str:
-        return path_text.shown(element)
-    if type(element) is bytes:
-        return path_text.shown(repr(element[:64]))
-    if type(element) is int:
-        bits = element.bit_length()
-        return str(element) if bits <= 256 else f"<integer of {bits} bits>"
-    return f"<{type(element).__name__}>"
-
-
-# Order ------------------------------------------------------------------------------------------
-
-_RANKS: dict[type, int] = {
-    type(None): 0,
-    bool: 1,
-    int: 2,
-    float: 3,
-    str: 4,
-    bytes: 5,
-    tuple: 6,
-}
-
-
-def _order(path: Path, other: Path) -> tuple[Any, ...]:
-    if path.keys is path.elements and other.keys is other.elements:
-        return path.elements
-    return tuple([_element_order(element) for element in path.elements])
-
-
-def _element_order(element: Any) -> tuple[int, Any]:
-    kind = type(element)
-    if kind is tuple:
-        return 6, tuple([_element_order(item) for item in element])
-    return _RANKS[kind], 0 if element is None else element

@@ -59,6 +59,7 @@ _TOKEN = re.compile(
     ),
     re.VERBOSE,
 )
+_INFINITY = float("inf")
 _NAMES = {"True": True, "False": False, "None": None}
 _CLOSING = {"(": ")", "[": "]"}
 
@@ -145,6 +146,8 @@ def _special(text: str, pos: int, body: str) -> Any:
             _fail(text, pos, "base64 with its padding after :s")
     if kind in "tfne":
         _fail(text, pos, f"nothing may follow :{kind}; the next element starts with a dot or colon")
+    if kind.isalpha() and kind not in "bTFN":
+        _fail(text, pos, f"unknown escape :{kind}; {_ALLOWED}")
     return _Literal(text, pos, body).read()
 
 
@@ -236,11 +239,11 @@ class _Literal:
     def _atom(self, kind: str | None, token: str) -> Any:
         if kind == "name":
             return _NAMES[token]
-        if kind is None or len(token) > _MAX_NUMBER and kind != "quoted":
+        if kind is None or (len(token) > _MAX_NUMBER and kind != "quoted"):
             self._refuse()
         try:
             if kind == "quoted":
-                # One string token without a prefix but b, its escapes known: nothing else gets here.
+                # One token, a string with no prefix but b and with escapes that are known.
                 return ast.literal_eval(token)
             return float(token) if kind == "float" else int(token, 0)
         except (ValueError, SyntaxError):
@@ -278,7 +281,7 @@ def _render_special(element: Any) -> str:
         return "y" + element.hex()
     if type(element) is tuple:
         inner = _render_items(element)
-        bare = inner[:1].isdigit() or inner[:1] == "-"
+        bare = inner.startswith(tuple("-0123456789"))
         return (inner if bare else f"({inner})").translate(_ESCAPES)
     return _render_literal(element).translate(_ESCAPES)
 
@@ -291,8 +294,6 @@ def _render_items(items: tuple[Any, ...]) -> str:
 def _render_literal(item: Any) -> str:
     if type(item) is tuple:
         return f"({_render_items(item)})"
-    if item == float("inf") and type(item) is float:
-        return "1e999"
-    if item == float("-inf") and type(item) is float:
-        return "-1e999"
+    if type(item) is float and item in (_INFINITY, -_INFINITY):
+        return "1e999" if item > 0 else "-1e999"
     return repr(item)
