@@ -1,0 +1,1 @@
+"""Procedures and modules that are stored in the tree, and how they become callable."""
