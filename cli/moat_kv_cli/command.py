@@ -1,0 +1,200 @@
+"""What all commands share: global options, an example in every help, one line for every error.
+
+Each module with commands makes them from `Command` and `Group`; `main` makes the `Invocation` that
+they find as their context's object. This module is on the way of every command, so it imports
+nothing that takes long: neither the client nor tables nor YAML.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncclick as click
+
+if TYPE_CHECKING:
+    from moat_kv import client as client_module
+    from moat_kv.config import Config
+    from moat_kv.path import Path
+
+#: Exit codes, the same for all commands.
+FINE, FAILED, CANNOT_CONNECT, NOT_FOUND, CONFLICT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 3, 4, 128, 130
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Invocation:
+    """One run of the command: what the global options said, and the path that a verb works on."""
+
+    def __init__(self) -> None:
+        self.config_file: str | None = None
+        self.url: tuple[str, ...] = ()
+        self.debug = False
+        self.verbose = False
+        #: Set by a `PathGroup` before its verb runs.
+        self.path: Path | None = None
+        #: `-n` and `-g` of `moat kv run`, wherever they were given; None: not given.
+        self.node: str | None = None
+        self.group: str | None = None
+        self._config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The settings, read when first asked for. Raises BadConfig."""
+        if self._config is None:
+            from moat_kv import config
+
+            self._config = config.load(self.config_file)
+        return self._config
+
+    @property
+    def here(self) -> Path:
+        """The path that was given to this command's group."""
+        assert self.path is not None, "this verb is not below a group of paths"
+        return self.path
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[client_module.Client]:
+        """A client, connected to the server that the flags, the environment or the file name.
+
+        It does not reconnect for ever: a command that lost its server says so and ends.
+        """
+        import moat_kv
+
+        async with moat_kv.open_client(self.url or None, config=self.config) as client:
+            yield client
+
+    def start_logging(self) -> None:
+        """Log lines on standard error, for the commands that stay (server, runner)."""
+        import logging
+
+        level = logging.DEBUG if self.debug else logging.INFO if self.verbose else logging.WARNING
+        form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(stream=sys.stderr, level=level, format=form)
+
+
+pass_invocation = click.make_pass_decorator(Invocation)
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Store a global option in the invocation, whichever command it was given to."""
+    invocation = ctx.find_object(Invocation)
+    if invocation is not None and value not in (None, (), False):
+        assert param.name is not None
+        setattr(invocation, param.name, value)
+
+
+def _global_options(*, hidden: bool) -> list[click.Parameter]:
+    common: dict[str, Any] = {"expose_value": False, "callback": _keep, "hidden": hidden}
+    return [
+        click.Option(
+            ["--url"],
+            multiple=True,
+            metavar="URL",
+            help="A server, tcp://HOST:PORT or unix:///PATH; may be repeated. [MOAT_KV_URL]",
+            **common,
+        ),
+        click.Option(
+            ["--config", "config_file"],
+            metavar="FILE",
+            help="The settings, YAML. [MOAT_KV_CONFIG]",
+            **common,
+        ),
+        click.Option(["--verbose"], is_flag=True, help="Log more; long only.", **common),
+        click.Option(["--debug"], is_flag=True, help="Show tracebacks of errors.", **common),
+    ]
+
+
+_SHOWN = _global_options(hidden=False)
+_HIDDEN = _global_options(hidden=True)
+
+
+class Command(click.Command):
+    """A command whose help ends with an example, and which takes the global options anywhere."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        return [*params[:-1], *_HIDDEN, *params[-1:]]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_example(self.example, formatter)
+
+
+class Group(click.Group):
+    """A group of commands; alone it prints its help and counts as bad usage."""
+
+    command_class = Command
+
+    def __init__(
+        self, *args: Any, example: str = "", show_global_options: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+        self._global_options = _SHOWN if show_global_options else _HIDDEN
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        return [*params[:-1], *self._global_options, *params[-1:]]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which a reader needs them
+
+    async def invoke(self, ctx: click.Context) -> Any:
+        # Options alone, as in `run -g default`, are a bare group too.
+        if not ctx._protected_args and not self.invoke_without_command:
+            raise click.exceptions.NoArgsIsHelpError(ctx)
+        return await super().invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_example(self.example, formatter)
+
+
+def _write_example(example: str, formatter: click.HelpFormatter) -> None:
+    if example:
+        with formatter.section("Example"):
+            for line in example.splitlines():
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class LazyGroup(Group):
+    """A group whose commands are imported when they are asked for.
+
+    `lazy` maps a command's name to `module:attribute`.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self._lazy, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = self._lazy.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    async def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self._lazy and args[0] not in self.commands:
+            if ctx.resilient_parsing:
+                return None, None, args[1:]
+            known = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"no command {args[0]!r}; there are: {known}", ctx)
+        return await super().resolve_command(ctx, args)
+
+
+def fail(message: str, ctx: click.Context | None = None) -> click.UsageError:
+    """Bad usage with that message, to be raised."""
+    return click.UsageError(message, ctx)

@@ -1,0 +1,169 @@
+"""What commands print: one value, rows, or a stream of rows, as `-o` says.
+
+`-o table` is for people on a terminal, plain text is what they get when not on one; `json`, `yaml`
+and `jsonl` carry any value (see `plain`, `yamltext`), and `value` is the bare value: a text without
+quotes, bytes as they are. Tables and YAML are imported when they are wanted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import asyncclick as click
+
+from moat_kv_cli import command, plain
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+FORMATS = ("table", "json", "yaml", "jsonl", "value")
+PLAIN = "plain"
+TABLE = "table"
+
+Row = Mapping[str, Any]
+
+
+def option(function: _F) -> _F:
+    """Give a command the option `-o`; it gets a `Printer` as `out`."""
+    return click.option(
+        "-o",
+        "--output",
+        "out",
+        type=click.Choice(FORMATS),
+        callback=_printer,
+        help="How to print; on a terminal a table, else plain text.",
+    )(function)
+
+
+def _printer(ctx: click.Context, param: click.Parameter, value: str | None) -> Printer | None:
+    if ctx.resilient_parsing:
+        return None
+    if value is None:
+        invocation = ctx.find_object(command.Invocation)
+        # A wrong settings file is told of when the command runs; help has to work nevertheless.
+        value = invocation.config.output if invocation is not None else None
+    return Printer(value)
+
+
+class Printer:
+    """Prints in one format. `format` is one of `FORMATS` or `PLAIN`."""
+
+    def __init__(self, format: str | None = None) -> None:
+        self.given = format
+        self.format = format or (TABLE if sys.stdout.isatty() else PLAIN)
+
+    @property
+    def for_people(self) -> bool:
+        return self.format in (TABLE, PLAIN)
+
+    def value(self, value: Any) -> None:
+        """Print one value."""
+        if self.format == "value" and isinstance(value, bytes):
+            sys.stdout.flush()
+            sys.stdout.buffer.write(value)
+            sys.stdout.buffer.flush()
+            return
+        self._write(self._value_text(value))
+
+    def _value_text(self, value: Any) -> str:
+        if self.format == "json":
+            return plain.to_json(value, indent=2)
+        if self.format == "jsonl":
+            return plain.to_json(value)
+        if self.format == "yaml":
+            return _yaml(value)
+        if self.format == "value":
+            return value if isinstance(value, str) else plain.to_json(value)
+        if isinstance(value, str):
+            return plain.visible(value) if sys.stdout.isatty() else value
+        if isinstance(value, dict | list) and value:
+            return _yaml(value)
+        return plain.inline(value)
+
+    def facts(self, row: Row) -> None:
+        """Print one row, such as what `status` knows: for people a line for each fact."""
+        if self.format in ("value", "jsonl", "json", "yaml"):
+            self.value(dict(row))
+            return
+        width = max((len(name) for name in row), default=0)
+        for name, value in row.items():
+            self._write(f"{name:<{width}}  {cell(value)}")
+
+    def rows(self, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        """Print rows in their order. `value` prints the first column alone.
+
+        For people only `columns` are shown; JSON and YAML have all that a row holds.
+        """
+        if self.format == "json":
+            self._write(plain.to_json([dict(row) for row in rows], indent=2))
+        elif self.format == "yaml":
+            self._write(_yaml([dict(row) for row in rows]))
+        elif self.format == TABLE:
+            _table(columns, rows)
+        elif self.format == PLAIN:
+            for line in aligned(columns, rows):
+                self._write(line)
+        else:
+            for row in rows:
+                self.row(columns, row)
+
+    def row(self, columns: Sequence[str], row: Row) -> None:
+        """Print one row of a stream, at once."""
+        if self.format == "value":
+            self._write(cell(row.get(columns[0])))
+        elif self.for_people:
+            cells = [cell(row[name]) for name in columns if row.get(name) is not None]
+            self._write("  ".join(cells))
+        elif self.format == "yaml":
+            self._write("---\n" + _yaml(dict(row)))
+        else:  # json as well: a stream has no end at which a list could be closed
+            self._write(plain.to_json(dict(row)))
+        sys.stdout.flush()
+
+    def done(self, row: Row) -> None:
+        """Print what a write returned, if somebody asked for it with `-o`."""
+        if self.given not in (None, TABLE):
+            self.facts(row)
+
+    def note(self, text: str) -> None:
+        """A line for people; the other formats leave it out."""
+        if self.for_people:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def cell(value: Any) -> str:
+    """A value in a table: one line, nothing for None."""
+    return "" if value is None else plain.inline(value)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Plain text in columns, with a line of their names above."""
+    texts = [[name.upper() for name in columns]]
+    texts += [[cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(line[index]) for line in texts) for index in range(len(columns))]
+    return [
+        "  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in texts
+    ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    from rich import box, console, table, text
+
+    grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*[text.Text(cell(row.get(name))) for name in columns])
+    wide = None if sys.stdout.isatty() else 1000
+    console.Console(width=wide, highlight=False).print(grid)
+
+
+def _yaml(value: Any) -> str:
+    from moat_kv_cli import yamltext
+
+    return yamltext.to_yaml(value)
