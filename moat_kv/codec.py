@@ -169,6 +169,8 @@ def unpack(data: Packed) -> Any:
         value = msgpack.unpackb(
             data, strict_map_key=False, object_hook=AttrDict, ext_hook=_unpack_ext
         )
+    except BadValue:
+        raise
     except (ValueError, TypeError, OverflowError) as error:
         raise _unpack_error(error) from error
     return _with_datetimes(value) if b"\xff" in data and _TIMESTAMP.search(data) else value
@@ -184,6 +186,8 @@ def check(data: Packed, max_depth: int = MAX_DEPTH) -> None:
         _refuse_deep(data, max_depth)
     try:
         msgpack.unpackb(data, strict_map_key=False, ext_hook=_unpack_ext)
+    except BadValue:
+        raise
     except (ValueError, TypeError, OverflowError) as error:
         raise _unpack_error(error) from error
 
@@ -202,8 +206,6 @@ def _unpack_ext(code: int, data: bytes) -> Any:
 
 def _unpack_error(error: Exception) -> BadValue:
     """What went wrong, in our words."""
-    if isinstance(error, BadValue):
-        return error
     if isinstance(error, BadPath):
         return BadValue(f"a path inside: {error}")
     if isinstance(error, msgpack.ExtraData):

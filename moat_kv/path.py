@@ -358,12 +358,14 @@ def _unpack_elements(data: bytes) -> list[Any]:
         use_list=False, ext_hook=_refuse_extension, max_buffer_size=MAX_BYTES, timestamp=0
     )
     unpacker.feed(data)
+    elements: list[Any] = []
     try:
-        elements = list(unpacker)
+        while unpacker.tell() < len(data):
+            elements.append(unpacker.unpack())
+    except msgpack.OutOfData:
+        raise BadPath(described(data), "the packed path is cut short") from None
     except (ValueError, TypeError) as error:
         raise BadPath(described(data), f"not a packed path: {error}") from None
-    if unpacker.tell() != len(data):
-        raise BadPath(described(data), "the packed path is cut short")
     return elements
 
 

@@ -51,11 +51,12 @@ _TOKEN = re.compile(
       (?P<float>[-+]?(?:[0-9][0-9_]*)?(?:\.[0-9][0-9_]*|(?<=[0-9_])\.)(?:[eE][-+]?[0-9_]+)?
                |[-+]?[0-9][0-9_]*[eE][-+]?[0-9_]+)
     | (?P<int>[-+]?0[xX][0-9a-fA-F_]+|[-+]?0[oO][0-7_]+|[-+]?0[bB][01_]+|[-+]?[0-9][0-9_]*)
-    | (?P<quoted>b?(?:'(?:[^'\\\x00\r\n]|\\ESC)*'|"(?:[^"\\\x00\r\n]|\\ESC)*"))
+    | (?P<quoted>b?(?:'(?:[^'\\\x00\r\n]|\\ESC)*'|"(?:[^"\\\x00\r\n]|\\ESC)*")
+               |(?:'(?:[^'\\\x00\r\n]|\\ESC|\\UNI)*'|"(?:[^"\\\x00\r\n]|\\ESC|\\UNI)*"))
     | (?P<name>True|False|None)(?![0-9A-Za-z_])
     | (?P<mark>[()\[\],])
-    )\ *""".replace(
-        "ESC", r"""(?:['"\\abfnrtv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})"""
+    )\ *""".replace("ESC", r"""(?:['"\\abfnrtv]|x[0-9a-fA-F]{2})""").replace(
+        "UNI", r"(?:u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})"
     ),
     re.VERBOSE,
 )
@@ -239,8 +240,10 @@ class _Literal:
     def _atom(self, kind: str | None, token: str) -> Any:
         if kind == "name":
             return _NAMES[token]
-        if kind is None or (len(token) > _MAX_NUMBER and kind != "quoted"):
+        if kind is None:
             self._refuse()
+        if len(token) > _MAX_NUMBER and kind != "quoted":
+            self._refuse("a number that is longer than any element")
         try:
             if kind == "quoted":
                 # One token, a string with no prefix but b and with escapes that are known.
