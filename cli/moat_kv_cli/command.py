@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncclick as click
 
 if TYPE_CHECKING:
-    from moat_kv import client as client_module
+    from moat_kv import Client
     from moat_kv.config import Config
     from moat_kv.path import Path
 
@@ -57,7 +57,7 @@ class Invocation:
         return self.path
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[client_module.Client]:
+    async def client(self) -> AsyncIterator[Client]:
         """A client, connected to the server that the flags, the environment or the file name.
 
         It does not reconnect for ever: a command that lost its server says so and ends.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import asyncclick as click
@@ -87,8 +88,8 @@ class Printer:
             self.value(dict(row))
             return
         width = max((len(name) for name in row), default=0)
-        for name, value in row.items():
-            self._write(f"{name:<{width}}  {cell(value)}")
+        for name in row:
+            self._write(f"{name:<{width}}  {shown(row, name)}".rstrip())
 
     def rows(self, columns: Sequence[str], rows: Sequence[Row]) -> None:
         """Print rows in their order. `value` prints the first column alone.
@@ -113,8 +114,8 @@ class Printer:
         if self.format == "value":
             self._write(cell(row.get(columns[0])))
         elif self.for_people:
-            cells = [cell(row[name]) for name in columns if row.get(name) is not None]
-            self._write("  ".join(cells))
+            cells = [shown(row, name) for name in columns]
+            self._write("  ".join(each for each in cells if each))
         elif self.format == "yaml":
             self._write("---\n" + _yaml(dict(row)))
         else:  # json as well: a stream has no end at which a list could be closed
@@ -140,10 +141,34 @@ def cell(value: Any) -> str:
     return "" if value is None else plain.inline(value)
 
 
+#: Columns that hold seconds since 1970, and are shown as local time.
+_TIMES = ("at", "target", "started", "stopped", "pinged", "first", "last")
+
+
+def shown(row: Row, name: str) -> str:
+    """One cell of a row, for people."""
+    value = row.get(name)
+    if name in _TIMES and isinstance(value, int | float):
+        return local_time(value)
+    if name == "value" and row.get("deleted"):
+        return "(deleted)"
+    if name == "value" and "value" in row:
+        return plain.inline(value)
+    return cell(value)
+
+
+def local_time(at: float) -> str:
+    """Seconds since 1970 as local date and time, to the second."""
+    try:
+        return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return repr(at)
+
+
 def aligned(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """Plain text in columns, with a line of their names above."""
     texts = [[name.upper() for name in columns]]
-    texts += [[cell(row.get(name)) for name in columns] for row in rows]
+    texts += [[shown(row, name) for name in columns] for row in rows]
     widths = [max(len(line[index]) for line in texts) for index in range(len(columns))]
     return [
         "  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
@@ -158,7 +183,7 @@ def _table(columns: Sequence[str], rows: Sequence[Row]) -> None:
     for name in columns:
         grid.add_column(name, overflow="fold")
     for row in rows:
-        grid.add_row(*[text.Text(cell(row.get(name))) for name in columns])
+        grid.add_row(*[text.Text(shown(row, name)) for name in columns])
     wide = None if sys.stdout.isatty() else 1000
     console.Console(width=wide, highlight=False).print(grid)
 

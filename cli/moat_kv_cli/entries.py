@@ -1,0 +1,105 @@
+"""Reading and writing entries for the commands: what `data`, `code` and `run` have in common.
+
+Everything here takes a connected client. Compare-and-set loops live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from moat_kv import codec, errors
+from moat_kv.path import Path
+from moat_kv_cli import values
+
+if TYPE_CHECKING:
+    from moat_kv import Client
+
+#: So often a change is tried anew when others write the same entry at the same time.
+TRIES = 100
+#: One batch of a bulk load: entries, and bytes of their values; well within a server's limits.
+BATCH_ENTRIES = 500
+BATCH_BYTES = 256 * 1024
+
+
+async def require(client: Client, path: Path) -> Any:
+    """The entry with its value. Raises NotFound, with a hint if there are entries below."""
+    result = await client.get(path)
+    if "value" in result:
+        return result
+    raise await not_found(client, path)
+
+
+async def not_found(client: Client, path: Path) -> errors.NotFound:
+    """The error for an entry that is not there."""
+    below = len(await client.list(path))
+    facts = {"hint": f"below it there are {below} (verb: list)"} if below else {}
+    return errors.NotFound("entry at", str(path), **facts)
+
+
+async def change(
+    client: Client,
+    path: Path,
+    how: Callable[[Any], Any],
+    *,
+    expect: int | None = None,
+    **options: Any,
+) -> Any:
+    """Replace a value by what `how` makes of it (`values.NOTHING`: there is none), atomically.
+
+    Others' writes in between lead to another try, unless `expect` says which revision to change.
+    Returns the write's result. Raises Conflict, and what `how` raises.
+    """
+    tries = TRIES
+    while True:
+        tries -= 1
+        old = await client.get(path)
+        if expect is not None and old.rev != expect:
+            raise errors.Conflict(str(path), expect, old.rev)
+        new = how(old.get("value", values.NOTHING))
+        try:
+            return await client.set(path, new, expect=old.rev, **options)
+        except errors.Conflict:
+            if expect is not None or not tries:
+                raise
+
+
+async def write_all(client: Client, entries: Iterable[tuple[Path, Any]]) -> int:
+    """Set many entries (`values.NOTHING`: delete it), in batches; how many there were."""
+    count = size = 0
+    batch: dict[Path, Any] = {}
+    for path, value in entries:
+        more = 0 if value is values.NOTHING else len(codec.pack(value))
+        full = len(batch) >= BATCH_ENTRIES or size + more > BATCH_BYTES or path in batch
+        if batch and full:
+            await write_batch(client, batch)
+            batch, size = {}, 0
+        batch[path] = value
+        size += more + len(path.packed)
+        count += 1
+    await write_batch(client, batch)
+    return count
+
+
+async def write_batch(client: Client, batch: dict[Path, Any]) -> None:
+    """Set or delete these entries, all or none."""
+    if not batch:
+        return
+    writes = [
+        client.op_delete(path) if value is values.NOTHING else client.op_set(path, value)
+        for path, value in batch.items()
+    ]
+    await client.batch(writes)
+
+
+def row(entry: Any, path: Path) -> dict[str, Any]:
+    """An entry as a row for printing: path (as text), value, rev, at, id, and `deleted`."""
+    shown: dict[str, Any] = {"path": str(path)}
+    if "value" in entry:
+        shown["value"] = entry["value"]
+    else:
+        shown["deleted"] = True
+    for name in ("rev", "at", "id"):
+        if name in entry:
+            shown[name] = entry[name]
+    return shown
