@@ -1,0 +1,297 @@
+"""Errors as entries: one record for a subsystem and a path, kept in the tree until it is resolved.
+
+The runner records what fails and resolves it when it works again; the command line lists, resolves
+by hand and comments. Several nodes may meet the same error, so a record holds a trace for each, and
+is changed by compare-and-set. An error that comes back after it was resolved is counted anew.
+Nothing here decides what is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from moat_kv import codec, errors
+from moat_kv.config import Places
+from moat_kv.path import Path
+
+if TYPE_CHECKING:
+    from moat_kv.client.client import Client
+
+#: A trace is cut in its middle above this, in characters: what failed is at its end, and where it
+#: came from at its start.
+TRACE_LIMIT = 12_000
+#: One line for tables.
+MESSAGE_LIMIT = 500
+
+BY_SUCCESS = "success"
+BY_HAND = "hand"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeTrace:
+    """What one node saw, the last time it happened there."""
+
+    at: float
+    count: int = 1
+    message: str = ""
+    trace: str | None = None
+    """The formatted traceback, with stored source lines."""
+    data: Any = None
+    """Whatever was recorded beside it."""
+    id: str = ""
+    """Of the occurrence; tells whether a write whose answer was lost has happened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorRecord:
+    """One error. Times are seconds since 1970."""
+
+    subsystem: str
+    path: Path
+    count: int
+    """How often it happened since it was last resolved."""
+    first: float
+    last: float
+    message: str
+    """Of the last occurrence, one line."""
+    resolved: float | None = None
+    """When it was resolved; None while it is open."""
+    resolved_by: str | None = None
+    """`success` or `hand`."""
+    comment: str | None = None
+    nodes: dict[str, NodeTrace] = field(default_factory=dict)
+
+    def as_value(self) -> dict[str, Any]:
+        """The entry's value."""
+        value = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name != "nodes"
+        }
+        value["nodes"] = {name: dataclasses.asdict(seen) for name, seen in self.nodes.items()}
+        return value
+
+
+def of_value(value: Any) -> ErrorRecord:
+    """The record in an entry's value. Raises BadValue if it is none."""
+    try:
+        facts = _known(ErrorRecord, value)
+        if not (isinstance(facts["path"], Path) and isinstance(facts["subsystem"], str)):
+            raise TypeError("path or subsystem is of a wrong type")
+        nodes = facts.pop("nodes", {})
+        seen = {str(name): NodeTrace(**_known(NodeTrace, each)) for name, each in nodes.items()}
+        return ErrorRecord(nodes=seen, **facts)
+    except (TypeError, AttributeError, KeyError) as exc:
+        raise errors.BadValue(f"no error record: {exc}") from exc
+
+
+def _known(cls: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in dataclasses.fields(cls)}
+    return {name: each for name, each in value.items() if name in names}
+
+
+def place(subsystem: str, path: Path, places: Places) -> Path:
+    """Where the record of a subsystem and a path is.
+
+    A path that leaves no room for the prefix is known by its digest; the record names it anyway.
+    """
+    try:
+        return places.error / subsystem + path
+    except errors.BadPath:
+        return places.error / subsystem / hashlib.sha256(path.packed).digest()[:16]
+
+
+def describe(exc: BaseException) -> str:
+    """One line that says what an exception says, and its type unless it is one of ours."""
+    text = " ".join(str(exc).split())
+    if not isinstance(exc, errors.MoatKvError):
+        text = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+    return text[:MESSAGE_LIMIT]
+
+
+def format_trace(exc: BaseException) -> str:
+    """The traceback as text, its middle left out if it is long."""
+    text = "".join(traceback.format_exception(exc))
+    if len(text) <= TRACE_LIMIT:
+        return text
+    head = TRACE_LIMIT // 4
+    return (
+        f"{text[:head]}\n  ... {len(text) - TRACE_LIMIT} characters left out ...\n"
+        + (text[head - TRACE_LIMIT :])
+    )
+
+
+def with_occurrence(
+    old: ErrorRecord | None, *, subsystem: str, path: Path, node: str, seen: NodeTrace
+) -> ErrorRecord:
+    """The record after one more occurrence; a resolved one is opened anew, from a count of 1."""
+    if old is None or old.resolved is not None:
+        return ErrorRecord(
+            subsystem=subsystem,
+            path=path,
+            count=1,
+            first=seen.at,
+            last=seen.at,
+            message=seen.message,
+            nodes={node: seen},
+        )
+    before = old.nodes.get(node)
+    count = before.count + 1 if before is not None else 1
+    return dataclasses.replace(
+        old,
+        count=old.count + 1,
+        last=max(old.last, seen.at),
+        message=seen.message,
+        nodes={**old.nodes, node: dataclasses.replace(seen, count=count)},
+    )
+
+
+async def record(
+    client: Client,
+    subsystem: str,
+    path: Path,
+    *,
+    node: str,
+    exc: BaseException | None = None,
+    message: str | None = None,
+    data: Any = None,
+    comment: str | None = None,
+    places: Places | None = None,
+) -> ErrorRecord:
+    """Note that something failed, now, on this node; `exc` gives message and trace.
+
+    Returns the record as it is then. Raises what the client's calls raise.
+    """
+    if message is None:
+        message = describe(exc) if exc is not None else "failed"
+    seen = NodeTrace(
+        at=time.time(),
+        message=" ".join(message.split())[:MESSAGE_LIMIT],
+        trace=format_trace(exc) if exc is not None else None,
+        data=_carried(data),
+        id=secrets.token_hex(6),
+    )
+
+    def change(old: ErrorRecord | None) -> ErrorRecord | None:
+        if old is not None and node in old.nodes and old.nodes[node].id == seen.id:
+            return None
+        new = with_occurrence(old, subsystem=subsystem, path=path, node=node, seen=seen)
+        return new if comment is None else dataclasses.replace(new, comment=comment)
+
+    where = place(subsystem, path, places or Places())
+    found = await _change(client, where, change)
+    assert found is not None  # there is one after this
+    return found
+
+
+async def resolve(
+    client: Client,
+    subsystem: str,
+    path: Path,
+    *,
+    by: str = BY_HAND,
+    comment: str | None = None,
+    places: Places | None = None,
+) -> bool:
+    """Note that it is over. False if there is no open record. `comment` None leaves it as it is."""
+    done = False
+
+    def change(old: ErrorRecord | None) -> ErrorRecord | None:
+        nonlocal done
+        if old is None or old.resolved is not None:
+            return None
+        done = True
+        changed = dataclasses.replace(old, resolved=time.time(), resolved_by=by)
+        return changed if comment is None else dataclasses.replace(changed, comment=comment)
+
+    await _change(client, place(subsystem, path, places or Places()), change)
+    return done
+
+
+async def annotate(
+    client: Client, subsystem: str, path: Path, comment: str | None, *, places: Places | None = None
+) -> bool:
+    """Set or (None) remove a record's comment. False if there is no record."""
+
+    def change(old: ErrorRecord | None) -> ErrorRecord | None:
+        return None if old is None else dataclasses.replace(old, comment=comment)
+
+    where = place(subsystem, path, places or Places())
+    return await _change(client, where, change) is not None
+
+
+async def find(
+    client: Client, subsystem: str, path: Path, *, places: Places | None = None
+) -> ErrorRecord | None:
+    """The record of a subsystem and a path, open or resolved; None if there is none."""
+    result = await client.get(place(subsystem, path, places or Places()))
+    return of_value(result.value) if "value" in result else None
+
+
+async def records(
+    client: Client,
+    *,
+    subsystem: str | None = None,
+    under: Path | None = None,
+    resolved: bool | None = False,
+    places: Places | None = None,
+) -> list[ErrorRecord]:
+    """All records, the latest first.
+
+    `resolved` False: open ones; True: resolved ones; None: both. `under`: only those whose path is
+    there or below.
+    """
+    base = (places or Places()).error
+    if subsystem is not None:
+        base = base / subsystem
+    found: list[ErrorRecord] = []
+    async for row in client.get_tree(base):
+        try:
+            each = of_value(row.value)
+        except errors.BadValue:
+            continue  # somebody's own entry
+        is_wanted = resolved is None or (each.resolved is not None) is resolved
+        if is_wanted and (under is None or each.path.startswith(under)):
+            found.append(each)
+    found.sort(key=lambda each: each.last, reverse=True)
+    return found
+
+
+async def _change(
+    client: Client, where: Path, change: Callable[[ErrorRecord | None], ErrorRecord | None]
+) -> ErrorRecord | None:
+    """Change a record by compare-and-set, until it holds; None from `change` leaves it as it is."""
+    while True:
+        result = await client.get(where)
+        old: ErrorRecord | None = None
+        if "value" in result:
+            try:
+                old = of_value(result.value)
+            except errors.BadValue:
+                old = None  # not a record; ours goes over it
+        new = change(old)
+        if new is None:
+            return old
+        try:
+            await client.set(where, new.as_value(), expect=result.rev)
+        except (errors.Conflict, errors.Unknown):
+            continue
+        return new
+
+
+def _carried(data: Any) -> Any:
+    """The data, or its text if msgpack cannot carry it."""
+    try:
+        codec.pack(data)
+    except errors.BadValue:
+        if isinstance(data, Mapping):
+            return {str(key): _carried(each) for key, each in data.items()}
+        return repr(data)[:MESSAGE_LIMIT]
+    return data
