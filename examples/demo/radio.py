@@ -9,11 +9,12 @@ import time
 
 node = _self.node
 count = 0
+states = (_cls.CompleteState, _cls.PartialState, _cls.DetachedState, _cls.BrokenState)
 timer = await _self.timer(interval_s)
 async for msg in _info:
     if msg is None:
         raise RuntimeError("too slow for the messages")  # a failure, so that we start again
-    if isinstance(msg, _cls.ActorState):
+    if isinstance(msg, states):
         state = type(msg).__name__.removesuffix("State").lower()
         await _self.set(_P(group_entry), {"state": state, "node": node, "at": time.time()})
     elif isinstance(msg, _cls.TimerMsg):

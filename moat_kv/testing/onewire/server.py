@@ -69,7 +69,7 @@ class SimulatedBus(Bus):
 
     `port` stays the same over `stop` and `start`. `persistence` false refuses connections that
     are kept; `slam` true hangs up on each new connection at once; `pings` false leaves clients
-    without a sign of life during a delay.
+    without the sign of life that they otherwise have every `ping_s` during a delay.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class SimulatedBus(Bus):
         self.persistence = True
         self.slam = False
         self.pings = True
+        self.ping_s = PING_S
         self.connections = 0
         self.accepted = 0
         self.seen: deque[Seen] = deque(maxlen=10_000)
@@ -283,13 +284,13 @@ class SimulatedBus(Bus):
 
     async def _pause(self, stream: anyio.abc.SocketStream, request: Request) -> None:
         began = anyio.current_time()
-        next_ping = began + PING_S if self.pings else math.inf
+        next_ping = began + self.ping_s if self.pings else math.inf
         while (end := began + self.wait_s(request)) > (now := anyio.current_time()):
             with anyio.move_on_after(min(end, next_ping) - now):
                 await self._wait()
             if anyio.current_time() >= next_ping:
                 await stream.send(ping(self._flags(request)))
-                next_ping += PING_S
+                next_ping += self.ping_s
 
     def _flags(self, request: Request) -> int:
         return request.flags if self.persistence else request.flags & ~Flag.PERSIST
