@@ -1,0 +1,185 @@
+"""Sessions: being known as alive, over breaks of the line.
+
+`Client.session` gives one. A task of the client pings for it; after a change of lines it is resumed
+before anything else. It is given up here before the server can end it, so that whoever acts under
+it has stopped when its entries go: when the last acknowledged sign of life is older than its time
+to live, or its line has been broken for most of its grace. Only durations decide.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import anyio.abc
+
+from moat_kv import errors
+from moat_kv.client import connection
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from moat_kv.client.link import Link
+
+logger = logging.getLogger(__name__)
+
+#: So many pings in a time to live.
+PINGS = 3
+#: The part of the time to live, and of the grace, after which this end gives up.
+GIVE_UP = 0.8
+#: How long closing a session may take, in seconds; the server ends it anyway a little later.
+CLOSE_LIMIT_S = 2.0
+
+
+class Session:
+    """`async with client.session() as s`: writes with `session=s` end with it.
+
+    `id`; `ttl_s` and `grace_s` as the server granted them; `lost` is set when it has ended without
+    being closed, `ended` tells that it has ended in whichever way.
+    """
+
+    def __init__(
+        self, link: Link, sessions: Sessions, *, ttl_s: float | None, grace_s: float | None
+    ) -> None:
+        self.id = ""
+        self.ttl_s = 0.0
+        self.grace_s = 0.0
+        self.lost = anyio.Event()
+        self.ended = False
+        self._link = link
+        self._sessions = sessions
+        self._asked = {"ttl_s": ttl_s, "grace_s": grace_s}
+        self._secret = ""
+        # When the last sign of life that was acknowledged had been sent (monotonic seconds).
+        self._alive_at = 0.0
+        # When the line was seen to be broken.
+        self._broken_at: float | None = None
+        self._scope: anyio.CancelScope | None = None
+
+    async def __aenter__(self) -> Self:
+        arguments = {name: value for name, value in self._asked.items() if value is not None}
+        sent_at = time.monotonic()
+        reply = await self._link.call("session_open", arguments)
+        self._alive_at = sent_at
+        fields = reply.fields
+        self.id, self._secret = fields["session"], fields["secret"]
+        self.ttl_s, self.grace_s = fields["ttl_s"], fields["grace_s"]
+        self._sessions.add(self)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End it now; what it owned is deleted. Does nothing if it has ended."""
+        if self.ended:
+            return
+        self._end()
+        with anyio.move_on_after(CLOSE_LIMIT_S, shield=True):
+            try:
+                await self._link.call("session_close", {"session": self.id})
+            except (errors.SessionExpired, errors.Disconnected, errors.Unknown) as exc:
+                # The server ends it by itself, if it has not yet.
+                logger.debug("session %s was not closed by its client: %s", self.id, exc)
+
+    def _end(self) -> None:
+        self.ended = True
+        self._sessions.remove(self)
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _lose(self, reason: str) -> None:
+        if self.ended:
+            return
+        logger.warning("session %s is lost: %s", self.id, reason)
+        self.lost.set()
+        self._end()
+
+    # Staying alive ------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Ping until it has ended."""
+        with anyio.CancelScope() as self._scope:
+            while not self.ended:
+                now = time.monotonic()
+                if now >= self._give_up_at():
+                    self._lose("no sign of life was acknowledged in time")
+                    return
+                due_at = min(self._alive_at + self.ttl_s / PINGS, self._give_up_at())
+                if now < due_at or self._broken_at is not None:
+                    await self._sleep_until(self._give_up_at() if now >= due_at else due_at)
+                    continue
+                await self._ping()
+
+    def _give_up_at(self) -> float:
+        give_up_at = self._alive_at + GIVE_UP * self.ttl_s
+        if self._broken_at is not None:
+            give_up_at = min(give_up_at, self._broken_at + GIVE_UP * self.grace_s)
+        return give_up_at
+
+    async def _sleep_until(self, when: float) -> None:
+        await anyio.sleep(max(0.0, min(when - time.monotonic(), self.ttl_s / 20)))
+
+    async def _ping(self) -> None:
+        sent_at = time.monotonic()
+        with anyio.move_on_after(max(0.0, self._give_up_at() - sent_at)):
+            try:
+                await self._link.call("session_ping", {"session": self.id})
+            except errors.SessionExpired:
+                self._lose("the server has ended it")
+            except (errors.Disconnected, errors.Unknown):
+                # `interrupted` has been told; wait for the next line.
+                return
+            else:
+                self._alive_at = sent_at
+
+    def interrupted(self) -> None:
+        """The line broke: the grace begins."""
+        self._broken_at = time.monotonic()
+
+    async def resume(self, line: connection.Connection) -> None:
+        """Go on with it on a new line."""
+        sent_at = time.monotonic()
+        if sent_at >= self._give_up_at():
+            self._lose("its line was broken for too long")
+            return
+        try:
+            await line.call("session_resume", {"session": self.id, "secret": self._secret})
+        except errors.SessionExpired:
+            self._lose("the server has ended it")
+        else:
+            self._alive_at = sent_at
+            self._broken_at = None
+
+
+class Sessions:
+    """The live sessions of a client; resumes them on each new line."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self._tasks = tasks
+        self._live: dict[str, Session] = {}
+
+    def add(self, session: Session) -> None:
+        self._live[session.id] = session
+        self._tasks.start_soon(session.keep)
+
+    def remove(self, session: Session) -> None:
+        self._live.pop(session.id, None)
+
+    def is_live(self, id: str) -> bool:
+        return id in self._live
+
+    async def restore(self, line: connection.Connection) -> None:
+        for session in list(self._live.values()):
+            await session.resume(line)
+
+    def interrupted(self) -> None:
+        for session in self._live.values():
+            session.interrupted()
