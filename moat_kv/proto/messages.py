@@ -60,12 +60,21 @@ def _default(value: Any) -> Any:
     raise errors.BadValue(f"{type(value).__name__} cannot be sent here")
 
 
-_packer = msgpack.Packer(default=_default, autoreset=True)
+#: Packers that nobody uses just now. Packing a path runs Python code, where another thread (a
+#: blocking client beside a server) may come in: each call takes a packer out for itself.
+_packers: list[msgpack.Packer] = []
 
 
 def pack(message: Request | Reply | tuple[int, Any, dict[str, Any], bytes | None]) -> bytes:
     """The whole frame of a message, length and all."""
-    return frames.frame(_packer.pack(message))
+    try:
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(default=_default, autoreset=True)
+    body = packer.pack(message)
+    # One that has failed is not put back: what it holds by then is nobody's message.
+    _packers.append(packer)
+    return frames.frame(body)
 
 
 def _unpack(body: bytes) -> list[Any]:
