@@ -17,8 +17,9 @@ class Pair:
     """One output and its entry; tells which of the two is to be written.
 
     `entry` and `bus` are what each side said last, None if that is not known. While `wanted`,
-    the entry has changed and the bus has not followed. What a script writes itself comes back as
-    a change that leaves both sides equal, and so moves nothing: no ping-pong.
+    the entry has changed and the bus has not followed. While `wrong`, what is in the entry is no
+    state; only a change on the bus replaces that. What a script writes itself comes back as a
+    change that leaves both sides equal, and so moves nothing: no ping-pong.
     """
 
     def __init__(self) -> None:
@@ -26,11 +27,12 @@ class Pair:
         self.bus: bool | None = None
         self.rev = 0
         self.wanted = False
+        self.wrong = False
 
     @property
     def expect(self) -> int:
         """The revision that the entry must still have when the script writes it; 0: none."""
-        return 0 if self.entry is None else self.rev
+        return 0 if self.entry is None and not self.wrong else self.rev
 
     def entry_is(self, on: bool | None, rev: int, *, news: bool = True) -> bool:
         """The entry has this value (None: deleted). True if the bus is to be written.
@@ -42,8 +44,16 @@ class Pair:
             return False
         self.entry = on
         self.rev = rev
+        self.wrong = False
         self.wanted = news and on is not None and on != self.bus
         return self.wanted
+
+    def entry_is_wrong(self, rev: int) -> None:
+        """The entry holds something that is no state."""
+        if rev > self.rev:
+            self.rev = rev
+            self.wrong = True
+            self.wanted = False
 
     def bus_is(self, on: bool, prefer: Side) -> Side | None:
         """The bus has this state: which side is to be written, if any.
@@ -52,6 +62,8 @@ class Pair:
         differs from an entry that did not change meanwhile.
         """
         before, self.bus = self.bus, on
+        if self.wrong:
+            return None if before in (None, on) else "entry"
         if self.entry == on:
             self.wanted = False
             return None
@@ -64,6 +76,7 @@ class Pair:
     def entry_written(self, on: bool, rev: int) -> None:
         self.entry = on
         self.rev = rev
+        self.wrong = False
 
     def bus_written(self, on: bool) -> None:
         self.bus = on

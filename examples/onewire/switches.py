@@ -63,12 +63,13 @@ async def compare(device):
         return
     for channel, on in outputs.items():
         key = device, channel
-        side = pair_at(key).bus_is(on, prefer)
+        pair = pair_at(key)
+        side = pair.bus_is(on, prefer)
         if side == "bus":
             await to_bus(key)
         elif side == "entry":
             await to_entry(key, on)
-        else:
+        elif not pair.wrong:
             await marks.good(path_of(key))
 
 
@@ -101,19 +102,19 @@ async def changed(change, news):
     if channel not in CHANNELS.get(family, ()):
         await marks.bad(change.path, f"no output of a 1-wire switch: {family}, {channel}")
         return
-    value = change.value if "value" in change else None
-    if value not in (None, True, False):  # 0 and 1 will do
-        await marks.bad(change.path, f"true or false is wanted, not {value!r}")
-        return
     key = Device(family, serial), channel
-    known = pair_at(key).bus is not None
-    if value is None and not known:  # nobody misses it any more
-        del pairs[key]
-        await marks.good(change.path)
-        return
-    on = None if value is None else bool(value)
-    if pairs[key].entry_is(on, change.rev, news=news) and known:
-        await to_bus(key)
+    pair = pair_at(key)
+    if "value" not in change:
+        pair.entry_is(None, change.rev)
+        if pair.bus is None:  # nobody misses it any more
+            del pairs[key]
+            await marks.good(change.path)
+    elif change.value in (True, False):  # 0 and 1 will do
+        if pair.entry_is(bool(change.value), change.rev, news=news) and pair.bus is not None:
+            await to_bus(key)
+    else:
+        pair.entry_is_wrong(change.rev)
+        await marks.bad(change.path, f"true or false is wanted, not {change.value!r}")
 
 
 await _self.watch(base, min_depth=3, max_depth=3)

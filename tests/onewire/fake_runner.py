@@ -139,6 +139,7 @@ class FakeTimer:
         self.cancel()
         self._scope = anyio.CancelScope()
         self._call.delays.append(delay_s)
+        self._call.tree.notify()
         self._call.tasks.start_soon(self._wait, delay_s, self._scope)
 
     def cancel(self) -> None:

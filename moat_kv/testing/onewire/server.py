@@ -87,6 +87,7 @@ class SimulatedBus(Bus):
         self.ping_s = PING_S
         self.connections = 0
         self.accepted = 0
+        self.waiting = 0  # requests whose answer is held or delayed now
         self.seen: deque[Seen] = deque(maxlen=10_000)
         self._cuts = 0
         self._changed = anyio.Event()
@@ -283,6 +284,16 @@ class SimulatedBus(Bus):
                     return
 
     async def _pause(self, stream: anyio.abc.SocketStream, request: Request) -> None:
+        if self.wait_s(request) <= 0:
+            return
+        self.waiting += 1
+        self.notify()
+        try:
+            await self._wait_out(stream, request)
+        finally:
+            self.waiting -= 1
+
+    async def _wait_out(self, stream: anyio.abc.SocketStream, request: Request) -> None:
         began = anyio.current_time()
         next_ping = began + self.ping_s if self.pings else math.inf
         while (end := began + self.wait_s(request)) > (now := anyio.current_time()):
