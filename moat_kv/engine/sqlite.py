@@ -1,0 +1,329 @@
+"""The embedded engine: one SQLite file, one server, writes committed in groups.
+
+A server starts one with its tree (`base.Replica`) and submits groups of writes. One task takes
+everything that waits, has `judge.Judge` decide on it, and hands what is admitted to a `Saver`;
+that has `sqlite_store` write and sync it in the worker thread. Meanwhile the next groups gather,
+and so many writers share one fsync. Only then are records applied, and groups answered. The event
+loop never touches the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import sqlite3
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import anyio
+import anyio.lowlevel
+
+from moat_kv import errors
+from moat_kv.engine import (
+    base,
+    judge,
+    sqlite_compact,
+    sqlite_connection,
+    sqlite_lock,
+    sqlite_open,
+    sqlite_rows,
+    sqlite_saving,
+    sqlite_store,
+    worker,
+)
+from moat_kv.entry import Record, Write
+from moat_kv.path import Path
+
+_log = logging.getLogger(__name__)
+
+#: What one commit takes at most; one group goes in whole, however large it is.
+COMMIT_RECORDS = 2_000
+COMMIT_BYTES = 4 << 20
+#: So many records are read at once, at start and by `records`; applying them takes some 5 ms.
+SLICE = 2_000
+
+_Group = tuple[Sequence[Write], base.Done]
+
+
+class SqliteEngine(base.Engine):
+    """`base.Engine` in the file `file`, which is made if it is not there, its folder too.
+
+    `sync`: "always" (a write is on disk before it is answered), or after how many seconds at most
+    it is; then an unclean end may lose as much, and the epoch changes. `history`: how many records
+    of a path are kept at least (1 or more; up to `compact_after` more until they are dropped).
+    `tombstone_s`: after how many seconds a deletion may be forgotten. `compact_after`: how many
+    records have to become droppable before it is worth the while. `full_check`: look at every page
+    and index at start, however large the file. `connect` opens the database, `clock` gives seconds
+    since 1970.
+    """
+
+    def __init__(
+        self,
+        file: pathlib.Path,
+        *,
+        sync: Literal["always"] | float = "always",
+        history: int = 10,
+        tombstone_s: float = 3600.0,
+        compact_after: int = 1_000,
+        full_check: bool = False,
+        connect: sqlite_connection.Connect = sqlite_connection.connect,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if history < 1:
+            raise errors.BadConfig("history", "at least 1")
+        if sync != "always" and not 0 < sync < float("inf"):
+            raise errors.BadConfig("sync", "`always`, or a number of seconds above 0")
+        self._file = pathlib.Path(file).absolute()
+        self._sync: float | None = None if sync == "always" else sync
+        self._history = history
+        self._tombstone_s = tombstone_s
+        self._compact_after = compact_after
+        self._full_check = full_check
+        self._connect = connect
+        self._clock = clock
+        self.trouble = None
+        #: The last revision that was given to a record, also to one that could not be stored.
+        self._given = 0
+        self._at = 0.0
+        self._records = 0
+        self._commits = 0
+        self._waiting: deque[_Group] = deque()
+        self._open = False
+
+    # Opening and closing ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, replica: base.Replica) -> AsyncIterator[None]:
+        """See `base.Engine.running`. StorageFailed on leaving too, if `sync` is in seconds and what
+        was answered last cannot be saved.
+        """
+        lock = sqlite_lock.FileLock(self._file)
+        self._worker = worker.Worker("moat-kv log")
+        self._store = sqlite_store.SqliteStore(self._connect, self._file)
+        try:
+            await self._worker.run(self._prepare, lock)
+            self._replica = replica
+            self._compactor = sqlite_compact.Compactor(
+                self._store,
+                self._worker,
+                replica,
+                history=self._history,
+                tombstone_s=self._tombstone_s,
+                after=self._compact_after,
+                clock=self._clock,
+                revision=lambda: self.revision,
+                raise_floor=self._raise_floor,
+            )
+            await self._load()
+            async with self._serving():
+                yield
+        finally:
+            self._open = False
+            with anyio.CancelScope(shield=True):
+                await self._worker.run(self._store.close)
+                await self._worker.run(lock.release)
+            self._worker.close()
+
+    def _prepare(self, lock: sqlite_lock.FileLock) -> None:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+        lock.acquire()
+        if not self._file.exists():
+            sqlite_open.create(self._connect, self._file)
+
+    async def _load(self) -> None:
+        """Read the log into the replica, then open it for writing."""
+        run = self._worker.run
+        reading = await run(self._reading)
+        try:
+            meta: sqlite_open.Meta = await run(reading.meta)
+            self.floor = meta.floor
+            self._compactor.trimmed = meta.compacted
+            if meta.floor:
+                self._replica.compacted(meta.floor)
+            while records := await run(reading.heads, SLICE):
+                self._replica.apply(records)
+                self._at = max(self._at, records[-1].at)
+                await anyio.lowlevel.checkpoint()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run(reading.close)
+        self.epoch, self.revision, self._records = meta.epoch, meta.revision, meta.records
+        due: dict[str, Any] = {}
+        if meta.relaxed:
+            self.epoch = sqlite_open.new_epoch()
+            self.revision += sqlite_saving.SKIPPED_REVISIONS
+            due = {"epoch": self.epoch, "revision": self.revision, "state": "clean"}
+        self._given = self.revision
+        self._report(await run(self._open_store, meta.revision, not reading.has_wal, due))
+        self._compactor.note(meta.uncompacted)
+
+    def _reading(self) -> sqlite_open.Reading:
+        return sqlite_open.Reading(self._connect, self._file, full_check=self._full_check)
+
+    def _open_store(self, saved: int, clean: bool, due: dict[str, Any]) -> str | None:
+        return self._store.open(saved, clean=clean, due=due)
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        self._saver = self._make_saver()
+        self._wake = anyio.Event()
+        self._open = True
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._saver.run)
+                tasks.start_soon(self._compactor.run)
+                tasks.start_soon(self._serve, tasks.cancel_scope)
+                try:
+                    yield
+                finally:
+                    # The task finishes what was submitted before it sees this, and ends the rest.
+                    self._open = False
+                    self._wake.set()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._saver.finish()
+
+    def _make_saver(self) -> sqlite_saving.Saver:
+        if self._sync is None:
+            return sqlite_saving.AtOnce(self._store, self._worker)
+        return sqlite_saving.Later(
+            self._store, self._worker, delay_s=self._sync, report=self._report
+        )
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def submit(self, writes: Sequence[Write], done: base.Done) -> None:
+        if not self._open:
+            raise RuntimeError("this engine is not running")
+        self._waiting.append((writes, done))
+        self._wake.set()
+
+    async def _serve(self, background: anyio.CancelScope) -> None:
+        with anyio.CancelScope(shield=True):
+            while self._waiting or self._open:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                while self._waiting:
+                    await self._commit(self._take())
+        background.cancel()
+
+    def _take(self) -> list[_Group]:
+        """The groups of the next commit."""
+        groups = []
+        records = size_bytes = 0
+        while self._waiting and records < COMMIT_RECORDS and size_bytes < COMMIT_BYTES:
+            group = self._waiting.popleft()
+            groups.append(group)
+            records += len(group[0])
+            size_bytes += sum(len(write.value) for write in group[0] if write.value is not None)
+        return groups
+
+    async def _commit(self, groups: Sequence[_Group]) -> None:
+        self._at = max(self._at, self._clock())
+        judged = judge.Judge(self._replica, self._given)
+        outcomes = [judged.admit(writes, self._at) for writes, _ in groups]
+        if judged.records:
+            entries = self._with_prev(judged.records)
+            self._given = judged.revision
+            try:
+                await self._saver.keep(entries)
+            except errors.StorageFailed as exc:
+                self._report(str(exc.reason))
+                # Also those that were refused: what they were judged against has not come about.
+                for _, done in groups:
+                    done(exc)
+                return
+            self._replica.apply(judged.records)
+            self.revision = judged.revision
+            self._report(None)
+            self._commits += 1
+            self._records += len(entries)
+            self._compactor.note(sum(1 for record, prev in entries if prev or record.value is None))
+        for (_, done), outcome in zip(groups, outcomes, strict=True):
+            done(outcome)
+
+    def _with_prev(self, records: Sequence[Record]) -> list[sqlite_rows.Entry]:
+        """Each record with the revision of its path's record before it, 0 if there is none."""
+        within: dict[Path, int] = {}
+        entries = []
+        for record in records:
+            prev = within.get(record.path)
+            if prev is None:
+                head = self._replica.head(record.path)
+                prev = head.rev if head is not None else 0
+            within[record.path] = record.rev
+            entries.append((record, prev))
+        return entries
+
+    def _raise_floor(self, floor: int) -> None:
+        self.floor = floor
+        self._replica.compacted(floor)
+
+    def _report(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            if trouble is not None:
+                _log.error("cannot write to %s: %s", self._file, trouble)
+            else:
+                _log.info("writing to %s again", self._file)
+            self.trouble = trouble
+
+    # Reading ------------------------------------------------------------------------------------
+
+    async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
+        head = self._replica.head(path)
+        if head is None:
+            return []
+        unsaved = [entry for entry in self._saver.unsaved if entry[0].path == path]
+        newest = unsaved[0][1] if unsaved else head.rev
+        before = self.revision + 1 if before is None else before
+        found = [record for record, _ in reversed(unsaved) if record.rev < before][:limit]
+        if len(found) < limit:
+            found += await self._worker.run(
+                self._store.history, path, newest, before, limit - len(found)
+            )
+        return found
+
+    async def records(self, since: int) -> AsyncIterator[Sequence[Record]]:
+        unsaved = [record for record, _ in self._saver.unsaved if record.rev > since]
+        until = unsaved[0].rev - 1 if unsaved else self.revision
+        while found := await self._worker.run(self._store.records, since, until, SLICE):
+            yield found
+            since = found[-1].rev
+        if unsaved:
+            yield unsaved
+
+    async def compact(self) -> int:
+        await self._compactor.compact()
+        return self.floor
+
+    def send(self, topic: Path, data: bytes) -> None:
+        self._replica.message(topic, data)
+
+    def describe(self) -> dict[str, Any]:
+        """`kind`, `place`, `size_bytes` (on disk), `records` (kept in the file), `commits` (since
+        the start), `waiting` (groups), `unsaved` (records), `sync` ("always" or seconds),
+        `history`, `sqlite` (its version).
+        """
+        size = 0
+        for suffix in ("", "-wal"):
+            place = self._file.with_name(self._file.name + suffix)
+            # Only ever ask for its state: closing a descriptor of the file would end SQLite's lock.
+            size += place.stat().st_size if place.exists() else 0
+        return {
+            "kind": "sqlite",
+            "place": str(self._file),
+            "size_bytes": size,
+            "records": self._records - self._compactor.dropped,
+            "commits": self._commits,
+            "waiting": len(self._waiting),
+            "unsaved": len(self._saver.unsaved),
+            "sync": "always" if self._sync is None else self._sync,
+            "history": self._history,
+            "sqlite": sqlite3.sqlite_version,
+        }

@@ -1,0 +1,124 @@
+"""Opening SQLite the way a log needs it, and making sense of its errors.
+
+Used by `engine.sqlite_store`, in the worker thread. Whatever gives connections that look like
+`Connection` will do; the standard library's are the default, those of apsw let a test put a file
+system of its own below (`moat_kv.testing.powercut`).
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from moat_kv import errors
+
+
+class Cursor(Protocol):
+    """The rows of a statement."""
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+
+
+class Connection(Protocol):
+    """What is used of a connection; `sqlite3.Connection` and `apsw.Connection` both have it.
+
+    It must not begin transactions by itself.
+    """
+
+    @property
+    def in_transaction(self) -> bool: ...
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor: ...
+    def close(self) -> None: ...
+
+
+Connect = Callable[[str], Connection]
+"""Opens the database at a path, which is created if it is not there."""
+
+#: So many statements stay prepared: those of `SqliteStore.commit` differ by their number of rows.
+_STATEMENTS = 256
+
+FULL, IOERR, BUSY, LOCKED, CORRUPT, NOTADB = 13, 10, 5, 6, 11, 26
+
+_SETTINGS = (
+    # Before the WAL is first touched: its index is then held in memory, not in a shared file.
+    "PRAGMA locking_mode=EXCLUSIVE",
+    # A commit is on disk when it returns. On macOS only a full fsync is one.
+    "PRAGMA synchronous=FULL",
+    "PRAGMA fullfsync=ON",
+    "PRAGMA checkpoint_fullfsync=ON",
+    "PRAGMA cache_size=-8192",  # KiB; writes go to the end, reads are rare
+    "PRAGMA temp_store=MEMORY",
+    "PRAGMA trusted_schema=OFF",
+    "PRAGMA cell_size_check=ON",
+    # The WAL is emptied into the file every 4 MB; what a longer one took is given back.
+    "PRAGMA wal_autocheckpoint=1000",
+    "PRAGMA journal_size_limit=16777216",
+)
+
+
+def connect(path: str) -> Connection:
+    """A connection of the standard library's `sqlite3`."""
+    return sqlite3.connect(
+        path,
+        isolation_level=None,  # BEGIN and COMMIT are ours
+        timeout=0.0,  # who else has the file keeps it
+        cached_statements=_STATEMENTS,
+    )
+
+
+def open_log(connect: Connect, path: pathlib.Path) -> Connection:
+    """Open an existing log for this process alone; nothing is written yet.
+
+    Raises what the connection raises.
+    """
+    connection = connect(str(path))
+    try:
+        for setting in _SETTINGS:
+            all_rows(connection, setting)
+        all_rows(connection, "SELECT count(*) FROM meta")  # takes the lock, reads the WAL
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def all_rows(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    """All rows of a statement, which is thereby carried out to its end."""
+    return list(connection.execute(sql, parameters))
+
+
+def code_of(exc: BaseException) -> int | None:
+    """SQLite's primary result code in an error of sqlite3 or apsw; None if there is none."""
+    code = getattr(exc, "sqlite_errorcode", None)
+    if code is None:
+        code = getattr(exc, "extendedresult", None)
+    return code & 0xFF if isinstance(code, int) else None
+
+
+def reason_of(exc: BaseException) -> str:
+    """What went wrong, for a person."""
+    code = code_of(exc)
+    if code == FULL:
+        return "the disk is full"
+    if code == IOERR:
+        name = getattr(exc, "sqlite_errorname", type(exc).__name__)
+        return f"the disk reports an error ({name}: {exc})"
+    return str(exc)
+
+
+def is_sqlite_error(exc: Exception) -> bool:
+    """Whether this comes from SQLite and not from a mistake in our own code."""
+    return code_of(exc) is not None or isinstance(exc, sqlite3.Error)
+
+
+def translated(exc: Exception, file: pathlib.Path, hint: str) -> errors.MoatKvError:
+    """The error that a caller gets for one of SQLite's, met while a log was opened or read."""
+    code = code_of(exc)
+    if code in (BUSY, LOCKED):
+        return errors.StorageBusy(str(file), "another program that has it open in SQLite")
+    if code in (CORRUPT, NOTADB) or code is None:
+        # Without a code: sqlite3 could not decode a text.
+        return errors.StorageDamaged(str(file), str(exc), hint=hint)
+    return errors.StorageFailed(str(file), reason_of(exc))

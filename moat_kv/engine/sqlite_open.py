@@ -1,0 +1,239 @@
+"""Making a log's file, and reading an existing one at start without touching it.
+
+Called by `engine.sqlite` in the worker thread, with the file's lock held. A file that is damaged is
+refused with StorageDamaged and stays as it is, byte for byte. A file is made under another name and
+then renamed, so an empty one, or one without tables, is never the trace of an interrupted start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from moat_kv import errors
+from moat_kv.engine import sqlite_bytes, sqlite_connection, sqlite_rows
+from moat_kv.entry import Record
+
+HINT = (
+    "it is left as it is: keep it, start with a new file, "
+    "and bring back what was saved with `moat kv log restore`"
+)
+
+#: A larger file is not checked page by page at start, unless asked for: 100 MB take 0.2 s.
+_CHECK_LIMIT_BYTES = 1 << 30
+
+_SCHEMA = (
+    "PRAGMA page_size=4096",
+    # Compaction gives pages back in small steps; without this the file never shrinks.
+    "PRAGMA auto_vacuum=INCREMENTAL",
+    f"PRAGMA application_id={sqlite_bytes.APPLICATION_ID}",
+    f"PRAGMA user_version={sqlite_bytes.SCHEMA}",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA fullfsync=ON",
+    "BEGIN",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
+    # No index on the path: it would cost one page written anew for each record, twenty times as
+    # many bytes a commit. `prev` leads from a path's newest record to its older ones instead.
+    "CREATE TABLE log (rev INTEGER PRIMARY KEY, prev INTEGER NOT NULL, path BLOB NOT NULL,"
+    " value BLOB, at REAL NOT NULL, origin TEXT NOT NULL, tick INTEGER NOT NULL,"
+    " session TEXT, expires_at REAL, crc INTEGER NOT NULL)",
+    "CREATE INDEX tombstone ON log (rev) WHERE value IS NULL",
+)
+
+#: The newest record of each path: nothing comes after it.
+_HEADS = (
+    f"SELECT {', '.join(sqlite_rows.COLUMNS)} FROM log"
+    " WHERE rev NOT IN (SELECT prev FROM log WHERE prev > 0) ORDER BY rev"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a log says of itself."""
+
+    epoch: str
+    revision: int
+    """The last one that was given out, as far as the file knows."""
+    floor: int
+    compacted: int
+    """Records up to this one have been looked at by compaction."""
+    relaxed: bool
+    """Records may have been answered that the file does not have."""
+    records: int
+    uncompacted: int
+    """How many records above `compacted` replaced an older one, or deleted."""
+
+
+def create(connect: sqlite_connection.Connect, file: pathlib.Path) -> None:
+    """Make a new, empty log. Raises StorageFailed, StorageDamaged."""
+    if _wal_of(file).exists():
+        # SQLite would play it into the new file.
+        raise errors.StorageDamaged(
+            str(file), "its write-ahead log is there, but the file itself is not", hint=HINT
+        )
+    new = file.with_name(file.name + ".new")
+    try:
+        # What an interrupted start left behind; nobody can have written to it.
+        for suffix in ("", "-wal", "-journal"):
+            new.with_name(new.name + suffix).unlink(missing_ok=True)
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        connection = connect(str(new))
+        try:
+            for statement in _SCHEMA:
+                sqlite_connection.all_rows(connection, statement)
+            for name, value in (("epoch", new_epoch()), ("floor", 0), ("revision", 0)):
+                connection.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
+            sqlite_connection.all_rows(connection, "COMMIT")
+            sqlite_connection.all_rows(connection, "PRAGMA journal_mode=WAL")
+        finally:
+            connection.close()
+        new.rename(file)
+        sync_folder(file.parent)
+    except OSError as exc:
+        raise errors.StorageFailed(str(file), str(exc)) from exc
+    except Exception as exc:
+        if not sqlite_connection.is_sqlite_error(exc):
+            raise
+        raise errors.StorageFailed(str(file), sqlite_connection.reason_of(exc)) from exc
+
+
+def new_epoch() -> str:
+    return secrets.token_hex(8)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Make a rename in this folder survive a power failure. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Reading:
+    """An existing log while it is checked and read. Close it before anything is written.
+
+    Raises StorageDamaged, StorageBusy, StorageFailed from each method.
+    """
+
+    def __init__(
+        self, connect: sqlite_connection.Connect, file: pathlib.Path, *, full_check: bool
+    ) -> None:
+        self._file = file
+        self._alias: pathlib.Path | None = None
+        #: Whether the file's last user did not close it.
+        self.has_wal = False
+        with self._translating():
+            fault = sqlite_bytes.header_fault(file)
+            wal = _wal_of(file)
+            if fault is None and wal.exists():
+                self.has_wal = wal.stat().st_size > 0
+                fault = sqlite_bytes.wal_fault(wal)
+        if fault is not None:
+            raise errors.StorageDamaged(str(file), fault, hint=HINT)
+        with self._translating():
+            self._connection = sqlite_connection.open_log(connect, self._place())
+        try:
+            with self._translating():
+                self._check(full_check)
+            self._heads: Iterator[tuple[Any, ...]] | None = None
+        except BaseException:
+            self.close()
+            raise
+
+    def _place(self) -> pathlib.Path:
+        """Where to open the file so that closing it changes nothing.
+
+        Closing moves what the WAL holds into the file and removes the WAL, even of a file that
+        turned out to be damaged; but not if the file is no longer at the path at which it was
+        opened. Hence a hard link, which `close` removes first.
+        """
+        if not self.has_wal:
+            return self._file
+        alias = self._file.with_name(self._file.name + ".check")
+        self._remove(alias)
+        try:
+            alias.hardlink_to(self._file)
+            self._alias = alias
+            _wal_of(alias).hardlink_to(_wal_of(self._file))
+        except OSError:
+            # A file system without hard links: then a damaged file does lose its WAL.
+            self._remove(alias)
+            self._alias = None
+            return self._file
+        return alias
+
+    @staticmethod
+    def _remove(alias: pathlib.Path) -> None:
+        for place in (alias, _wal_of(alias)):
+            place.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._alias is not None:
+            self._remove(self._alias)
+        self._connection.close()
+
+    def _check(self, full_check: bool) -> None:
+        if full_check:
+            check = "integrity_check"
+        elif self._file.stat().st_size <= _CHECK_LIMIT_BYTES:
+            check = "quick_check"
+        else:
+            return
+        rows = sqlite_connection.all_rows(self._connection, f"PRAGMA {check}(3)")
+        if rows != [("ok",)]:
+            found = "; ".join(" ".join(str(row[0]).split()) for row in rows)
+            raise errors.StorageDamaged(str(self._file), found, hint=HINT)
+
+    def meta(self) -> Meta:
+        with self._translating():
+            rows = sqlite_connection.all_rows(self._connection, "SELECT name, value FROM meta")
+            values: dict[str, Any] = dict(rows)
+            compacted = int(values.get("compacted", 0))
+            ((last, records),) = sqlite_connection.all_rows(
+                self._connection, "SELECT coalesce(max(rev), 0), count(*) FROM log"
+            )
+            ((uncompacted,),) = sqlite_connection.all_rows(
+                self._connection,
+                "SELECT count(*) FROM log WHERE rev > ? AND (prev > 0 OR value IS NULL)",
+                (compacted,),
+            )
+            return Meta(
+                epoch=str(values["epoch"]),
+                revision=max(int(values["revision"]), last),
+                floor=int(values["floor"]),
+                compacted=compacted,
+                relaxed=values.get("state") == "relaxed",
+                records=records,
+                uncompacted=uncompacted,
+            )
+
+    def heads(self, count: int) -> list[Record]:
+        """The next that many newest records of a path, in the order of revisions; [] at the end."""
+        with self._translating():
+            if self._heads is None:
+                self._heads = iter(self._connection.execute(_HEADS))
+            return [sqlite_rows.record_of(row) for row in islice(self._heads, count)]
+
+    @contextlib.contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+        except (sqlite_rows.BadRow, KeyError, TypeError, ValueError) as exc:
+            raise errors.StorageDamaged(str(self._file), str(exc), hint=HINT) from exc
+        except Exception as exc:
+            if not sqlite_connection.is_sqlite_error(exc):
+                raise
+            raise sqlite_connection.translated(exc, self._file, HINT) from exc
+
+
+def _wal_of(file: pathlib.Path) -> pathlib.Path:
+    return file.with_name(file.name + "-wal")

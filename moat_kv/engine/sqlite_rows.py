@@ -1,0 +1,72 @@
+"""Records as rows of the log, and back, with a checksum over each.
+
+Used by `engine.sqlite_store`. SQLite notices when the structure of its file is damaged but not
+when a byte of content has changed, so every row carries a CRC of its own. Pure.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+from zlib import crc32
+
+from moat_kv import errors
+from moat_kv.entry import Record
+from moat_kv.path import Path
+
+#: The log's columns, in the order in which rows are written and read. `prev` is the revision of
+#: the path's record before this one, 0 if there was none: see `engine.sqlite_store`.
+COLUMNS = ("rev", "prev", "path", "value", "at", "origin", "tick", "session", "expires_at", "crc")
+
+Entry = tuple[Record, int]
+"""A record and its `prev`."""
+
+_pack_numbers = struct.Struct("<qqdq").pack
+_pack_time = struct.Struct("<d").pack
+
+
+class BadRow(Exception):
+    """A row that cannot have been written by this program; says which and why."""
+
+
+def _checksum(
+    rev: int,
+    prev: int,
+    path: bytes,
+    value: bytes | None,
+    at: float,
+    origin: str,
+    tick: int,
+    session: str | None,
+    expires_at: float | None,
+) -> int:
+    crc = crc32(origin.encode(), crc32(path, crc32(_pack_numbers(rev, prev, at, tick))))
+    if value is not None:
+        # So that an empty value and a tombstone differ, and a moved border between the two.
+        crc = crc32(value, crc ^ len(value) ^ 0x5A5A5A5A)
+    if session is not None:
+        crc = crc32(session.encode(), crc)
+    if expires_at is not None:
+        crc = crc32(_pack_time(expires_at), crc)
+    return crc
+
+
+def row_of(record: Record, prev: int) -> tuple[Any, ...]:
+    """What is stored for a record, in the order of `COLUMNS`."""
+    rev, path, value, at, origin, tick, session, expires_at = record
+    packed = path.packed
+    crc = _checksum(rev, prev, packed, value, at, origin, tick, session, expires_at)
+    return (rev, prev, packed, value, at, origin, tick, session, expires_at, crc)
+
+
+def record_of(row: tuple[Any, ...]) -> Record:
+    """The record in a row. Raises BadRow."""
+    rev, prev, packed, value, at, origin, tick, session, expires_at, crc = row
+    try:
+        if crc == _checksum(rev, prev, packed, value, at, origin, tick, session, expires_at):
+            return Record(rev, Path.unpack(packed), value, at, origin, tick, session, expires_at)
+    except errors.BadPath as exc:
+        raise BadRow(f"record {rev} has no proper path ({exc})") from exc
+    except (TypeError, AttributeError, ValueError, struct.error) as exc:
+        raise BadRow(f"record {rev} has a field of a wrong type ({exc})") from exc
+    raise BadRow(f"record {rev} does not match its checksum")

@@ -1,0 +1,131 @@
+"""When records become durable: before they are answered, or within some time after.
+
+`engine.sqlite` hands each judged commit to one of these two; they hand it to the store in the
+worker thread. Both refuse with StorageFailed what could not be kept, and what is refused was not
+written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import anyio
+
+from moat_kv import errors
+from moat_kv.engine import sqlite_rows, sqlite_store, worker
+
+#: So many records may be applied before they are saved.
+UNSAVED_LIMIT = 20_000
+#: After an unclean end under relaxed saving revisions go on so far above the last saved one: by
+#: more than can have been given out, which is `UNSAVED_LIMIT` and one commit.
+SKIPPED_REVISIONS = 1 << 20
+#: So many records are saved in one transaction; new writes are not held up, but memory is.
+_CHUNK = 2_000
+
+Report = Callable[[str | None], None]
+"""Told why saving in the background failed, or None once it has succeeded."""
+
+
+class Saver(Protocol):
+    """How an engine keeps records."""
+
+    @property
+    def unsaved(self) -> Sequence[sqlite_rows.Entry]:
+        """What is applied, but not yet in the file; in order."""
+
+    async def keep(self, entries: Sequence[sqlite_rows.Entry]) -> None:
+        """Take the records of a commit; they may be applied when this returns."""
+
+    async def run(self) -> None:
+        """What is to be done in the background, until cancelled."""
+
+    async def finish(self) -> None:
+        """Make everything durable, and note in the file that it is complete."""
+
+
+class AtOnce:
+    """Records are on disk before they are applied and answered."""
+
+    unsaved: Sequence[sqlite_rows.Entry] = ()
+
+    def __init__(self, store: sqlite_store.SqliteStore, thread: worker.Worker) -> None:
+        self._store = store
+        self._worker = thread
+
+    async def keep(self, entries: Sequence[sqlite_rows.Entry]) -> None:
+        await self._worker.run(self._store.commit, entries)
+
+    async def run(self) -> None:
+        """Nothing waits."""
+
+    async def finish(self) -> None:
+        """Everything is saved already, and no end is unclean."""
+
+
+class Later:
+    """Records are applied and answered at once, and saved together `delay_s` later at most.
+
+    While saving fails, nothing more is taken: each further commit is first tried together with
+    what could not be saved, so that what may be lost stays bounded.
+    """
+
+    def __init__(
+        self,
+        store: sqlite_store.SqliteStore,
+        thread: worker.Worker,
+        *,
+        delay_s: float,
+        report: Report,
+    ) -> None:
+        self.unsaved: list[sqlite_rows.Entry] = []
+        self._store = store
+        self._worker = thread
+        self._delay_s = delay_s
+        self._report = report
+        self._failing = False
+        #: The file says that answered records may be missing from it.
+        self._marked = False
+        self._some = anyio.Event()
+        self._saving = anyio.Lock()
+
+    async def keep(self, entries: Sequence[sqlite_rows.Entry]) -> None:
+        if not self._marked:
+            await self._worker.run(self._store.write_meta, {"state": "relaxed"})
+            self._marked = True
+        if self._failing or len(self.unsaved) >= UNSAVED_LIMIT:
+            await self._save()
+        self.unsaved += entries
+        self._some.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._some.wait()
+            await anyio.sleep(self._delay_s)
+            self._some = anyio.Event()
+            try:
+                await self._save()
+            except errors.StorageFailed as exc:
+                self._report(str(exc.reason))
+                self._some.set()
+            else:
+                self._report(None)
+
+    async def _save(self) -> None:
+        async with self._saving:
+            try:
+                while self.unsaved:
+                    chunk = self.unsaved[:_CHUNK]
+                    # Who gave up between these two would save the same records again.
+                    with anyio.CancelScope(shield=True):
+                        await self._worker.run(self._store.commit, chunk)
+                        del self.unsaved[: len(chunk)]
+            except errors.StorageFailed:
+                self._failing = True
+                raise
+            self._failing = False
+
+    async def finish(self) -> None:
+        await self._save()
+        if self._marked:
+            await self._worker.run(self._store.write_meta, {"state": "clean"})

@@ -1,0 +1,313 @@
+"""The SQL of a log that is being written: commits, history, compaction.
+
+`engine.sqlite` calls this in its worker thread, one call at a time; nothing here knows of the event
+loop. A row's `prev` is the revision of the path's record before it. So a path's records are a chain
+that is followed from the newest one, which the tree knows, by the log's own key; the log needs no
+second index, and a commit writes to the file's end only. Compaction always drops a chain's older
+end, so a chain has no holes.
+
+When a commit fails
+-------------------
+The group is answered with StorageFailed, but its pages may lie in the WAL, as a complete commit
+even, if it was the fsync that failed. The operating system reports a failed fsync once and may then
+take the pages for clean although they are not on disk: a later fsync that succeeds says nothing
+about them. SQLite, when it opens such a WAL, would take the commit for good and write behind it,
+and a power failure would cut off everything from there on. So after any failed commit:
+
+1. The connection is closed, and opened anew for reading.
+2. Before the next commit the WAL is moved into the file, the file synced, and the WAL emptied
+   (`wal_checkpoint(TRUNCATE)`): pages of a doubtful commit are thereby written once more, in
+   another place, and no new commit stands behind a doubtful one.
+3. Records above the last one that was answered are deleted, in a commit of its own.
+
+If any of this fails, so does the next group, and it is begun anew with the group after it. The
+engine never uses the revisions of a failed group again. If the process dies between the failure
+and step 3, the group may be found when the log is next opened: whole, as the last one, under
+revisions that were never given out; it then counts as written. The same two facts, a commit is
+synced before the next one begins, and the WAL is emptied after a failed one, are what
+`sqlite_bytes.wal_fault` relies on. Step 2 is also done at start if the last process did not close
+the log, since that process may have died right after a failed fsync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moat_kv import errors
+from moat_kv.engine import sqlite_connection, sqlite_open, sqlite_rows
+from moat_kv.entry import Record
+from moat_kv.path import Path
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = ", ".join(sqlite_rows.COLUMNS)
+_PLACES = f"({', '.join('?' * len(sqlite_rows.COLUMNS))})"
+#: So many rows go into one statement at most. A statement gives the interpreter's lock back once
+#: and not once a row: while the event loop is busy, each time costs up to its switch interval.
+_ROWS = 64
+_INSERT = {
+    count: f"INSERT INTO log ({_COLUMNS}) VALUES " + ", ".join([_PLACES] * count)
+    for count in range(1, _ROWS + 1)
+}
+
+_SET_META = (
+    "INSERT INTO meta (name, value) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+
+_CHAIN = (
+    "WITH RECURSIVE chain (at_rev, older) AS ("
+    " SELECT rev, prev FROM log WHERE rev = ?"
+    " UNION ALL SELECT rev, prev FROM chain JOIN log ON rev = older) "
+)
+_HISTORY = (
+    f"{_CHAIN} SELECT {_COLUMNS} FROM chain JOIN log ON rev = at_rev"
+    " WHERE rev < ? ORDER BY rev DESC LIMIT ?"
+)
+
+# Per path only the newest of these rows is followed down; what it does not reach has been dropped.
+_TRIM = """
+WITH RECURSIVE
+  slice (rev, prev) AS (SELECT rev, prev FROM log WHERE rev > ?1 AND rev <= ?2 AND prev > 0),
+  chain (at_rev, older, place) AS (
+    SELECT rev, prev, 1 FROM slice WHERE rev NOT IN (SELECT prev FROM slice)
+    UNION ALL SELECT log.rev, log.prev, place + 1 FROM chain JOIN log ON log.rev = older)
+DELETE FROM log WHERE rev IN (SELECT at_rev FROM chain WHERE place > ?3)
+"""
+_FORGET = """
+WITH RECURSIVE chain (at_rev, older) AS (
+    SELECT rev, prev FROM log WHERE rev IN (SELECT value FROM json_each(?))
+    UNION ALL SELECT rev, prev FROM chain JOIN log ON rev = older)
+DELETE FROM log WHERE rev IN (SELECT at_rev FROM chain)
+"""
+
+
+class SqliteStore:
+    """A log opened for writing. Every method may raise StorageFailed; those that read records also
+    StorageDamaged.
+    """
+
+    def __init__(self, connect: sqlite_connection.Connect, file: pathlib.Path) -> None:
+        self._connect = connect
+        self._file = file
+        self._connection: sqlite_connection.Connection | None = None
+        #: The file's end is `saved` for certain, and the WAL holds nothing doubtful.
+        self._ready = False
+        #: The last revision that is durable; reading goes up to it.
+        self.saved = 0
+        #: What `meta` has to say before the next commit.
+        self._due: dict[str, Any] = {}
+
+    def open(self, saved: int, *, clean: bool, due: Mapping[str, Any]) -> str | None:
+        """Open the log, whose last revision is `saved`; why it cannot be written yet, or None.
+
+        `clean`: it was closed properly. `due`: what to store in `meta` before anything else.
+        """
+        self.saved = saved
+        self._due.update(due)
+        self._ready = clean and not due
+        try:
+            with self._translating():
+                self._connection = sqlite_connection.open_log(self._connect, self._file)
+            if not self._ready:
+                self._make_ready()
+        except errors.StorageFailed as exc:
+            if self._connection is None:
+                raise
+            return str(exc.reason)
+        return None
+
+    def close(self) -> None:
+        """Close the log. SQLite moves what the WAL holds into the file, if it can."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def commit(self, entries: Sequence[sqlite_rows.Entry]) -> None:
+        """Add records, in the order of their revisions; they are on disk when this returns."""
+        values: list[Any] = []
+        for record, prev in entries:
+            values += sqlite_rows.row_of(record, prev)
+        if len(entries) <= _ROWS:
+            # Outside of a transaction a statement is one by itself.
+            with self._committing() as connection:
+                connection.execute(_INSERT[len(entries)], values)
+        else:
+            with self._transaction() as connection:
+                step = _ROWS * len(sqlite_rows.COLUMNS)
+                for start in range(0, len(values), step):
+                    part = values[start : start + step]
+                    connection.execute(_INSERT[len(part) // len(sqlite_rows.COLUMNS)], part)
+        self.saved = entries[-1][0].rev
+
+    def write_meta(self, values: Mapping[str, Any]) -> None:
+        with self._transaction() as connection:
+            _set_meta(connection, values)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite_connection.Connection]:
+        with self._committing() as connection:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _committing(self) -> Iterator[sqlite_connection.Connection]:
+        """Whatever is written within is durable at the end, or the connection is given up."""
+        if not self._ready:
+            self._make_ready()
+        assert self._connection is not None  # `_make_ready` opens it
+        try:
+            with self._translating():
+                yield self._connection
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Step 1 of what the module says about a commit that failed."""
+        self._ready = False
+        connection, self._connection = self._connection, None
+        try:
+            if connection is not None:
+                connection.close()
+            self._connection = sqlite_connection.open_log(self._connect, self._file)
+        except Exception as exc:
+            if not sqlite_connection.is_sqlite_error(exc):
+                raise
+            _log.warning("%s cannot be opened again yet: %s", self._file, exc)
+
+    def _make_ready(self) -> None:
+        """Steps 2 and 3 of what the module says about a commit that failed."""
+        with self._translating():
+            if self._connection is None:
+                self._connection = sqlite_connection.open_log(self._connect, self._file)
+            connection = self._connection
+            try:
+                ((blocked, *_),) = sqlite_connection.all_rows(
+                    connection, "PRAGMA wal_checkpoint(TRUNCATE)"
+                )
+                if blocked:
+                    raise errors.StorageFailed(str(self._file), "its write-ahead log is in use")
+                doubtful = sqlite_connection.all_rows(
+                    connection, "SELECT 1 FROM log WHERE rev > ? LIMIT 1", (self.saved,)
+                )
+                if doubtful or self._due:
+                    connection.execute("BEGIN")
+                    connection.execute("DELETE FROM log WHERE rev > ?", (self.saved,))
+                    _set_meta(connection, self._due)
+                    connection.execute("COMMIT")
+            except BaseException:
+                self._give_up()
+                raise
+        self._due.clear()
+        self._ready = True
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def history(self, path: Path, head: int, before: int, limit: int) -> list[Record]:
+        """A path's records from revision `head` downwards, newest first, those below `before`."""
+        rows = self._rows(_HISTORY, (head, before, limit))
+        if any(record.path != path for record in rows):
+            raise errors.StorageDamaged(
+                str(self._file), f"records of {path} lead to those of another path"
+            )
+        return rows
+
+    def records(self, since: int, until: int, limit: int) -> list[Record]:
+        """The next kept records above `since`, up to `until`, in order."""
+        sql = f"SELECT {_COLUMNS} FROM log WHERE rev > ? AND rev <= ? ORDER BY rev LIMIT ?"
+        return self._rows(sql, (since, until, limit))
+
+    def _rows(self, sql: str, parameters: Sequence[Any]) -> list[Record]:
+        try:
+            rows = sqlite_connection.all_rows(self._readable(), sql, parameters)
+            return [sqlite_rows.record_of(row) for row in rows]
+        except sqlite_rows.BadRow as exc:
+            raise errors.StorageDamaged(str(self._file), str(exc), hint=sqlite_open.HINT) from exc
+        except Exception as exc:
+            if not sqlite_connection.is_sqlite_error(exc):
+                raise
+            raise sqlite_connection.translated(exc, self._file, sqlite_open.HINT) from exc
+
+    def _readable(self) -> sqlite_connection.Connection:
+        if self._connection is None:
+            self._connection = sqlite_connection.open_log(self._connect, self._file)
+        return self._connection
+
+    # Compaction, in slices ----------------------------------------------------------------------
+
+    def trim(self, above: int, rows: int, keep: int) -> tuple[int, int]:
+        """Of the paths written by the next rows above a revision, drop all but `keep` records.
+
+        Returns the revision up to which that is done (`above` itself: there is nothing more), and
+        how many records were dropped.
+        """
+        with self._translating():
+            ((until,),) = sqlite_connection.all_rows(
+                self._readable(),
+                "SELECT max(rev) FROM"
+                " (SELECT rev FROM log WHERE rev > ? AND rev <= ? ORDER BY rev LIMIT ?)",
+                (above, self.saved, rows),
+            )
+        if until is None:
+            return above, 0
+        return until, self._drop(_TRIM, (above, until, keep), {"compacted": until})
+
+    def tombstones(self, above: int, limit: int) -> list[Record]:
+        """The next deletions above a revision, in order, those that were written over too."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM log WHERE value IS NULL AND rev > ? AND rev <= ?"
+            " ORDER BY rev LIMIT ?"
+        )
+        return self._rows(sql, (above, self.saved, limit))
+
+    def forget(self, tombstones: Sequence[int], revision: int) -> int:
+        """Drop deletions with all older records of their paths; how many records went.
+
+        The floor becomes the last of them. `revision` is remembered, for it may be among them.
+        """
+        meta = {"floor": max(tombstones), "revision": revision}
+        return self._drop(_FORGET, (json.dumps(list(tombstones)),), meta)
+
+    def _drop(self, sql: str, parameters: Sequence[Any], meta: Mapping[str, Any]) -> int:
+        with self._transaction() as connection:
+            connection.execute(sql, parameters)
+            ((dropped,),) = sqlite_connection.all_rows(connection, "SELECT changes()")
+            _set_meta(connection, meta)
+        return int(dropped)
+
+    def shrink(self, pages: int) -> bool:
+        """Give so many free pages back to the file system if many are free; whether it did."""
+        with self._translating():
+            connection = self._readable()
+            ((free,),) = sqlite_connection.all_rows(connection, "PRAGMA freelist_count")
+            ((used,),) = sqlite_connection.all_rows(connection, "PRAGMA page_count")
+        # Less is soon written to again.
+        if free < max(1_000, used // 4):
+            return False
+        with self._transaction() as connection:
+            sqlite_connection.all_rows(connection, f"PRAGMA incremental_vacuum({pages})")
+        return True
+
+    @contextlib.contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            if not sqlite_connection.is_sqlite_error(exc):
+                raise
+            reason = sqlite_connection.reason_of(exc)
+            raise errors.StorageFailed(str(self._file), reason) from exc
+
+
+def _set_meta(connection: sqlite_connection.Connection, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        connection.execute(_SET_META, (name, value))
