@@ -6,9 +6,10 @@ from typing import Any
 
 import asyncclick as click
 
+import moat_kv
 from moat_kv import errors
 from moat_kv.path import Path
-from moat_kv_cli import command, entries, output, values, verbs
+from moat_kv_cli import command, dump, edit, entries, output, values, verbs
 
 
 @click.group(
@@ -117,10 +118,10 @@ async def delete(
             out.note(f"{count} {'entry' if count == 1 else 'entries'} deleted")
             out.done({"path": str(path), "count": count})
             return
-        result = await client.delete(path, expect=expect)
-        if not result["deleted"]:
+        done = await entries.delete(client, path, expect=expect)
+        if done is None:
             raise await entries.not_found(client, path)
-    out.done({"path": str(path), "rev": result.rev, "at": result.at})
+    out.done({"path": str(path), **done})
 
 
 @data.command(
@@ -167,19 +168,14 @@ async def watch(
     ):
         seen = 0
         async for event in changes:
-            if not hasattr(event, "path"):
-                _tell(event)
+            if isinstance(event, moat_kv.Reset):
+                click.echo(f"moat: changes may be missing here: {event.reason}", err=True)
+            if not isinstance(event, moat_kv.WatchEvent):
                 continue
             out.row(["path", "value"], entries.row(event, event.path))
             seen += 1
             if seen == count:
                 return
-
-
-def _tell(event: Any) -> None:
-    reason = getattr(event, "reason", None)
-    if reason is not None:
-        click.echo(f"moat: changes may be missing here: {reason}", err=True)
 
 
 @data.command(example="moat kv data one.two.three history --limit 5")
@@ -194,3 +190,7 @@ async def history(invocation: command.Invocation, /, limit: int, out: output.Pri
     if not versions:
         raise errors.NotFound("history of", str(path))
     out.rows(["rev", "at", "value", "id"], [entries.row(each, path) for each in versions])
+
+
+for _command in (edit.edit, dump.update, dump.dump, dump.load):
+    data.add_command(_command)

@@ -19,7 +19,7 @@ import asyncclick as click
 
 from moat_kv import errors
 from moat_kv.path import P, Path
-from moat_kv_cli import command, data, entries, plain, values, verbs
+from moat_kv_cli import command, entries, plain, values, verbs
 
 FORMAT = "moat-kv dump"
 FORMAT_VERSION = 1
@@ -37,7 +37,10 @@ def _opened(name: str, mode: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-@data.data.command(example="moat kv data rooms dump rooms.jsonl\nmoat kv data : dump > all.jsonl")
+@click.command(
+    cls=command.Command,
+    example="moat kv data rooms dump rooms.jsonl\nmoat kv data : dump > all.jsonl",
+)
 @click.argument("file", default="-")
 @command.pass_invocation
 async def dump(invocation: command.Invocation, /, file: str) -> None:
@@ -53,8 +56,9 @@ async def dump(invocation: command.Invocation, /, file: str) -> None:
             out.flush()
 
 
-@data.data.command(
-    example="moat kv data rooms load rooms.jsonl\nmoat kv data copy load < all.jsonl"
+@click.command(
+    cls=command.Command,
+    example="moat kv data rooms load rooms.jsonl\nmoat kv data copy load < all.jsonl",
 )
 @click.argument("file", default="-")
 @click.option("--replace", is_flag=True, help="Delete what is below PATH and not in the dump.")
@@ -74,9 +78,10 @@ async def load(invocation: command.Invocation, /, file: str, replace: bool) -> N
     click.echo(f"{count} entries set" + (f", {gone} deleted" if replace else ""))
 
 
-@data.data.command(
+@click.command(
+    cls=command.Command,
     example="moat kv data rooms update changes.jsonl\n"
-    "moat kv data a watch -o jsonl | moat kv --url tcp://other:27586 data : update"
+    "moat kv data a watch -o jsonl | moat kv --url tcp://other:27586 data : update",
 )
 @click.argument("file", default="-")
 @click.option("--strip", type=verbs.PATH, metavar="PATH", help="Take this off every path first.")

@@ -15,10 +15,13 @@ import anyio
 import asyncclick as click
 
 from moat_kv import errors
-from moat_kv_cli import command, data, entries, values
+from moat_kv_cli import command, entries, values
 
 
-@data.data.command(example="moat kv data one.two.three edit\nEDITOR=nano moat kv data room edit")
+@click.command(
+    cls=command.Command,
+    example="moat kv data one.two.three edit\nEDITOR=nano moat kv data room edit",
+)
 @click.option("--new", is_flag=True, help="Begin an entry that is not there yet.")
 @command.pass_invocation
 async def edit(invocation: command.Invocation, /, new: bool) -> None:

@@ -33,8 +33,12 @@ async def require(client: Client, path: Path) -> Any:
 async def not_found(client: Client, path: Path) -> errors.NotFound:
     """The error for an entry that is not there."""
     below = len(await client.list(path))
-    facts = {"hint": f"below it there are {below} (verb: list)"} if below else {}
-    return errors.NotFound("entry at", str(path), **facts)
+    return errors.NotFound("entry at", str(path), **hint_below(below))
+
+
+def hint_below(count: int) -> dict[str, str]:
+    """The facts of a NotFound for a path that has something below it."""
+    return {"hint": f"`list` shows what is below it ({count})"} if count else {}
 
 
 async def change(
@@ -64,7 +68,18 @@ async def change(
                 raise
 
 
-async def write_all(client: Client, entries: Iterable[tuple[Path, Any]]) -> int:
+async def delete(client: Client, path: Path, *, expect: int | None = None) -> dict[str, Any] | None:
+    """Delete one entry; `rev` and `at` of the deletion, or None if there was nothing."""
+    arguments: dict[str, Any] = {"path": path}
+    if expect is not None:
+        arguments["expect"] = expect
+    fields = (await client.request("delete", arguments)).fields
+    return {"rev": fields["rev"], "at": fields["at"]} if fields["deleted"] else None
+
+
+async def write_all(
+    client: Client, entries: Iterable[tuple[Path, Any]], *, idem: bool = False
+) -> int:
     """Set many entries (`values.NOTHING`: delete it), in batches; how many there were."""
     count = size = 0
     batch: dict[Path, Any] = {}
@@ -72,24 +87,32 @@ async def write_all(client: Client, entries: Iterable[tuple[Path, Any]]) -> int:
         more = 0 if value is values.NOTHING else len(codec.pack(value))
         full = len(batch) >= BATCH_ENTRIES or size + more > BATCH_BYTES or path in batch
         if batch and full:
-            await write_batch(client, batch)
+            await _write_batch(client, batch, idem)
             batch, size = {}, 0
         batch[path] = value
         size += more + len(path.packed)
         count += 1
-    await write_batch(client, batch)
+    await _write_batch(client, batch, idem)
     return count
 
 
-async def write_batch(client: Client, batch: dict[Path, Any]) -> None:
-    """Set or delete these entries, all or none."""
-    if not batch:
-        return
-    writes = [
-        client.op_delete(path) if value is values.NOTHING else client.op_set(path, value)
-        for path, value in batch.items()
-    ]
-    await client.batch(writes)
+async def _write_batch(client: Client, batch: dict[Path, Any], idem: bool) -> None:
+    if len(batch) == 1:
+        # A frame of its own: the longest value that was once set has to fit again.
+        ((path, value),) = batch.items()
+        if value is values.NOTHING:
+            await client.delete(path)
+        else:
+            await client.set(path, value, idem=idem)
+    elif batch:
+        await client.batch(
+            [
+                client.op_delete(path)
+                if value is values.NOTHING
+                else client.op_set(path, value, idem=idem)
+                for path, value in batch.items()
+            ]
+        )
 
 
 def row(entry: Any, path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ where a path belongs is not taken as the path of an entry without asking: it get
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncclick as click
 
@@ -14,24 +15,32 @@ from moat_kv import errors
 from moat_kv.path import P, Path
 from moat_kv_cli import command
 
+if TYPE_CHECKING:
+    from moat_kv import Client
+
+
+Base: TypeAlias = "Callable[[command.Invocation, Client], Awaitable[Path]]"
+
 
 class PathGroup(command.Group):
-    """`GROUP PATH [VERB] ...`; `others` are commands of the group that take no path.
+    """`GROUP PATH [VERB] ...`, and commands that take no path (`add_other`).
 
-    The verb's command finds the path as `Invocation.here`.
+    The verb's command finds the path as `Invocation.here`. `base` says where in the tree the paths
+    begin, for completion; None: at the root.
     """
 
     def __init__(
         self,
         *args: Any,
         default: str = "get",
-        others: tuple[click.Command, ...] = (),
+        base: Base | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("subcommand_metavar", "PATH [VERB] [ARGUMENTS]...")
         super().__init__(*args, **kwargs)
         self.default = default
-        self.others = {str(each.name): each for each in others}
+        self.base = base
+        self.others: dict[str, click.Command] = {}
 
     def add_other(self, cmd: click.Command) -> None:
         """Add a command that takes no path, such as `code load DIR`."""
@@ -49,9 +58,9 @@ class PathGroup(command.Group):
         self._set_path(ctx, text)
         if has_verb:
             return f"PATH {rest[0]}", self.commands[rest[0]], rest[1:]
+        if not rest and ctx.resilient_parsing:
+            return None, None, rest  # completion: a verb may follow
         if not rest or rest[0].startswith("-"):
-            if ctx.resilient_parsing:
-                return None, None, rest
             return f"PATH {self.default}", self.commands[self.default], rest
         if ctx.resilient_parsing:
             return None, None, rest

@@ -1,0 +1,80 @@
+"""`moat kv module PATH [verb]`: stored Python modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import asyncclick as click
+
+from moat_kv.path import Path
+from moat_kv_cli import command, manifest, output, stored, values, verbs
+
+
+def check(name: str, value: Mapping[str, Any]) -> None:
+    """Raises BadCode or BadValue for a module that could not be imported."""
+    from moat_kv.code import compiling, requires
+
+    compiling.compile_module(value["code"], name=name)
+    requires.parse(value.get("requires"))
+
+
+KIND = stored.Kind("module", "module", check, ("requires",))
+
+
+@click.group(
+    cls=verbs.PathGroup,
+    base=lambda invocation, client: KIND.base(client),
+    example="moat kv module onewire.bus set -s bus.py\nmoat kv module : list",
+)
+def module() -> None:
+    """Look at and change modules, which procedures import by their path."""
+
+
+stored.register(module, KIND)
+module.add_other(manifest.load)
+
+
+@module.command(
+    "set", example="moat kv module onewire.bus set -s bus.py --require onewire.owserver"
+)
+@click.option("-s", "--script", metavar="FILE", help="The text; - is standard input.")
+@click.option("--require", "requires", multiple=True, metavar="MODULE", help="Or py:NAME>=VERSION.")
+@click.option("--version", metavar="TEXT", help="What you call this version.")
+@click.option("-i", "--info", metavar="TEXT", help="What it is for, in a line.")
+@output.option
+@command.pass_invocation
+async def set_(
+    invocation: command.Invocation,
+    /,
+    script: str | None,
+    requires: tuple[str, ...],
+    version: str | None,
+    info: str | None,
+    out: output.Printer,
+) -> None:
+    """Store a module, or change what is stored with it; it must compile."""
+    given: dict[str, Any] = {"version": version, "info": info}
+    if script is not None:
+        given["code"] = values.read_text(script, "-s")
+    if requires:
+        given["requires"] = list(requires)
+    attributes = {key: value for key, value in given.items() if value is not None}
+    if not attributes:
+        raise command.fail("nothing to set; give the text with -s FILE (-s - to pipe)")
+    path = module_path(invocation.here)
+    async with invocation.client() as client:
+        result = await stored.store(client, KIND, path, attributes)
+    out.done({"path": str(path), "rev": result.rev, "at": result.at})
+
+
+def module_path(path: Path) -> Path:
+    """The path, if a module can have it. Raises UsageError."""
+    from moat_kv import errors
+    from moat_kv.code import requires
+
+    try:
+        requires.module_name(path)
+    except errors.BadValue as exc:
+        raise command.fail(str(exc.reason)) from exc
+    return path
