@@ -1,7 +1,8 @@
 """The client: one object that talks to whichever server of a network answers.
 
-In the order of the way of a request: `client` (what users call), `writes` and `results` (what goes
-in and comes out), `link` (keeps a line, repeats what may be repeated), `handshake` and `address`
-(how a line comes about), `connection` (one line). Streams: `streams`, `watch`, `mirror`, `monitor`,
-`groups`. `session` keeps a session alive. `moat_kv` hands the public names out.
+In the order of the way of a request: `opening` and `client` (what users call), `writes` and
+`results` (what goes in and comes out), `link` (keeps a line, repeats what may be repeated),
+`handshake`, `address` and `backoff` (how a line comes about), `connection` (one line). Answers in
+parts: `streams`, `subscription`, `watch`, `mirror`, `monitor`, `groups`. `session` keeps a session
+alive. `moat_kv` hands the public names out.
 """

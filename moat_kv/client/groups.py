@@ -7,15 +7,13 @@ only the newest list of members: a slow reader misses what was in between, and n
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moat_kv import codec, errors
-from moat_kv.client import connection, results, streams
+from moat_kv.client import connection, results, subscription
 from moat_kv.path import Path
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from moat_kv.client.link import Link
     from moat_kv.client.session import Sessions
 
@@ -68,7 +66,7 @@ def _arguments(member: _Member, session: str) -> dict[str, Any]:
     return {**member._asdict(), "session": session}
 
 
-class GroupWatch(streams.Stream):
+class GroupWatch(subscription.Subscription[results.Members | None]):
     """`async with client.watch_group(group) as g: async for members in g`.
 
     Gives `Members` at once and after each change, and None when the line breaks: nothing is known
@@ -80,34 +78,14 @@ class GroupWatch(streams.Stream):
     def __init__(self, link: Link, group: Path) -> None:
         super().__init__(link)
         self._group = group
-        # What waits: the newest.
-        self._waiting: list[results.Members | None] = []
+        # At most one.
+        self._newest: list[results.Members | None] = []
 
-    async def __aenter__(self) -> Self:
-        self._link.open_stream(self)
-        return self
+    def waiting(self) -> bool:
+        return bool(self._newest)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._link.close_stream(self)
-        self._over = True
-        self.changed()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> results.Members | None:
-        while not self._waiting:
-            if self._error is not None:
-                raise self._error
-            if self._over:
-                raise StopAsyncIteration
-            await self.wait()
-        return self._waiting.pop()
+    def take(self) -> results.Members | None:
+        return self._newest.pop()
 
     def ask(self) -> dict[str, Any]:
         return {"group": self._group}
@@ -118,9 +96,9 @@ class GroupWatch(streams.Stream):
         for name, facts in fields["members"].items():
             roles = tuple(sorted(facts["roles"]))
             members[name] = results.MemberInfo(roles=roles, info=infos.get(name))
-        self._waiting[:] = [members]
+        self._newest[:] = [members]
         self.changed()
 
     def interrupted(self, reason: str) -> None:
-        self._waiting[:] = [None]
+        self._newest[:] = [None]
         self.changed()

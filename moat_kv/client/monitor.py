@@ -7,21 +7,19 @@ wait, is lost; `lost` counts those that are known of.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from moat_kv.client import results, streams
+from moat_kv.client import results, subscription
 from moat_kv.path import Path
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from moat_kv.client.link import Link
 
 #: So many messages wait for a slow reader; the oldest are dropped above that.
 LIMIT = 1_000
 
 
-class Monitor(streams.Stream):
+class Monitor(subscription.Subscription[results.Message]):
     """`async with client.monitor(topic) as m: async for message in m`."""
 
     action = "monitor"
@@ -34,35 +32,14 @@ class Monitor(streams.Stream):
         if max_depth != -1:
             self._arguments["max_depth"] = max_depth
         self._raw = raw
-        self._waiting: deque[tuple[Path, bytes]] = deque()
+        self._queue: deque[tuple[Path, bytes]] = deque()
 
-    async def __aenter__(self) -> Self:
-        self._link.open_stream(self)
-        return self
+    def waiting(self) -> bool:
+        return bool(self._queue)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._link.close_stream(self)
-        self._over = True
-        self.changed()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> results.Message:
-        while True:
-            while not self._waiting:
-                if self._error is not None:
-                    raise self._error
-                if self._over:
-                    raise StopAsyncIteration
-                await self.wait()
-            topic, packed = self._waiting.popleft()
-            return results.Message(topic, packed, raw=self._raw)
+    def take(self) -> results.Message:
+        topic, packed = self._queue.popleft()
+        return results.Message(topic, packed, raw=self._raw)
 
     def ask(self) -> dict[str, Any]:
         return self._arguments
@@ -71,8 +48,8 @@ class Monitor(streams.Stream):
         self.lost += fields.get("lost", 0)
         if value is None:
             return
-        if len(self._waiting) >= LIMIT:
-            self._waiting.popleft()
+        if len(self._queue) >= LIMIT:
+            self._queue.popleft()
             self.lost += 1
-        self._waiting.append((fields["topic"], value))
+        self._queue.append((fields["topic"], value))
         self.changed()

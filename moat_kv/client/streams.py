@@ -185,6 +185,11 @@ class Rows(Generic[_T], AsyncIterator[_T]):
             self._closed = True
             self._link.close_stream(self._answer)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is at its end, or was stopped."""
+        return self._closed
+
     async def aclose(self) -> None:
         """Stop; what has come is dropped."""
         self._stop()

@@ -9,25 +9,18 @@ never holds more than the subtree has entries, and the line's reader never waits
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
-
-import anyio
-import anyio.lowlevel
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from moat_kv import errors
-from moat_kv.client import results, streams
+from moat_kv.client import results, streams, subscription
+from moat_kv.notgiven import NotGiven, NotGivenType
 from moat_kv.path import Path
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from moat_kv.client.link import Link
 
 #: What a watch hands out.
 Event: TypeAlias = "results.WatchEvent | results.Mark | results.Ready | results.Reset"
-
-#: After so many events without a wait the others have their turn.
-_TURN = 64
 
 
 class Feed(streams.Stream):
@@ -133,13 +126,12 @@ class Feed(streams.Stream):
         self.on_mark(self._place)
 
 
-class Watch(Feed):
+class Watch(Feed, subscription.Subscription[Event]):
     """`async with client.watch(path) as w: async for event in w`.
 
     Gives `WatchEvent`s in the order in which they came, but for those that were conflated; after a
     `fetch` one `Ready`; `Reset` where changes may have been missed, followed by the present state
-    and `Ready`; with `marks`, `Mark`s. It ends only with an error: Disconnected if the client was
-    closed or does not reconnect, or what the server refused it with.
+    and `Ready`; with `marks`, `Mark`s.
     """
 
     def __init__(self, link: Link, path: Path, *, marks: bool, **options: Any) -> None:
@@ -150,64 +142,20 @@ class Watch(Feed):
         # What waits, in order: a path stands for its row in `_rows`.
         self._queue: deque[Path | results.Mark | results.Ready | results.Reset] = deque()
         self._rows: dict[Path, list[Any]] = {}
-        self._handed_out = 0
 
-    async def __aenter__(self) -> Self:
-        self._link.open_stream(self)
-        return self
+    def waiting(self) -> bool:
+        return bool(self._queue)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._link.close_stream(self)
-        self._over = True
-        self.changed()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        while True:
-            while not self._queue:
-                if self._error is not None:
-                    raise self._error
-                if self._over:
-                    raise StopAsyncIteration
-                self._handed_out = 0
-                await self.wait()
-            event = self._take()
-            if event is None:
-                continue
-            self._handed_out += 1
-            if self._handed_out % _TURN == 0:
-                await anyio.lowlevel.checkpoint()
-            return event
-
-    def _take(self) -> Event | None:
+    def take(self) -> Event | NotGivenType:
         item = self._queue.popleft()
         if isinstance(item, Path):
             return results.event_of(self._rows.pop(item), self._epoch)
         if isinstance(item, results.Mark):
             self.since = item
-            return item if self._marks else None
+            return item if self._marks else NotGiven
         if isinstance(item, results.Reset):
             self.since = None
         return item
-
-    async def next_batch(self) -> list[Event]:
-        """What waits, at least one; none at the end. For consumers to whom a step is costly."""
-        try:
-            batch = [await self.__anext__()]
-        except StopAsyncIteration:
-            return []
-        while self._queue:
-            event = self._take()
-            if event is not None:
-                batch.append(event)
-        return batch
 
     # The feed -----------------------------------------------------------------------------------
 

@@ -1,0 +1,351 @@
+"""The client for plain scripts: the same calls, blocking.
+
+    with moat_kv.blocking.open_client() as client:
+        client.set(P("a.b"), 1)
+
+An event loop runs in a thread of its own (anyio's blocking portal), with an ordinary client in it;
+each call here is that client's call, waited for. There is no second copy of anything: arguments,
+results and errors are those of `moat_kv.Client`. May be used from any number of threads, but not
+from within an event loop, which it would stop: that raises RuntimeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import anyio
+import anyio.from_thread
+
+from moat_kv.client import client as client_module
+from moat_kv.client import mirror, opening, results, streams, watch, writes
+from moat_kv.client import session as session_module
+from moat_kv.path import Path
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+    from moat_kv.client.client import Results
+    from moat_kv.config import Config
+    from moat_kv.proto import messages
+
+_T = TypeVar("_T")
+_R = TypeVar("_R", bound=mirror.ClientRoot)
+
+
+class _Batches(Protocol[_T]):
+    """What can be taken in portions, so that not every item costs a change of threads."""
+
+    async def next_batch(self) -> list[_T]: ...
+
+
+@contextmanager
+def open_client(
+    url: str | Sequence[str] | None = None,
+    *,
+    name: str | None = None,
+    config: Config | None = None,
+    connect_timeout_s: float | None = None,
+    request_timeout_s: float | None = None,
+    reconnect: bool = True,
+    wait: bool = False,
+    backend: str = "asyncio",
+) -> Iterator[Client]:
+    """Connect to a server. Arguments and errors as for `moat_kv.open_client`.
+
+    `backend`: the event loop in the thread, `asyncio` or `trio`.
+    """
+    _refuse_event_loop()
+    with anyio.from_thread.start_blocking_portal(backend) as portal:
+        opened = opening.open_client(
+            url,
+            name=name,
+            config=config,
+            connect_timeout_s=connect_timeout_s,
+            request_timeout_s=request_timeout_s,
+            reconnect=reconnect,
+            wait=wait,
+        )
+        with portal.wrap_async_context_manager(opened) as client:
+            yield Client(portal, client)
+
+
+def _refuse_event_loop() -> None:
+    try:
+        anyio.get_current_task()
+    except RuntimeError:  # of which anyio's and sniffio's "no event loop" errors are kinds
+        return
+    raise RuntimeError(
+        "the blocking client would stop the event loop that runs here; use moat_kv.open_client"
+    )
+
+
+class _Caller:
+    """Runs things in the loop's thread."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
+
+    def call(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
+        """Call an async function in the loop and wait. Ctrl-C here cancels it there."""
+        _refuse_event_loop()
+
+        async def run() -> _T:
+            return await function(*args, **kwargs)
+
+        future = self._portal.start_task_soon(run)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def call_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Have it called, without waiting; not at all if the loop is at its end."""
+        try:
+            self._portal.start_task_soon(function)
+        except RuntimeError:
+            return
+
+    def call_sync(self, function: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+        """Call a plain function in the loop and wait."""
+
+        async def run() -> _T:
+            return function(*args, **kwargs)
+
+        return self.call(run)
+
+
+class _Iterator(Generic[_T], Iterator[_T]):
+    """A plain iterator over what comes in portions."""
+
+    def __init__(self, caller: _Caller, source: _Batches[_T]) -> None:
+        self._caller = caller
+        self._source = source
+        self._waiting: list[_T] = []
+
+    def __next__(self) -> _T:
+        if not self._waiting:
+            self._waiting = self._caller.call(self._source.next_batch)
+            self._waiting.reverse()
+        if not self._waiting:
+            raise StopIteration
+        return self._waiting.pop()
+
+
+class Rows(_Iterator[_T]):
+    """Rows of `get_tree`. Leaving the loop early: `close`, or drop it."""
+
+    _source: streams.Rows[_T]
+
+    def close(self) -> None:
+        """Stop the server from sending the rest."""
+        self._caller.call(self._source.aclose)
+        self._waiting = []
+
+    def __del__(self) -> None:
+        # The source notices by itself only in the loop's thread.
+        if not self._source.closed:
+            self._caller.call_soon(self._source.aclose)
+
+
+class Watch(_Iterator[watch.Event]):
+    """`with client.watch(path) as w: for event in w`; see `moat_kv.client.watch.Watch`."""
+
+    _source: watch.Watch
+
+    @property
+    def since(self) -> results.Mark | None:
+        """Everything up to here was handed out."""
+        return self._source.since
+
+
+class Session:
+    """`with client.session() as s`; see `moat_kv.Session`."""
+
+    def __init__(self, caller: _Caller, session: session_module.Session) -> None:
+        self._caller = caller
+        self._session = session
+
+    @property
+    def id(self) -> str:
+        return self._session.id
+
+    @property
+    def ttl_s(self) -> float:
+        return self._session.ttl_s
+
+    @property
+    def grace_s(self) -> float:
+        return self._session.grace_s
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, in whichever way."""
+        return self._session.ended
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has ended without being closed."""
+        return self._session.lost.is_set()
+
+    def wait_lost(self) -> None:
+        """Block until it has ended without being closed."""
+        self._caller.call(self._session.lost.wait)
+
+
+def _session(session: Session | session_module.Session | str | None) -> Any:
+    return session._session if isinstance(session, Session) else session
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    if "session" in options:
+        options["session"] = _session(options["session"])
+    return options
+
+
+class Client:
+    """`moat_kv.Client`, blocking. Options, results and errors are documented there."""
+
+    def __init__(self, portal: BlockingPortal, client: client_module.Client) -> None:
+        self._caller = _Caller(portal)
+        self._portal = portal
+        self._client = client
+
+    @property
+    def name(self) -> str:
+        return self._client.name
+
+    @property
+    def config(self) -> Config:
+        return self._client.config
+
+    @property
+    def server(self) -> results.ServerInfo:
+        return self._client.server
+
+    @property
+    def connected(self) -> bool:
+        return self._client.connected
+
+    @property
+    def asynchronous(self) -> client_module.Client:
+        """The client in the loop, for `run`."""
+        return self._client
+
+    def run(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
+        """Call any async function in the client's loop, such as a mirror entry's `update`."""
+        return self._caller.call(function, *args, **kwargs)
+
+    def bound(
+        self,
+        *,
+        fence: writes.Guard | None = None,
+        session: Session | session_module.Session | str | None = None,
+    ) -> Client:
+        """A view whose every write carries this fence or session."""
+        return Client(self._portal, self._client.bound(fence=fence, session=_session(session)))
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def get(self, path: Path, *, strict: bool = False) -> results.Result:
+        return self._caller.call(self._client.get, path, strict=strict)
+
+    def get_tree(
+        self, path: Path, *, min_depth: int = 0, max_depth: int = -1
+    ) -> Rows[results.Result]:
+        source = self._caller.call_sync(
+            self._client.get_tree, path, min_depth=min_depth, max_depth=max_depth
+        )
+        return Rows(self._caller, source)
+
+    def list(self, path: Path) -> list[results.Listed]:
+        return self._caller.call(self._client.list, path)
+
+    def history(self, path: Path, *, limit: int = 20, before: int | None = None) -> Results:
+        return self._caller.call(self._client.history, path, limit=limit, before=before)
+
+    @contextmanager
+    def watch(self, path: Path, **options: Any) -> Iterator[Watch]:
+        with self._enter(self._client.watch, path, **options) as source:
+            yield Watch(self._caller, source)
+
+    @contextmanager
+    def mirror(self, path: Path, cls: type[_R] | None = None) -> Iterator[_R]:
+        """The mirror's entries are read from here directly; `run` its async methods."""
+        with self._enter(self._client.mirror, path, cls or mirror.ClientRoot) as root:
+            yield root
+
+    def state(self) -> dict[str, Any]:
+        return self._caller.call(self._client.state)
+
+    def ping(self) -> float:
+        return self._caller.call(self._client.ping)
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def set(self, path: Path, value: Any, **options: Any) -> results.Result:
+        return self._caller.call(self._client.set, path, value, **_options(options))
+
+    def delete(self, path: Path, **options: Any) -> results.Result:
+        return self._caller.call(self._client.delete, path, **_options(options))
+
+    def delete_tree(self, path: Path, *, min_depth: int = 0, max_depth: int = -1) -> int:
+        return self._caller.call(
+            self._client.delete_tree, path, min_depth=min_depth, max_depth=max_depth
+        )
+
+    def op_set(self, path: Path, value: Any, **options: Any) -> writes.WriteOp:
+        return self._client.op_set(path, value, **_options(options))
+
+    def op_delete(self, path: Path, **options: Any) -> writes.WriteOp:
+        return self._client.op_delete(path, **_options(options))
+
+    def batch(self, ops: Sequence[writes.WriteOp]) -> Results:
+        return self._caller.call(self._client.batch, ops)
+
+    def patch(self, path: Path, op: str, operand: Any, **options: Any) -> results.Result:
+        return self._caller.call(self._client.patch, path, op, operand, **_options(options))
+
+    # Messages, sessions, groups -----------------------------------------------------------------
+
+    def send(self, topic: Path, *value: Any, raw: bytes | None = None) -> None:
+        self._caller.call(self._client.send, topic, *value, raw=raw)
+
+    @contextmanager
+    def monitor(self, topic: Path, **options: Any) -> Iterator[Iterator[results.Message]]:
+        with self._enter(self._client.monitor, topic, **options) as source:
+            yield _Iterator[results.Message](self._caller, source)
+
+    @contextmanager
+    def session(
+        self, *, ttl_s: float | None = None, grace_s: float | None = None
+    ) -> Iterator[Session]:
+        with self._enter(self._client.session, ttl_s=ttl_s, grace_s=grace_s) as source:
+            yield Session(self._caller, source)
+
+    def join(self, group: Path, name: str, **options: Any) -> None:
+        self._caller.call(self._client.join, group, name, **_options(options))
+
+    def leave(self, group: Path, name: str, role: str = "member") -> None:
+        self._caller.call(self._client.leave, group, name, role)
+
+    @contextmanager
+    def watch_group(self, group: Path) -> Iterator[Iterator[results.Members | None]]:
+        with self._enter(self._client.watch_group, group) as source:
+            yield _Iterator[results.Members | None](self._caller, source)
+
+    def request(
+        self, action: str, arguments: dict[str, Any], value: bytes | None = None, **options: Any
+    ) -> messages.Reply:
+        return self._caller.call(self._client.request, action, arguments, value, **options)
+
+    @contextmanager
+    def _enter(
+        self, make: Callable[..., AbstractAsyncContextManager[_T]], *args: Any, **kwargs: Any
+    ) -> Iterator[_T]:
+        """A context of the client's, made and held in the loop's thread."""
+        made = self._caller.call_sync(make, *args, **kwargs)
+        with self._portal.wrap_async_context_manager(made) as entered:
+            yield entered
