@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,6 +17,7 @@ from moat_kv.code import compiling
 EXAMPLES = FilePath(__file__).parents[2] / "examples"
 
 
+@cache
 def manifest(folder: str) -> dict[str, Any]:
     text = (EXAMPLES / folder / "manifest.yaml").read_text()
     read: dict[str, Any] = YAML(typ="safe", pure=True).load(text)
