@@ -139,7 +139,7 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            await self._flush()
+            await self._flush(streams=False)
             while True:
                 data = await self._stream.receive(READ_BYTES)
                 self._reading = True
@@ -151,8 +151,8 @@ class Connection:
                     return
                 finally:
                     self._reading = False
-                if not self._sending and (self._out or self._ready):
-                    await self._flush()
+                if not self._sending:
+                    await self._flush(streams=False)
                 while self._out_bytes > SEND_HIGH_BYTES or self.unanswered > UNANSWERED_LIMIT:
                     self._room = anyio.Event()
                     await self._room.wait()
@@ -184,16 +184,19 @@ class Connection:
                 await self._wake.wait()
                 self._wake = anyio.Event()
                 if not self._sending:
-                    await self._flush()
+                    await self._flush(streams=True)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             # The reader notices on its own; what could not be sent has no reader any more.
             return
 
-    async def _flush(self) -> None:
-        """Send all that waits, replies before streams. One at a time: `_sending` says who."""
+    async def _flush(self, *, streams: bool) -> None:
+        """Send all that waits, replies before streams. One at a time: `_sending` says who.
+
+        The reader leaves the streams to the writer, or a long one would keep it from reading.
+        """
         self._sending = True
         try:
-            while self._out or self._ready:
+            while self._out or (streams and self._ready):
                 if not self._out:
                     self._pull()
                 if not self._out:
@@ -207,6 +210,8 @@ class Connection:
                 self._make_room()
         finally:
             self._sending = False
+        if self._ready:
+            self._wake.set()
 
     def _pull(self) -> None:
         """Take one slice from each stream that is ready, until there is enough to send."""
@@ -249,6 +254,6 @@ class Connection:
                     self._room = anyio.Event()
                     await self._room.wait()
                 if not self._sending:
-                    await self._flush()
+                    await self._flush(streams=True)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                 return

@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from moat_kv import transport
 from moat_kv.engine.base import Engine
 from moat_kv.proto import frames, messages
 from moat_kv.server import actions
@@ -95,6 +96,7 @@ class Server:
                 task_status.started()
 
     async def _serve_client(self, stream: anyio.abc.ByteStream) -> None:
+        stream = await transport.settled(stream)
         connection = Connection(self, stream)
         self.connections.add(connection)
         try:
