@@ -1,1 +1,10 @@
-"""Procedures and modules that are stored in the tree, and how they become callable."""
+"""Procedures and modules that are stored in the tree, and how they become callable.
+
+`compiling` (text to code), `requires` (what code needs), `importing` (the finders), `modules` and
+`procedures` (what is stored, mirrored).
+"""
+
+from moat_kv.code.modules import ModuleRoot
+from moat_kv.code.procedures import CodeRoot
+
+__all__ = ["CodeRoot", "ModuleRoot"]

@@ -1,0 +1,292 @@
+"""Stored modules, mirrored: what is there, what it needs, and a shelf for the finders.
+
+Users call `await ModuleRoot.as_handler(client)` and then write `import`. The runner asks before a
+job starts whether all that it requires is there, loads it in order, and compares signatures to see
+whether a change concerns a running job. A changed module is forgotten together with what needs it,
+and loaded anew on the next import; nothing here restarts anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from moat_kv import config, errors
+from moat_kv.client.mirror import ClientEntry, ClientRoot
+from moat_kv.code import compiling, importing, requires
+from moat_kv.path import Path
+
+if TYPE_CHECKING:
+    from moat_kv.client.client import Client
+    from moat_kv.client.shared import Shared
+
+
+class StoredModule:
+    """One revision of a stored module, or of a package that is made by what lies below it."""
+
+    def __init__(self, name: str, value: Any, *, rev: int, is_package: bool) -> None:
+        self.name = name
+        self.rev = rev
+        self.is_package = is_package
+        self.override = isinstance(value, Mapping) and value.get("override") is True
+        self._value = value if _has_code(value) else {"code": ""}
+        self._compiled: compiling.Module | None = None
+
+    @property
+    def needs(self) -> requires.Needs:
+        """Raises BadValue."""
+        return requires.parse(self._value.get("requires"))
+
+    def compiled(self) -> compiling.Module:
+        """Its code, compiled once. Raises BadCode."""
+        if self._compiled is None:
+            self._compiled = compiling.compile_module(
+                self._value["code"], name=self.name, is_package=self.is_package, rev=self.rev
+            )
+        return self._compiled
+
+    def is_same(self, other: StoredModule | None) -> bool:
+        return other is not None and (self.rev, self.is_package) == (other.rev, other.is_package)
+
+
+def _has_code(value: Any) -> bool:
+    return isinstance(value, Mapping) and "code" in value
+
+
+def check(value: Any, *, name: str, is_package: bool = False) -> requires.Needs:
+    """What a module's entry needs; raises BadCode or BadValue if it cannot be loaded ever."""
+    if not _has_code(value):
+        raise errors.BadValue("a module is a mapping with `code`")
+    module = StoredModule(name, value, rev=0, is_package=is_package)
+    module.compiled()
+    return module.needs
+
+
+class ModuleEntry(ClientEntry):
+    """An entry below the place of modules."""
+
+    _stored: StoredModule | None = None
+
+    def updated(self) -> None:
+        root = self.root
+        assert isinstance(root, ModuleRoot)
+        root._module_changed(self)
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(map(str, self.path))
+
+    @property
+    def has_code(self) -> bool:
+        return _has_code(self.value)
+
+    @property
+    def stored(self) -> StoredModule | None:
+        """What an import finds here; None if there is no code here nor below."""
+        is_package = any(isinstance(e, ModuleEntry) and e.has_code for e in self.all_children)
+        if not is_package and not self.has_code:
+            return None
+        rev = self.rev if self.has_code else 0
+        known = self._stored
+        if known is None or (known.rev, known.is_package) != (rev, is_package):
+            known = StoredModule(self.dotted, self.value, rev=rev, is_package=is_package)
+            self._stored = known
+        return known
+
+
+_roots: weakref.WeakKeyDictionary[Shared, ModuleRoot] = weakref.WeakKeyDictionary()
+
+
+def of(client: Client) -> ModuleRoot | None:
+    """The client's `ModuleRoot`, if it has one."""
+    return _roots.get(client.shared)
+
+
+class ModuleRoot(ClientRoot):
+    """All stored modules; plain imports find them for as long as the client is open."""
+
+    child_type = ModuleEntry
+
+    def __init__(self, client: Client, path: Path) -> None:
+        super().__init__(client, path)
+        self._listeners: list[Callable[[], None]] = []
+        self._on_shelf = anyio.Event()
+        self._scope = anyio.CancelScope()
+
+    @classmethod
+    def place(cls, places: config.Places) -> Path:
+        return places.module
+
+    def start(self) -> None:
+        super().start()
+        self.client.task_group.start_soon(self._serve)
+
+    def stop(self) -> None:
+        super().stop()
+        self._scope.cancel()
+
+    async def ready(self) -> None:
+        await super().ready()
+        await self._on_shelf.wait()
+
+    async def _serve(self) -> None:
+        importing.add_shelf(self)
+        _roots[self.client.shared] = self
+        self._on_shelf.set()
+        try:
+            with self._scope:
+                await anyio.sleep_forever()
+        finally:
+            importing.remove_shelf(self)
+            if _roots.get(self.client.shared) is self:
+                del _roots[self.client.shared]
+
+    # Storing ------------------------------------------------------------------------------------
+
+    async def add(
+        self,
+        path: Path,
+        *,
+        code: str,
+        requires: Sequence[Path | str] = (),
+        override: bool = False,
+        **facts: Any,
+    ) -> None:
+        """Store a module; return when it can be imported here.
+
+        `facts` (`version`, `info`) are kept beside the code.
+
+        Raises BadCode, BadValue, and CyclicModules; what it requires may come later.
+        """
+        value: dict[str, Any] = {"code": code, **facts}
+        if requires:
+            value["requires"] = list(requires)
+        if override:
+            value["override"] = True
+        self.check_new(path, value)
+        await self.follow(path, create=True).update(value)
+
+    async def remove(self, path: Path) -> None:
+        """Delete a module's code, and return when that is seen here; modules below it stay."""
+        await self.follow(path, create=True).delete()
+
+    def check_new(self, path: Path, value: Any) -> None:
+        """Whether a value may be stored as the module at a path. Raises as `add`."""
+        name = requires.module_name(path)
+        present = self.stored(name)
+        is_package = present is not None and present.is_package
+        needs = check(value, name=name, is_package=is_package)
+
+        def needs_of(other: str) -> Iterable[str]:
+            if other == name:
+                return needs.stored
+            found = self.stored(other)
+            return found.needs.stored if found is not None else ()
+
+        requires.load_order([name], needs_of, needed_by=name)
+
+    # Finding ------------------------------------------------------------------------------------
+
+    def stored(self, name: str) -> StoredModule | None:
+        """What is stored under a dotted name."""
+        entry: ClientEntry | None = self
+        for part in name.split("."):
+            entry = entry.get(part) if entry is not None else None
+        return entry.stored if isinstance(entry, ModuleEntry) else None
+
+    def order(self, needs: requires.Needs, *, needed_by: str) -> list[str]:
+        """What to load for these needs, in order, after seeing that all of it can be loaded.
+
+        Raises MissingModule, CyclicModules, BadCode, BadValue.
+        """
+
+        def needs_of(name: str) -> Iterable[str] | None:
+            found = self.stored(name)
+            return found.needs.stored if found is not None else None
+
+        names = requires.load_order(needs.stored, needs_of, needed_by=needed_by)
+        check_installed(needs, needed_by=needed_by)
+        for name in names:
+            found = self.stored(name)
+            assert found is not None  # else it was missing
+            found.compiled()
+            check_installed(found.needs, needed_by=name)
+        return names
+
+    def load(self, needs: requires.Needs, *, needed_by: str) -> None:
+        """Import what is needed, dependencies first. May block while the modules' code runs.
+
+        Raises as `order`, and whatever the modules' code raises.
+        """
+        for name in self.order(needs, needed_by=needed_by):
+            importlib.import_module(name)
+            if not importing.is_stored(name):
+                hint = "an installed module has that name; rename yours, or set `override`"
+                raise errors.MissingModule(name, needed_by, hint=hint)
+
+    def closure(self, names: Iterable[str]) -> set[str]:
+        """These modules and all stored ones that they may load: required, imported, parents."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            stored = self.stored(name) if name not in found else None
+            if stored is None:
+                continue
+            found.add(name)
+            waiting.extend(_links(stored))
+        return found
+
+    def signature(self, names: Iterable[str]) -> tuple[tuple[str, int], ...]:
+        """Differs if any module that these may load has changed."""
+        every = sorted(self.closure(names))
+        return tuple((name, stored.rev) for name in every if (stored := self.stored(name)))
+
+    # Changes ------------------------------------------------------------------------------------
+
+    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Be called after each change, in the event loop; returns what ends that."""
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    def _module_changed(self, entry: ModuleEntry) -> None:
+        changed = entry.dotted
+        stale = [
+            name
+            for name in importing.loaded()
+            if name == changed
+            or name.startswith(changed + ".")
+            or changed in self.closure([name])
+            or self._is_reshaped(name)
+        ]
+        importing.forget(stale)
+        for tell in list(self._listeners):
+            tell()
+
+    def _is_reshaped(self, name: str) -> bool:
+        """A module has become a package, or the other way round, or is gone."""
+        stored, loaded = self.stored(name), importing.loaded_from(name)
+        return isinstance(loaded, StoredModule) and not loaded.is_same(stored)
+
+
+def _links(stored: StoredModule) -> Iterator[str]:
+    parent = stored.name.rpartition(".")[0]
+    if parent:
+        yield parent
+    try:
+        yield from stored.needs.stored
+        yield from stored.compiled().imports
+    except errors.MoatKvError:
+        return  # it cannot be loaded; whoever wants to is told why
+
+
+def check_installed(needs: requires.Needs, *, needed_by: str) -> None:
+    """Raises MissingModule for the first installed package that is missing, or too old."""
+    for requirement in needs.installed:
+        reason = requires.unmet(requirement)
+        if reason is not None:
+            raise errors.MissingModule(str(requirement), needed_by, hint=reason)
