@@ -18,7 +18,7 @@ DEFAULT_PORT = 27586  # what a README's commands use without saying so
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tour", description="run a README's commands as printed")
-    parser.add_argument("readme", type=Path)
+    parser.add_argument("readme", type=Path, nargs="?", default=Path("README.md"))
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="for one step")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="must be free; 0: none")
     options = parser.parse_args()
