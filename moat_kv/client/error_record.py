@@ -47,6 +47,8 @@ class NodeTrace:
     """Whatever was recorded beside it."""
     id: str = ""
     """Of the occurrence; tells whether a write whose answer was lost has happened."""
+    resolved: float | None = None
+    """When it was over on this node alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,22 +199,40 @@ async def resolve(
     path: Path,
     *,
     by: str = BY_HAND,
+    node: str | None = None,
     comment: str | None = None,
     places: Places | None = None,
 ) -> bool:
-    """Note that it is over. False if there is no open record. `comment` None leaves it as it is."""
+    """Note that it is over. False if there was nothing to note. `comment` None leaves it as it is.
+
+    `node`: only there; the record is resolved when the error is over on every node that had it.
+    """
     done = False
+    now = time.time()
 
     def change(old: ErrorRecord | None) -> ErrorRecord | None:
         nonlocal done
         if old is None or old.resolved is not None:
             return None
+        changed = old if node is None else _over_on(old, node, now)
+        if changed is None:
+            return None
         done = True
-        changed = dataclasses.replace(old, resolved=time.time(), resolved_by=by)
+        if node is None or all(seen.resolved is not None for seen in changed.nodes.values()):
+            changed = dataclasses.replace(changed, resolved=now, resolved_by=by)
         return changed if comment is None else dataclasses.replace(changed, comment=comment)
 
     await _change(client, place(subsystem, path, places or Places()), change)
     return done
+
+
+def _over_on(old: ErrorRecord, node: str, at: float) -> ErrorRecord | None:
+    seen = old.nodes.get(node)
+    if seen is None or seen.resolved is not None:
+        return None
+    return dataclasses.replace(
+        old, nodes={**old.nodes, node: dataclasses.replace(seen, resolved=at)}
+    )
 
 
 async def annotate(
