@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -20,9 +22,9 @@ async def started(line: Line, **arguments: object) -> int:
     return seq
 
 
-async def until_ready(line: Line, seq: int) -> tuple[list[list[object]], Reply]:
+async def until_ready(line: Line, seq: int) -> tuple[list[list[Any]], Reply]:
     """The rows of the fetch, and the part that ends it."""
-    rows: list[list[object]] = []
+    rows: list[list[Any]] = []
     while True:
         part = await line.next(seq)
         rows.extend(part.fields.get("rows", ()))
@@ -44,8 +46,9 @@ async def test_changes_come_in_order_with_a_mark() -> None:
 
 async def test_fetch_tells_the_present_state_and_then_ready() -> None:
     async with running_server() as running, connected(running.url) as line:
-        for n in range(1_500):
-            await line.send("set", n, path=Path("a", n))
+        for start in (0, 500, 1_000):
+            writes = [[Path("a", start + n), codec.pack(n), {}] for n in range(500)]
+            await line.ask("batch", writes=writes)
         await line.ask("set", 1, path=P("b"))
         seq = await started(line, path=P("a"), fetch=True)
         rows, last = await until_ready(line, seq)

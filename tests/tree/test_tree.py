@@ -7,7 +7,7 @@ from hypothesis import strategies
 
 from moat_kv import codec
 from moat_kv.entry import Record
-from moat_kv.path import P, Path
+from moat_kv.path import Element, P, Path
 from moat_kv.tree import tree as tree_module
 from moat_kv.tree.tree import Tree
 
@@ -26,10 +26,11 @@ def paths_below(tree: Tree, path: Path, **depths: int) -> list[str]:
 
 def test_true_one_and_one_point_zero_are_three_entries() -> None:
     tree = Tree()
-    for rev, element in enumerate((True, 1, 1.0, "1", b"1"), 1):
+    names: tuple[Element, ...] = (True, 1, 1.0, "1", b"1")
+    for rev, element in enumerate(names, 1):
         tree.apply(record(rev, Path(element), repr(element)))
     assert tree.entries == 5
-    values = [tree.find(Path(element)) for element in (True, 1, 1.0, "1", b"1")]
+    values = [tree.find(Path(element)) for element in names]
     unpacked = [codec.unpack(node.value) for node in values if node and node.value]
     assert unpacked == ["True", "1", "1.0", "'1'", "b'1'"]
 
@@ -111,7 +112,7 @@ writes = strategies.lists(
 
 @hypothesis.given(writes=writes, floor=strategies.integers(0, 40))
 def test_the_tree_agrees_with_a_plain_mapping(
-    writes: list[tuple[list[object], bool]], floor: int
+    writes: list[tuple[list[Element], bool]], floor: int
 ) -> None:
     tree, model = Tree(), dict[Path, int]()
     for rev, (path_elements, present) in enumerate(writes, 1):
