@@ -128,6 +128,10 @@ FALSE = {
         "terminal 2$ echo hello; echo more; sleep 1000\nhello",
         "terminal 2 also printed: more",
     ),
+    "other_terminal_fails_and_tells_why": (
+        "terminal 2$ echo no room; false\n...",
+        "terminal 2 shows: no room",
+    ),
     "other_terminal_fails": ("terminal 2$ false", "`terminal 2$ false` ended with 1, not 0"),
     "nothing_to_stop": ("terminal 2$ true\nterminal 2$ ^C", "nothing runs there"),
 }
