@@ -6,9 +6,9 @@ import pathlib
 from typing import Any
 
 import pytest
-from moat_kv.path import P, Path
 
 from moat_kv import config, errors
+from moat_kv.path import P, Path
 
 
 @pytest.fixture(autouse=True)
