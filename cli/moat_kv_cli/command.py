@@ -195,6 +195,14 @@ class LazyGroup(Group):
         return await super().resolve_command(ctx, args)
 
 
+class Refused(click.ClickException):
+    """What the user asked for cannot be; ends with that exit code."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def fail(message: str, ctx: click.Context | None = None) -> click.UsageError:
     """Bad usage with that message, to be raised."""
     return click.UsageError(message, ctx)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ def completion(shell: str) -> None:
     click.echo(_SCRIPTS[shell].strip())
 
 
-def main() -> int:
+def answer() -> int:
     """Answer the shell, from the environment that its script has set."""
     line = os.environ.get("_MOAT_LINE", "")
     try:
@@ -213,7 +212,3 @@ def parents(text: str) -> list[Path]:
             except errors.BadPath:
                 continue
     return [*found, Path()]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

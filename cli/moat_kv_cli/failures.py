@@ -43,7 +43,7 @@ def exit_code(exc: BaseException) -> int:
     for kind, code in _CODES:
         if isinstance(exc, kind):
             return code
-    return command.FAILED
+    return exc.code if isinstance(exc, command.Refused) else command.FAILED
 
 
 def line(exc: BaseException) -> str | None:

@@ -150,8 +150,8 @@ def _check(name: str) -> dict[str, Any]:
 
 async def _require_empty(client: Client) -> None:
     if await client.list(Path()) or "value" in await client.get(Path()):
-        raise errors.Conflict(
-            ":", 0, (await client.state())["revision"], hint="the tree is not empty; see --force"
+        raise command.Refused(
+            "the tree is not empty; --force restores over what is there", command.CONFLICT
         )
 
 

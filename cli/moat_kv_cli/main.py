@@ -93,7 +93,7 @@ def main() -> None:
     if "_MOAT_COMPLETE" in os.environ:
         from moat_kv_cli import complete
 
-        sys.exit(complete.main())
+        sys.exit(complete.answer())
     try:
         code = anyio.run(_invoke, args, backend_options={"use_uvloop": _stays(args)})
     except KeyboardInterrupt:

@@ -132,6 +132,10 @@ class Printer:
         if self.for_people:
             self._write(text)
 
+    def line(self, text: str) -> None:
+        """A line as it is."""
+        self._write(text)
+
     def _write(self, text: str) -> None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 

@@ -21,7 +21,7 @@ import anyio
 import anyio.abc
 import asyncclick as click
 
-from moat_kv import config, errors
+from moat_kv import config
 from moat_kv_cli import command
 
 if TYPE_CHECKING:
@@ -195,11 +195,7 @@ def _engine(name: str, data: pathlib.Path, sync_s: float) -> Engine:
     make = found[name].load()
     if name == "memory":
         return make()  # type: ignore[no-any-return]
-    try:
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as exc:
-        raise errors.StorageFailed(str(data), _reason(exc)) from exc
-    return make(data, sync_s=sync_s)  # type: ignore[no-any-return]
+    return make(data / f"tree.{name}", sync=sync_s or "always")  # type: ignore[no-any-return]
 
 
 async def _serve(

@@ -127,7 +127,7 @@ def read(
     given += [("-e", *pair, literal) for pair in literals]
     given += [("-p", *pair, _path) for pair in paths]
     for option, name, text, reader in given:
-        what = f"{option} {name}"
+        what = f"{option} {name!r}"
         try:
             place = P(name)
         except errors.BadPath as exc:
@@ -139,7 +139,7 @@ def read(
         elif whole is not NOTHING:
             raise click.UsageError(f"{what}: the whole value is given twice")
         elif remove:
-            raise click.UsageError(f"{what} -: the whole value goes with the verb `delete`")
+            raise click.UsageError(f"{what} '-': the whole value goes with the verb `delete`")
         else:
             whole = reader(text, what)
     return Change(whole=whole, attributes=attributes)

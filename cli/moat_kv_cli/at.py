@@ -1,0 +1,384 @@
+"""`moat kv run ... at PATH [verb]`: single jobs.
+
+A job is an entry that the user writes; what becomes of it is in a state entry that only runners
+write. The verbs here read both, and write the first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import asyncclick as click
+
+from moat_kv import config, errors
+from moat_kv.notgiven import NotGiven
+from moat_kv.path import Path
+from moat_kv_cli import command, entries, output, placement, plain, values, verbs
+from moat_kv_runner import job as spec
+
+if TYPE_CHECKING:
+    from moat_kv import Client
+
+
+async def _base(invocation: command.Invocation, client: Client) -> Path:
+    jobs, _ = placement.places_of(placement.of(invocation), await config.load_places(client))
+    return jobs
+
+
+@click.group(
+    cls=verbs.PathGroup,
+    base=_base,
+    example="moat kv run at a.question set -c the.answer -t 0\nmoat kv run at a.question state -r",
+)
+@placement.options
+def at() -> None:
+    """Look at and change jobs. PATH alone prints the job; `: list` lists all of the group."""
+
+
+class Job:
+    """One job: where its entry and its states are, and how it is called in messages."""
+
+    def __init__(
+        self, client: Client, which: placement.Placement, jobs: Path, states: Path
+    ) -> None:
+        self.client = client
+        self.which = which
+        self.jobs = jobs  # where all of its kind and group are
+        self.states = states
+        self.path = Path()
+
+    @classmethod
+    async def of(cls, invocation: command.Invocation, client: Client) -> Job:
+        """The job that the command names; it need not exist."""
+        which = placement.of(invocation)
+        job = cls(client, which, *placement.places_of(which, await config.load_places(client)))
+        job.path = invocation.here
+        return job
+
+    @property
+    def place(self) -> Path:
+        return self.jobs + self.path
+
+    async def entry(self) -> Any:
+        """The job's entry. Raises NotFound, which says whether the node is known."""
+        result = await self.client.get(self.place)
+        if "value" in result and self.path:
+            return result
+        raise await self.not_found()
+
+    async def not_found(self) -> errors.NotFound:
+        if self.which.kind == "at":
+            nodes = await self.client.list(self.jobs % 2)
+            if self.which.node not in [each.name for each in nodes]:
+                return errors.NotFound("job at all for node", str(self.which.node))
+        below = len(await self.client.list(self.place))
+        name = f"{self.path} for {self.which}"
+        return errors.NotFound("job", name, **entries.hint_below(below))
+
+    async def state_of(self) -> dict[str, Any]:
+        """What became of it: the states by node where all nodes run it, else one, named ``."""
+        if self.which.kind != "all":
+            places = {"": self.states + self.path}
+        else:
+            nodes = await self.client.list(self.states)
+            places = {str(each.name): self.states / each.name + self.path for each in nodes}
+        results = {name: await self.client.get(place) for name, place in places.items()}
+        return {name: each["value"] for name, each in results.items() if "value" in each}
+
+
+@at.command(example="moat kv run at a.question\nmoat kv run -n pi3 at onewire.temperatures -o json")
+@output.option
+@command.pass_invocation
+async def get(invocation: command.Invocation, /, out: output.Printer) -> None:
+    """Print a job as it is stored."""
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+        result = await job.entry()
+    out.value(result["value"])
+
+
+@at.command("list", example="moat kv run at : list\nmoat kv run -n - at : list -o jsonl")
+@output.option
+@command.pass_invocation
+async def list_(invocation: command.Invocation, /, out: output.Printer) -> None:
+    """List the jobs at PATH and below, with what became of them."""
+    async with invocation.client() as client:
+        rows = await job_rows(client, placement.of(invocation), invocation.here)
+    out.rows(COLUMNS, rows)
+
+
+COLUMNS = ["path", "code", "state", "node", "started", "stopped", "result", "info"]
+
+
+async def job_rows(client: Client, which: placement.Placement, below: Path) -> list[dict[str, Any]]:
+    """A row for each job; one for each node where all nodes run it."""
+    jobs, states = placement.places_of(which, await config.load_places(client))
+    found = {each.path: each.value async for each in client.get_tree(states)}
+    rows = []
+    async for each in client.get_tree(jobs + below):
+        path = below + each.path
+        if not path or not isinstance(each.value, dict):
+            continue  # the group's own settings
+        if which.kind == "all":
+            nodes = [node for node, *_ in found if Path(node) + path in found]
+            past = [(str(node), found[Path(node) + path]) for node in nodes]
+        else:
+            past = [("", found[path])] if path in found else []
+        rows += [_row(path, each.value, node, state) for node, state in past or [("", {})]]
+    return rows
+
+
+def _row(path: Path, job: dict[str, Any], node: str, state: Any) -> dict[str, Any]:
+    known = spec.parse_state(state)
+    shown = {
+        "path": str(path),
+        "code": job.get("code"),
+        "state": word(job, known),
+        "node": known.node or node or None,
+        "started": known.started,
+        "stopped": known.stopped,
+        "result": known.result,
+        "info": job.get("info"),
+        "reason": known.reason,
+    }
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def word(job: Mapping[str, Any], state: spec.JobState) -> str:
+    """What a job does, in a word or two."""
+    if state.running:
+        return "running"
+    if job.get("enabled") is False:
+        return "disabled"
+    target = job.get("target")
+    if target is None:
+        return "not started"
+    if state.started is None or target > state.started:
+        return "waiting"
+    return "failed" if state.backoff else "stopped" if state.interrupted else "done"
+
+
+EVENT_COLUMNS = ["pinged", "path", "node", "event", "result", "reason"]
+
+
+def event_row(which: placement.Placement, path: Path, event: Any) -> dict[str, Any]:
+    """A change of a state entry; `path` is below the states of the group."""
+    if which.kind == "all":
+        path = path[1:]
+    if "value" not in event:
+        return {"path": str(path), "event": "forgotten", "pinged": event["at"]}
+    state = spec.parse_state(event["value"])
+    word = "waiting"
+    if state.running:
+        word = "running"
+    elif state.started is not None:
+        word = "failed" if state.backoff else "stopped" if state.interrupted else "done"
+    shown = {**state.as_value(), "path": str(path), "event": word}
+    return {"pinged": event["at"], **shown}
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """`-t`: a number, or `-` for none (NotGiven)."""
+    if value is None or value == "-":
+        return None if value is None else NotGiven
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no number of seconds, nor -", ctx, param) from None
+
+
+_AMOUNT = click.FloatRange(min=0)
+
+
+@at.command(
+    "set",
+    example="moat kv run at a.question set -c the.answer -t 0\n"
+    "moat kv run -n pi3 at blink set -c blink -t 0 -r 60 -e pin 17",
+)
+@click.option("-c", "--code", type=verbs.PATH, metavar="PATH", help="The procedure that it runs.")
+@click.option("-C", "--copy", type=verbs.PATH, metavar="JOB", help="Begin as a copy of that job.")
+@click.option(
+    "-t",
+    "--time",
+    "target",
+    callback=_seconds,
+    metavar="SECONDS",
+    help="Start so many seconds from now; -: do not start.",
+)
+@click.option("-r", "--repeat", type=_AMOUNT, metavar="SECONDS", help="Again after its end; 0: no.")
+@click.option("-k", "--ok-after", type=_AMOUNT, metavar="SECONDS", help="Then it counts as well.")
+@click.option("-b", "--backoff", type=_AMOUNT, metavar="FACTOR", help="For the next delay. [1.1]")
+@click.option("-d", "--delay", type=_AMOUNT, metavar="SECONDS", help="After a failure. [100]")
+@click.option("-i", "--info", metavar="TEXT", help="What it is for, in a line.")
+@values.options
+@output.option
+@command.pass_invocation
+async def set_(
+    invocation: command.Invocation,
+    /,
+    code: Path | None,
+    copy: Path | None,
+    target: Any,
+    out: output.Printer,
+    texts: tuple[tuple[str, str], ...],
+    literals: tuple[tuple[str, str], ...],
+    paths: tuple[tuple[str, str], ...],
+    yaml_file: str | None,
+    **given: Any,
+) -> None:
+    """Make or change a job; what is not given stays. The value options are data for its code."""
+    data = values.read(texts, literals, paths, yaml_file)
+    attributes = {key: value for key, value in given.items() if value is not None}
+    if code is not None:
+        attributes["code"] = code
+    if target not in (None, NotGiven):
+        attributes["target"] = time.time() + target
+    if not attributes and not data and copy is None and target is None:
+        raise command.fail("nothing to set; a job needs code, -c PATH")
+    if not invocation.here:
+        raise command.fail("a job needs a path below the root")
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+        base = await _copied(client, job.jobs, copy)
+
+        def changed(old: Any) -> dict[str, Any]:
+            value = dict(base if base is not None else old if isinstance(old, dict) else {})
+            value.update(attributes)
+            if target is NotGiven:
+                value.pop("target", None)
+            if data:
+                value["data"] = data.apply(value.get("data", values.NOTHING))
+            if "code" not in value:
+                raise command.fail(f"no job {job.path} yet; say what it runs with -c PATH")
+            spec.parse_spec(value)
+            return value
+
+        result = await entries.change(client, job.place, changed)
+        if code is not None:
+            await _warn_without_code(client, code)
+    out.done({"path": str(job.path), "rev": result.rev, "at": result.at})
+
+
+async def _copied(client: Client, jobs: Path, copy: Path | None) -> dict[str, Any] | None:
+    """Another job's attributes, but for its time. Raises NotFound."""
+    if copy is None:
+        return None
+    result = await client.get(jobs + copy)
+    if "value" not in result or not copy:
+        raise errors.NotFound("job", str(copy))
+    return {key: value for key, value in result["value"].items() if key != "target"}
+
+
+async def _warn_without_code(client: Client, code: Path) -> None:
+    places = await config.load_places(client)
+    if "value" not in await client.get(places.proc + code):
+        click.echo(f"moat: there is no procedure {code} yet; the job waits for it", err=True)
+
+
+@at.command(example="moat kv run at a.question state\nmoat kv run at a.question state -r")
+@click.option("-r", "--result", "only_result", is_flag=True, help="Only what it returned, bare.")
+@output.option
+@command.pass_invocation
+async def state(invocation: command.Invocation, /, only_result: bool, out: output.Printer) -> None:
+    """Print what became of a job: when it ran, where, and what it returned."""
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+        await job.entry()
+        found = await job.state_of()
+    if only_result:
+        _print_results(found, job.path, output.Printer("value") if out.given is None else out)
+    elif not found:
+        raise _no_result(job.path, "no runner has taken it yet")
+    elif job.which.kind == "all":
+        columns = ["node", "started", "stopped", "result", "backoff", "reason"]
+        out.rows(columns, [{**each, "node": node} for node, each in found.items()])
+    else:
+        out.facts(found[""])
+
+
+def _no_result(path: Path, why: str) -> errors.NotFound:
+    return errors.NotFound("result of job", str(path), hint=why)
+
+
+def _print_results(states: dict[str, Any], path: Path, out: output.Printer) -> None:
+    """The results alone; where all nodes run the job, a line for each that has one."""
+    results = {node: each["result"] for node, each in states.items() if "result" in each}
+    if not results:
+        for node, each in states.items():
+            _check_ended(path, spec.parse_state(each))
+            results[node] = None
+    if not results:
+        raise _no_result(path, "no runner has taken it yet")
+    if "" in results:
+        out.value(results[""])
+    elif out.format == "value":
+        for node, result in results.items():
+            out.line(f"{node}  {plain.inline(result)}")
+    else:
+        out.value(results)
+
+
+def _check_ended(path: Path, state: spec.JobState) -> None:
+    """A run that returned nothing is fine; raises if there is no result for another reason."""
+    if state.backoff:
+        raise command.Refused(f"job {path} failed: {state.reason or 'see `moat kv error list`'}")
+    if state.started is None or state.running or state.interrupted:
+        raise _no_result(path, state.reason or "its run has not ended yet")
+
+
+@at.command(example="moat kv run at a.question delete")
+@command.pass_invocation
+async def delete(invocation: command.Invocation, /) -> None:
+    """Delete a job; a runner that runs it stops it. Its past stays in its state entry."""
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+        await job.entry()
+        await client.delete(job.place)
+
+
+@at.command(example="moat kv run at a.question restart")
+@command.pass_invocation
+async def restart(invocation: command.Invocation, /) -> None:
+    """Start a job now, once more; if it runs, stop it first."""
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+        await job.entry()
+        now = time.time()
+        await _set(job, restart=now, target=now)
+
+
+@at.command(example="moat kv run at a.question enable")
+@command.pass_invocation
+async def enable(invocation: command.Invocation, /) -> None:
+    """Let a job run again that was disabled."""
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+        await job.entry()
+        await _set(job, enabled=True)
+
+
+@at.command(example="moat kv run at a.question disable")
+@command.pass_invocation
+async def disable(invocation: command.Invocation, /) -> None:
+    """Stop a job and do not start it, until it is enabled."""
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+        await job.entry()
+        await _set(job, enabled=False)
+
+
+async def _set(job: Job, **attributes: Any) -> None:
+    """Change some of a job's attributes."""
+    await entries.change(job.client, job.place, lambda old: {**old, **attributes})
+
+
+@at.command(example='moat kv data "$(moat kv run at a.question path)" history')
+@click.option("--state", "of_state", is_flag=True, help="Of the state entry.")
+@command.pass_invocation
+async def path(invocation: command.Invocation, /, of_state: bool) -> None:
+    """Print where in the tree a job is."""
+    async with invocation.client() as client:
+        job = await Job.of(invocation, client)
+    click.echo(str(job.states + job.path if of_state else job.place))

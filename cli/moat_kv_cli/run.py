@@ -1,0 +1,112 @@
+"""`moat kv run`, and `job`, which is the same: jobs, and the runners that run them.
+
+Which jobs is said with `-n` and `-g`, see `placement`. Single jobs are in `at`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import asyncclick as click
+
+import moat_kv
+from moat_kv import config
+from moat_kv.path import Path
+from moat_kv_cli import at, command, output, placement
+
+if TYPE_CHECKING:
+    from moat_kv import Client
+
+_HELP = """Run jobs, and look at and change them.
+
+Without -n: jobs for any node of the group. With -n NODE: jobs for that node. With -n -: jobs for
+all nodes of the group.
+"""
+
+
+@click.group(
+    cls=command.Group,
+    help=_HELP,
+    example="moat kv run all -g default\n"
+    "moat kv run -n pi3 all\n"
+    "moat kv run at a.question set -c the.answer -t 0",
+)
+@placement.options
+def run() -> None:
+    """See _HELP."""
+
+
+@click.group(
+    cls=command.Group,
+    help=_HELP,
+    short_help="Another name for `run`.",
+    example="moat kv job run -g default\nmoat kv job at a.question state",
+)
+@placement.options
+def job() -> None:
+    """See _HELP."""
+
+
+@click.command(
+    cls=command.Command, example="moat kv run info\nmoat kv run -n - -g heating info -o json"
+)
+@placement.options
+@output.option
+@command.pass_invocation
+async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
+    """Show a group: its nodes, its settings, its jobs and what became of them."""
+    which = placement.of(invocation)
+    async with invocation.client() as client:
+        jobs, _ = placement.places_of(which, await config.load_places(client))
+        settings = (await client.get(jobs)).get("value")
+        nodes = await members(client, which.group)
+        rows = await at.job_rows(client, which, Path())
+    facts = {"jobs for": str(which), "nodes": nodes, "settings": settings}
+    if not out.for_people:
+        out.value({**facts, "jobs": rows})
+        return
+    out.facts({name: value for name, value in facts.items() if value is not None})
+    out.note("")
+    out.rows(at.COLUMNS, rows)
+
+
+async def members(client: Client, group: str) -> dict[str, Any]:
+    """The runners that serve a group now: their roles, by name."""
+    place = (await config.load_places(client)).group / group
+    async with client.watch_group(place) as changes:
+        async for seen in changes:
+            if seen is not None:
+                return {name: list(each.roles) for name, each in sorted(seen.items())}
+    return {}
+
+
+@click.command(
+    cls=command.Command, example="moat kv run monitor\nmoat kv run -n - monitor -o jsonl"
+)
+@click.option("-f", "--fetch", is_flag=True, help="First what is there now.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many lines.")
+@placement.options
+@output.option
+@command.pass_invocation
+async def monitor(
+    invocation: command.Invocation, /, fetch: bool, count: int | None, out: output.Printer
+) -> None:
+    """Print what happens to a group's jobs as it happens, until interrupted."""
+    which = placement.of(invocation)
+    async with invocation.client() as client:
+        _, states = placement.places_of(which, await config.load_places(client))
+        seen = 0
+        async with client.watch(states, fetch=fetch, min_depth=1) as changes:
+            async for event in changes:
+                if not isinstance(event, moat_kv.WatchEvent):
+                    continue
+                out.row(at.EVENT_COLUMNS, at.event_row(which, event.path[len(states) :], event))
+                seen += 1
+                if seen == count:
+                    return
+
+
+for _group in (run, job):
+    _group.add_command(at.at)
+    _group.add_command(info)
+    _group.add_command(monitor)
