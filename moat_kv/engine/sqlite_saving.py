@@ -28,7 +28,7 @@ Report = Callable[[str | None], None]
 
 
 class Saver(Protocol):
-    """How an engine keeps records."""
+    """How an engine keeps records. All but `run` raise StorageFailed."""
 
     @property
     def unsaved(self) -> Sequence[sqlite_rows.Entry]:
@@ -39,6 +39,9 @@ class Saver(Protocol):
 
     async def run(self) -> None:
         """What is to be done in the background, until cancelled."""
+
+    async def save(self) -> None:
+        """Make durable what is unsaved."""
 
     async def finish(self) -> None:
         """Make everything durable, and note in the file that it is complete."""
@@ -59,8 +62,11 @@ class AtOnce:
     async def run(self) -> None:
         """Nothing waits."""
 
+    async def save(self) -> None:
+        """Nothing is unsaved."""
+
     async def finish(self) -> None:
-        """Everything is saved already, and no end is unclean."""
+        """Nothing is unsaved, and no end is unclean."""
 
 
 class Later:
@@ -94,7 +100,7 @@ class Later:
             await self._worker.run(self._store.write_meta, {"state": "relaxed"})
             self._marked = True
         if self._failing or len(self.unsaved) >= UNSAVED_LIMIT:
-            await self._save()
+            await self.save()
         self.unsaved += entries
         self._some.set()
 
@@ -104,14 +110,14 @@ class Later:
             await anyio.sleep(self._delay_s)
             self._some = anyio.Event()
             try:
-                await self._save()
+                await self.save()
             except errors.StorageFailed as exc:
                 self._report(str(exc.reason))
                 self._some.set()
             else:
                 self._report(None)
 
-    async def _save(self) -> None:
+    async def save(self) -> None:
         async with self._saving:
             try:
                 while self.unsaved:
@@ -126,6 +132,6 @@ class Later:
             self._failing = False
 
     async def finish(self) -> None:
-        await self._save()
+        await self.save()
         if self._marked:
             await self._worker.run(self._store.write_meta, {"state": "clean"})
