@@ -17,7 +17,8 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from tests.onewire import real
 
-pytestmark = pytest.mark.anyio
+# The process is the same whichever loop the test itself runs on; one test runs it on both.
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
 WARM = "28.0000BEDC0001"
 COMMAND = [sys.executable, "-W", "error", "-m", "moat_kv.testing.onewire"]
@@ -53,7 +54,6 @@ async def started(*arguments: str) -> AsyncIterator[Child]:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_commands_change_what_a_client_sees(onewire: Any, backend: str) -> None:
     async with started("--backend", backend) as child:
         where = await child.line()
@@ -98,9 +98,12 @@ async def test_bad_command_is_answered_and_changes_nothing() -> None:
         assert (await child.do('{"do": "state"}'))["ok"] is True
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
-async def test_signal_ends_it_cleanly_with_a_client_connected(number: signal.Signals) -> None:
-    async with started() as child:
+async def test_signal_ends_it_cleanly_with_a_client_connected(
+    number: signal.Signals, backend: str
+) -> None:
+    async with started("--backend", backend) as child:
         where = await child.line()
         async with await anyio.connect_tcp(where["host"], where["port"]):
             child.process.send_signal(number)

@@ -14,13 +14,18 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import os
 import signal
+import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.abc
+from anyio.from_thread import BlockingPortal
+from anyio.streams.memory import MemoryObjectSendStream
 
 from moat_kv.testing.onewire import devices
 from moat_kv.testing.onewire.server import (
@@ -104,25 +109,42 @@ def _say(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
+def _read_input(portal: BlockingPortal, chunks: MemoryObjectSendStream[bytes]) -> None:
+    """Hand on what comes on standard input, until it ends or the portal does.
+
+    Runs in a daemon thread, which may still sit in its read when the process ends: anyio's own
+    worker threads would be waited for, readiness cannot be asked of /dev/null or a file, and
+    a thread inside sys.stdin would hold its lock.
+    """
+    try:
+        while chunk := os.read(0, 65536):
+            portal.call(chunks.send_nowait, chunk)
+    except OSError:  # there is no input
+        return
+    except (RuntimeError, CancelledError, anyio.ClosedResourceError, anyio.BrokenResourceError):
+        return  # the bus has ended
+
+
 async def _commands(bus: SimulatedBus, scope: anyio.CancelScope) -> None:
-    # Plain reads in a thread that may be left behind: waiting for readiness fails on /dev/null
-    # and on files, and a thread inside sys.stdin would hold its lock when the process ends.
+    sender, receiver = anyio.create_memory_object_stream[bytes](math.inf)
     rest = b""
-    while chunk := await anyio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for raw in lines:
-            line = raw.decode("utf-8", "replace").strip()
-            if not line:
-                continue
-            if line.replace(" ", "") == '{"do":"exit"}':
-                _say({"ok": True})
-                scope.cancel()
-                return
-            _say(await obey(bus, line))
+    async with BlockingPortal() as portal, sender, receiver:
+        threading.Thread(target=_read_input, args=(portal, sender), daemon=True).start()
+        async for chunk in receiver:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for raw in lines:
+                line = raw.decode("utf-8", "replace").strip()
+                if line.replace(" ", "") == '{"do":"exit"}':
+                    _say({"ok": True})
+                    scope.cancel()
+                    return
+                if line:
+                    _say(await obey(bus, line))
 
 
-async def _signals(scope: anyio.CancelScope) -> None:
+async def _signals(scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             scope.cancel()
             return
@@ -133,7 +155,7 @@ async def serve(host: str, port: int, wanted: list[Any]) -> None:
     bus = SimulatedBus(host, port)
     plug_in(bus, wanted)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_signals, tasks.cancel_scope)
+        await tasks.start(_signals, tasks.cancel_scope)
         async with bus.running():
             _say({"host": bus.host, "port": bus.port})
             tasks.start_soon(_commands, bus, tasks.cancel_scope)
