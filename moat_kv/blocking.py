@@ -12,15 +12,17 @@ from within an event loop, which it would stop: that raises RuntimeError.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import anyio
 import anyio.from_thread
 
 from moat_kv.client import client as client_module
-from moat_kv.client import mirror, opening, results, streams, watch, writes
+from moat_kv.client import mirror as mirror_module
+from moat_kv.client import opening, results, streams, writes
 from moat_kv.client import session as session_module
+from moat_kv.client import watch as watch_module
 from moat_kv.path import Path
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from moat_kv.proto import messages
 
 _T = TypeVar("_T")
-_R = TypeVar("_R", bound=mirror.ClientRoot)
+_R = TypeVar("_R", bound=mirror_module.ClientRoot)
 
 
 class _Batches(Protocol[_T]):
@@ -150,10 +152,10 @@ class Rows(_Iterator[_T]):
             self._caller.call_soon(self._source.aclose)
 
 
-class Watch(_Iterator[watch.Event]):
+class Watch(_Iterator[watch_module.Event]):
     """`with client.watch(path) as w: for event in w`; see `moat_kv.client.watch.Watch`."""
 
-    _source: watch.Watch
+    _source: watch_module.Watch
 
     @property
     def since(self) -> results.Mark | None:
@@ -271,11 +273,13 @@ class Client:
         with self._enter(self._client.watch, path, **options) as source:
             yield Watch(self._caller, source)
 
-    @contextmanager
-    def mirror(self, path: Path, cls: type[_R] | None = None) -> Iterator[_R]:
-        """The mirror's entries are read from here directly; `run` its async methods."""
-        with self._enter(self._client.mirror, path, cls or mirror.ClientRoot) as root:
-            yield root
+    @overload
+    def mirror(self, path: Path) -> AbstractContextManager[mirror_module.ClientRoot]: ...
+    @overload
+    def mirror(self, path: Path, cls: type[_R]) -> AbstractContextManager[_R]: ...
+    def mirror(self, path: Path, cls: Any = None) -> Any:
+        """The mirror's entries are read from here directly; `run` their async methods."""
+        return self._enter(self._client.mirror, path, cls or mirror_module.ClientRoot)
 
     def state(self) -> dict[str, Any]:
         return self._caller.call(self._client.state)

@@ -9,22 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import anyio.abc
 
 from moat_kv import codec
 from moat_kv import config as config_module
-from moat_kv.client import (
-    groups,
-    mirror,
-    monitor,
-    results,
-    session,
-    streams,
-    watch,
-    writes,
-)
+from moat_kv.client import groups, results, streams, writes
+from moat_kv.client import mirror as mirror_module
+from moat_kv.client import monitor as monitor_module
+from moat_kv.client import session as session_module
+from moat_kv.client import watch as watch_module
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 
@@ -32,7 +27,7 @@ if TYPE_CHECKING:
     from moat_kv.client.shared import Shared
     from moat_kv.proto import messages
 
-_R = TypeVar("_R", bound=mirror.ClientRoot)
+_R = TypeVar("_R", bound=mirror_module.ClientRoot)
 # Inside the class `list` is a method.
 Results: TypeAlias = "list[results.Result]"
 
@@ -182,7 +177,7 @@ class Client:
         match: bool = False,
         since: results.Mark | tuple[str, int] | None = None,
         marks: bool = False,
-    ) -> watch.Watch:
+    ) -> watch_module.Watch:
         """Changes at and below a path: `async with client.watch(p) as w: async for event in w`.
 
         `fetch`: first the present state, then `Ready`. `match`: the path is a pattern, where `+` is
@@ -191,7 +186,7 @@ class Client:
         where changes may have been missed there is a `Reset`, the present state, and `Ready`.
         """
         writes.check_path(path)
-        return watch.Watch(
+        return watch_module.Watch(
             self._link,
             path,
             marks=marks,
@@ -199,17 +194,20 @@ class Client:
             min_depth=min_depth,
             max_depth=max_depth,
             match=match,
-            since=watch.mark_of(since),
+            since=watch_module.mark_of(since),
         )
 
-    def mirror(
-        self,
-        path: Path,
-        cls: type[_R] = mirror.ClientRoot,  # type: ignore[assignment]
-    ) -> AbstractAsyncContextManager[_R]:
-        """A local copy of a subtree, always current: `async with client.mirror(p) as root`."""
+    @overload
+    def mirror(self, path: Path) -> AbstractAsyncContextManager[mirror_module.ClientRoot]: ...
+    @overload
+    def mirror(self, path: Path, cls: type[_R]) -> AbstractAsyncContextManager[_R]: ...
+    def mirror(self, path: Path, cls: type[Any] | None = None) -> Any:
+        """A local copy of a subtree, always current: `async with client.mirror(p) as root`.
+
+        `cls`: a subclass of `ClientRoot`. On entry the copy is complete.
+        """
         writes.check_path(path)
-        return mirror.mirrored(self, path, cls)
+        return mirror_module.mirrored(self, path, cls or mirror_module.ClientRoot)
 
     async def state(self) -> dict[str, Any]:
         """Facts about the server, for people: names, revision, counts, engine."""
@@ -380,25 +378,29 @@ class Client:
         content = value if raw is None else bytes(raw)
         await self._link.call("send", {"topic": topic}, writes.packed(content))
 
-    def monitor(self, topic: Path, *, raw: bool = False, max_depth: int = -1) -> monitor.Monitor:
+    def monitor(
+        self, topic: Path, *, raw: bool = False, max_depth: int = -1
+    ) -> monitor_module.Monitor:
         """Messages at and below a topic: `async with client.monitor(t) as m: async for msg in m`.
 
         `msg.topic`, and `msg.value`, or with `raw` the bytes, `msg.raw`.
         """
         writes.check_path(topic)
-        return monitor.Monitor(self._link, topic, raw=raw, max_depth=max_depth)
+        return monitor_module.Monitor(self._link, topic, raw=raw, max_depth=max_depth)
 
     # Sessions and groups ------------------------------------------------------------------------
 
     def session(
         self, *, ttl_s: float | None = None, grace_s: float | None = None
-    ) -> session.Session:
+    ) -> session_module.Session:
         """Be known as alive: `async with client.session() as s`, then `set(..., session=s)`.
 
         `ttl_s`: how long the client may be silent, in seconds; `grace_s`: how long its line may be
         broken; None leaves them to the server (10 s and 2 s on a single one).
         """
-        return session.Session(self._link, self.shared.sessions, ttl_s=ttl_s, grace_s=grace_s)
+        return session_module.Session(
+            self._link, self.shared.sessions, ttl_s=ttl_s, grace_s=grace_s
+        )
 
     async def join(
         self,

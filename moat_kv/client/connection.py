@@ -5,7 +5,8 @@ when the line breaks, and never reconnects. No task, no lock and no time limit i
 
 - What is to be sent is gathered, and one writer sends what has gathered. Only the writer awaits the
   stream, so a caller that is cancelled never leaves half a frame; a frame of its that has not left
-  yet is taken back, and a reply that comes later is dropped.
+  yet is taken back, and a reply that comes later is dropped. Where nothing else is under way the
+  caller puts its frame into the socket itself, without waiting; the writer gets what does not fit.
 - One reader handles every whole frame in a chunk. It calls streams, and never waits for a consumer:
   each stream has a buffer whose bound is its own. The one exception is a long answer (`get_tree`)
   whose consumer lags: while nothing but such answers is under way on the line, reading pauses, so
@@ -17,10 +18,13 @@ when the line breaks, and never reconnects. No task, no lock and no time limit i
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import anyio
+import anyio.abc
 
 from moat_kv import errors
 from moat_kv.client import handshake
@@ -35,6 +39,13 @@ SILENCE_S = 10.0
 SWEEPS = 8
 #: An overdue line gets so many seconds more: the program itself may have been held up.
 _DOUBT_S = 0.5
+
+#: Neither wait nor raise a signal; 0 where the system cannot promise both.
+_SEND_FLAGS = (
+    socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+    if hasattr(socket, "MSG_DONTWAIT") and hasattr(socket, "MSG_NOSIGNAL")
+    else 0
+)
 
 _REPLY, _ERROR = int(State.REPLY), int(State.ERROR)
 
@@ -108,6 +119,9 @@ class Connection:
         self._seq = handshake.HELLO_SEQ
         # Frames by seq, which rises, so in the order of sending.
         self._outgoing: dict[int, bytes] = {}
+        # What a direct send has left over of its frame; goes before everything else.
+        self._rest: bytes = b""
+        self._socket: socket.socket | None = None
         # Up to this seq frames have been given to the stream.
         self._handed = self._seq
         self._calls: dict[int, _Call] = {}
@@ -173,6 +187,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the line until it breaks or `close` is called. Closes the stream."""
+        self._socket = _socket_of(self._stream)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
@@ -183,6 +198,8 @@ class Connection:
                 tasks.cancel_scope.cancel()
         finally:
             self.close("the client was closed")
+            if self._socket is not None:
+                self._socket.close()
             await anyio.aclose_forcefully(self._stream)
 
     def close(self, reason: str) -> None:
@@ -212,25 +229,44 @@ class Connection:
         if size > self.server.frame_limit:
             raise errors.FrameTooLarge(size, self.server.frame_limit)
         self._seq = seq
-        self._outgoing[seq] = frame
-        if self._idle:
+        if not self._idle:
+            self._outgoing[seq] = frame
+        elif self._calls or self._socket is None or not self._send_directly(seq, frame):
+            self._outgoing[seq] = frame
             self._idle = False
             self._wake.set()
         if self._resume is not None:
             self._resume.set()
         return seq
 
+    def _send_directly(self, seq: int, frame: bytes) -> bool:
+        """Put a frame into the socket while the writer rests. Returns whether it is dealt with."""
+        assert self._socket is not None
+        try:
+            sent = self._socket.send(frame, _SEND_FLAGS)
+        except OSError:
+            # Full, or broken: the writer waits, or finds out.
+            return False
+        self._handed = seq
+        if sent < len(frame):
+            self._rest = frame[sent:]
+            self._idle = False
+            self._wake.set()
+        return True
+
     async def _write(self) -> None:
         stream = self._stream
         try:
             while True:
                 outgoing = self._outgoing
-                if not outgoing:
+                if self._rest:
+                    data, self._rest = self._rest, b""
+                elif not outgoing:
                     self._wake = anyio.Event()
                     self._idle = True
                     await self._wake.wait()
                     continue
-                if len(outgoing) == 1:
+                elif len(outgoing) == 1:
                     self._handed, data = outgoing.popitem()
                 else:
                     self._handed = next(reversed(outgoing))
@@ -362,6 +398,14 @@ class Connection:
         self._heard = False
         await anyio.sleep(for_s)
         return not self._heard and self._resume is None
+
+
+def _socket_of(stream: anyio.abc.ByteStream) -> socket.socket | None:
+    """A second handle on a plain socket's connection, never on one that is wrapped (TLS)."""
+    if not isinstance(stream, anyio.abc.SocketStream) or not _SEND_FLAGS:
+        return None
+    number = stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno()
+    return socket.socket(fileno=os.dup(number))
 
 
 def _why(exc: Exception) -> str:

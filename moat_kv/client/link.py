@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import anyio
-import anyio.abc
 
 from moat_kv import errors
 from moat_kv.client import backoff, connection, handshake, results, streams
@@ -59,6 +58,8 @@ class Link:
         #: In the order in which they are restored.
         self.restorers: list[Restorer] = []
         self.listeners: list[Callable[[bool], None]] = []
+        #: The first line can be used, or is gone already.
+        self.ready = anyio.Event()
         self._addresses = list(addresses)
         self._reconnect = reconnect
         self._connection: connection.Connection | None = None
@@ -225,24 +226,18 @@ class Link:
     def _urls(self) -> str:
         return ", ".join(address.url for address in self._addresses)
 
-    async def keep(
-        self,
-        line: handshake.Line,
-        *,
-        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Serve this line, and the next ones, until `close`.
+    async def keep(self, line: handshake.Line) -> None:
+        """Serve this line, and the next ones, until `close`. `ready` says when it can be used.
 
         Shielded from cancellation from outside: whoever uses the client may still need the line to
-        clean up. `task_status` is told when the first line can be used.
+        clean up.
         """
         waits = backoff.Backoff()
-        ready: Callable[[], None] | None = task_status.started
         with anyio.CancelScope(shield=True) as self._scope:
-            while True:
+            while self._closed is None:
                 began = time.monotonic()
-                await self._live(line, ready)
-                ready = None
+                await self._live(line)
+                self.ready.set()
                 if not self._reconnect:
                     self._give_up(f"{self._why_down}, and reconnecting is switched off")
                     return
@@ -259,8 +254,8 @@ class Link:
                 self._why_down = str(exc)
                 logger.debug("still without a server: %s", exc)
 
-    async def _live(self, line: handshake.Line, ready: Callable[[], None] | None) -> None:
-        """One line, from its first use to its end. `ready` is called when it can be used."""
+    async def _live(self, line: handshake.Line) -> None:
+        """One line, from its first use to its end."""
         server = line.server
         if self.seen and server.epoch != self.server.epoch:
             self.seen = 0
@@ -272,8 +267,6 @@ class Link:
             tasks.start_soon(present.run)
             if await self._restore(present):
                 self._line_up(present)
-            if ready is not None:
-                ready()
 
     async def _restore(self, line: connection.Connection) -> bool:
         try:
@@ -293,6 +286,7 @@ class Link:
             except errors.MoatKvError as exc:
                 stream.ended(exc)
         self._up.set()
+        self.ready.set()
         self._tell(True)
 
     def _line_down(self, line: connection.Connection, reason: str) -> None:

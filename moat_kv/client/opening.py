@@ -54,8 +54,9 @@ async def open_client(
     failure: Exception | None = None
     try:
         async with anyio.create_task_group() as own_tasks:
-            await own_tasks.start(link_.keep, line)
             try:
+                own_tasks.start_soon(link_.keep, line)
+                await link_.ready.wait()
                 async with anyio.create_task_group() as task_group:
                     common = shared.Shared(link_, config, own_tasks, task_group)
                     try:
@@ -71,6 +72,9 @@ async def open_client(
         if failure is None:
             raise
         raise BaseExceptionGroup(group.message, [failure, *group.exceptions]) from None
+    finally:
+        # Already closed, unless it never came to be served.
+        await anyio.aclose_forcefully(line.stream)
     if failure is not None:
         raise failure
 

@@ -57,6 +57,7 @@ class Session:
         # When the line was seen to be broken.
         self._broken_at: float | None = None
         self._scope: anyio.CancelScope | None = None
+        self._news = anyio.Event()
 
     async def __aenter__(self) -> Self:
         arguments = {name: value for name, value in self._asked.items() if value is not None}
@@ -108,15 +109,16 @@ class Session:
         """Ping until it has ended."""
         with anyio.CancelScope() as self._scope:
             while not self.ended:
-                now = time.monotonic()
-                if now >= self._give_up_at():
+                now, give_up_at = time.monotonic(), self._give_up_at()
+                ping_at = self._alive_at + self.ttl_s / PINGS
+                if now >= give_up_at:
                     self._lose("no sign of life was acknowledged in time")
-                    return
-                due_at = min(self._alive_at + self.ttl_s / PINGS, self._give_up_at())
-                if now < due_at or self._broken_at is not None:
-                    await self._sleep_until(self._give_up_at() if now >= due_at else due_at)
-                    continue
-                await self._ping()
+                elif self._broken_at is not None:
+                    await self._wait_until(give_up_at)
+                elif now < ping_at:
+                    await self._wait_until(ping_at)
+                else:
+                    await self._ping(give_up_at - now)
 
     def _give_up_at(self) -> float:
         give_up_at = self._alive_at + GIVE_UP * self.ttl_s
@@ -124,25 +126,29 @@ class Session:
             give_up_at = min(give_up_at, self._broken_at + GIVE_UP * self.grace_s)
         return give_up_at
 
-    async def _sleep_until(self, when: float) -> None:
-        await anyio.sleep(max(0.0, min(when - time.monotonic(), self.ttl_s / 20)))
+    async def _wait_until(self, when: float) -> None:
+        """Until that time, or until something has happened to the line."""
+        self._news = anyio.Event()
+        with anyio.move_on_after(max(0.0, when - time.monotonic())):
+            await self._news.wait()
 
-    async def _ping(self) -> None:
+    async def _ping(self, limit_s: float) -> None:
         sent_at = time.monotonic()
-        with anyio.move_on_after(max(0.0, self._give_up_at() - sent_at)):
+        with anyio.move_on_after(limit_s):
             try:
                 await self._link.call("session_ping", {"session": self.id})
             except errors.SessionExpired:
                 self._lose("the server has ended it")
             except (errors.Disconnected, errors.Unknown):
-                # `interrupted` has been told; wait for the next line.
-                return
+                # The line has just broken, and `interrupted` was called, or a new one is there.
+                await self._wait_until(sent_at + self.ttl_s / PINGS / 10)
             else:
                 self._alive_at = sent_at
 
     def interrupted(self) -> None:
         """The line broke: the grace begins."""
         self._broken_at = time.monotonic()
+        self._news.set()
 
     async def resume(self, line: connection.Connection) -> None:
         """Go on with it on a new line."""
@@ -157,6 +163,7 @@ class Session:
         else:
             self._alive_at = sent_at
             self._broken_at = None
+            self._news.set()
 
 
 class Sessions:

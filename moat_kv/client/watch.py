@@ -111,9 +111,8 @@ class Feed(streams.Stream):
             self.on_rows(rows)
         if fields.get("ready"):
             self._in_part = False
-            if self._place is None:
-                # What was there when it started has been told now.
-                self._reach(max(self._start_rev, fields.get("mark", 0)))
+            # What was there when it started has been told now.
+            self._reach(max(self._start_rev, fields.get("mark", 0)))
             if self._fetching:
                 self._fetching = False
                 self.on_ready()
