@@ -161,7 +161,7 @@ class Owserver:
             self._heard = True  # it is there, so to ask it once more would only double the wait
             raise OwGone(f"{self.host} port {self.port}: no answer in time") from error
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise OwGone(f"{self.host} port {self.port}: {error or 'hung up'}") from error
+            raise OwGone(f"{self.host} port {self.port}: {str(error) or 'hung up'}") from error
         except (anyio.EndOfStream, anyio.IncompleteRead) as error:
             raise OwGone(f"{self.host} port {self.port}: hung up") from error
         finally:
