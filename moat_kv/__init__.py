@@ -4,8 +4,9 @@
 """
 
 from moat_kv import errors
+from moat_kv.client.active import ClientEntry
 from moat_kv.client.client import Client
-from moat_kv.client.mirror import ClientEntry, ClientRoot
+from moat_kv.client.mirror import ClientRoot
 from moat_kv.client.opening import open_client
 from moat_kv.client.results import (
     Chain,

@@ -28,7 +28,7 @@ from moat_kv.path import Path
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-    from moat_kv.client.client import Results
+    from moat_kv.client.reading import Results
     from moat_kv.config import Config
     from moat_kv.proto import messages
 

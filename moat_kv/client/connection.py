@@ -18,16 +18,13 @@ when the line breaks, and never reconnects. No task, no lock and no time limit i
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import anyio
-import anyio.abc
 
 from moat_kv import errors
-from moat_kv.client import handshake
+from moat_kv.client import direct, handshake
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 
@@ -40,14 +37,7 @@ SWEEPS = 8
 #: An overdue line gets so many seconds more: the program itself may have been held up.
 _DOUBT_S = 0.5
 
-#: Neither wait nor raise a signal; 0 where the system cannot promise both.
-_SEND_FLAGS = (
-    socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-    if hasattr(socket, "MSG_DONTWAIT") and hasattr(socket, "MSG_NOSIGNAL")
-    else 0
-)
-
-_REPLY, _ERROR = int(State.REPLY), int(State.ERROR)
+_ERROR = int(State.ERROR)
 
 
 class LineBroken(Exception):
@@ -121,7 +111,7 @@ class Connection:
         self._outgoing: dict[int, bytes] = {}
         # What a direct send has left over of its frame; goes before everything else.
         self._rest: bytes = b""
-        self._socket: socket.socket | None = None
+        self._direct: direct.DirectSender | None = None
         # Up to this seq frames have been given to the stream.
         self._handed = self._seq
         self._calls: dict[int, _Call] = {}
@@ -187,7 +177,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the line until it breaks or `close` is called. Closes the stream."""
-        self._socket = _socket_of(self._stream)
+        self._direct = direct.sender_of(self._stream)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
@@ -198,8 +188,8 @@ class Connection:
                 tasks.cancel_scope.cancel()
         finally:
             self.close("the client was closed")
-            if self._socket is not None:
-                self._socket.close()
+            if self._direct is not None:
+                self._direct.close()
             await anyio.aclose_forcefully(self._stream)
 
     def close(self, reason: str) -> None:
@@ -231,7 +221,7 @@ class Connection:
         self._seq = seq
         if not self._idle:
             self._outgoing[seq] = frame
-        elif self._calls or self._socket is None or not self._send_directly(seq, frame):
+        elif self._calls or self._direct is None or not self._send_directly(seq, frame):
             self._outgoing[seq] = frame
             self._idle = False
             self._wake.set()
@@ -241,11 +231,9 @@ class Connection:
 
     def _send_directly(self, seq: int, frame: bytes) -> bool:
         """Put a frame into the socket while the writer rests. Returns whether it is dealt with."""
-        assert self._socket is not None
-        try:
-            sent = self._socket.send(frame, _SEND_FLAGS)
-        except OSError:
-            # Full, or broken: the writer waits, or finds out.
+        assert self._direct is not None
+        sent = self._direct.send(frame)
+        if not sent:
             return False
         self._handed = seq
         if sent < len(frame):
@@ -398,14 +386,6 @@ class Connection:
         self._heard = False
         await anyio.sleep(for_s)
         return not self._heard and self._resume is None
-
-
-def _socket_of(stream: anyio.abc.ByteStream) -> socket.socket | None:
-    """A second handle on a plain socket's connection, never on one that is wrapped (TLS)."""
-    if not isinstance(stream, anyio.abc.SocketStream) or not _SEND_FLAGS:
-        return None
-    number = stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno()
-    return socket.socket(fileno=os.dup(number))
 
 
 def _why(exc: Exception) -> str:
