@@ -143,6 +143,8 @@ async def candidates(line: str) -> list[tuple[str, str]]:
             return _options(group.commands[group.default], ctx, incomplete)
         if has_path:
             return _words(group.commands, incomplete)
+    elif isinstance(group, click.Group) and ctx._protected_args:
+        return []  # a command that there is not
     return await _parameter(invocation, ctx, args, incomplete)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from typing import IO, Any
+from contextlib import asynccontextmanager, contextmanager
+from typing import IO, Any, TypeAlias
 
 import anyio
 import anyio.to_thread
 import asyncclick as click
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from moat_kv import errors
 from moat_kv.path import P, Path
@@ -90,16 +91,21 @@ async def update(invocation: command.Invocation, /, file: str, strip: Path | Non
     """Apply changes below PATH as they come: lines of a dump, or of `watch -o jsonl`."""
     here, strip = invocation.here, strip or Path()
     count = 0
-    async with invocation.client() as client:
-        async for lines in _chunks(file):
-            changes = []
-            for number, line in lines:
-                path, value = parse_line(line, number)
-                if not path.startswith(strip):
-                    raise errors.BadValue(f"line {number}: {path} is not below {strip}")
-                changes.append((here + path[len(strip) :], value))
+    async with invocation.client() as client, _reading(file) as lines:
+        while found := await _next(lines):
+            changes = [(here + path[len(strip) :], value) for path, value in _changes(found, strip)]
             count += await entries.write_all(client, changes)
     click.echo(f"{count} changes applied")
+
+
+def _changes(lines: list[tuple[int, bytes]], strip: Path) -> Iterator[tuple[Path, Any]]:
+    for number, line in lines:
+        if _is_blank_or_head(number, line):
+            continue
+        path, value = parse_line(line, number)
+        if not path.startswith(strip):
+            raise errors.BadValue(f"line {number}: {path} is not below {strip}")
+        yield path, value
 
 
 # Reading ----------------------------------------------------------------------------------------
@@ -159,8 +165,12 @@ def parse_line(line: bytes, number: int) -> tuple[Path, Any]:
         raise errors.BadValue(f"line {number}: {exc}") from exc
 
 
-async def _chunks(name: str) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """The lines that are there, with their numbers, again and again until the end.
+Lines: TypeAlias = "MemoryObjectReceiveStream[tuple[int, bytes]]"
+
+
+@asynccontextmanager
+async def _reading(name: str) -> AsyncIterator[Lines]:
+    """A file's lines with their numbers, as they come.
 
     A thread reads, so that lines which come slowly through a pipe are applied at once, and those
     of a long file together.
@@ -169,13 +179,19 @@ async def _chunks(name: str) -> AsyncIterator[list[tuple[int, bytes]]]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_pump, name, send)
         async with receive:
-            async for first in receive:
-                lines = [first]
-                while (
-                    len(lines) < entries.BATCH_ENTRIES and receive.statistics().current_buffer_used
-                ):
-                    lines.append(receive.receive_nowait())
-                yield [each for each in lines if not _is_blank_or_head(*each)]
+            yield receive
+        tasks.cancel_scope.cancel()
+
+
+async def _next(lines: Lines) -> list[tuple[int, bytes]]:
+    """The lines that are there, at least one; none at the end."""
+    try:
+        found = [await lines.receive()]
+    except anyio.EndOfStream:
+        return []
+    while len(found) < entries.BATCH_ENTRIES and lines.statistics().current_buffer_used:
+        found.append(lines.receive_nowait())
+    return found
 
 
 def _is_blank_or_head(number: int, line: bytes) -> bool:

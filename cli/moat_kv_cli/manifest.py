@@ -19,6 +19,7 @@ import asyncclick as click
 from moat_kv import config, errors
 from moat_kv.path import P, Path
 from moat_kv_cli import command, entries
+from moat_kv_runner import job as spec
 
 FILE_NAME = "manifest.yaml"
 
@@ -193,6 +194,10 @@ def _job(name: str, item: Mapping[str, Any]) -> Job:
         raise errors.BadConfig(f"{name}: target", "seconds from now are needed")
     value = {key: each for key, each in item.items() if key in _JOB_PLAIN}
     value["code"] = _path(name, item, "code")
+    try:
+        spec.parse_spec(value)
+    except errors.BadValue as exc:
+        raise errors.BadConfig(name, str(exc.reason)) from exc
     return Job(
         run=run,
         path=_path(name, item, "path"),

@@ -1,0 +1,91 @@
+"""`moat kv error`: records that runners keep are listed, shown, acknowledged and resolved."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import moat_kv
+from moat_kv import P
+from moat_kv.client import error_record
+from tests.cli.conftest import Moat
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def failed(client: moat_kv.Client) -> None:
+    try:
+        raise ValueError("no sensor")
+    except ValueError as exc:
+        await error_record.record(client, "run", P("a.b"), node="n1", exc=exc)
+        await error_record.record(client, "run", P("a.b"), node="n2", exc=exc, data={"x": 1})
+    await error_record.record(client, "code", P("c"), node="n1", message="line 1")
+    await error_record.resolve(client, "code", P("c"), by="success")
+
+
+@pytest.mark.usefixtures("failed")
+async def test_open_errors_are_listed(moat: Moat) -> None:
+    rows = [json.loads(x) for x in (await moat.fine("error", "list", "-o", "jsonl")).splitlines()]
+    assert len(rows) == 1
+    assert rows[0]["path"] == "a.b"
+    assert rows[0]["count"] == 2
+    assert rows[0]["message"] == "ValueError: no sensor"
+    assert rows[0]["nodes"] == "n1, n2"
+    rows = json.loads(await moat.fine("error", "list", "--all", "-o", "json"))
+    assert {each["state"] for each in rows} == {"open", "resolved by success"}
+    assert await moat.fine("error", "list", "c") == "no open errors\n"
+    assert json.loads(await moat.fine("error", "list", "--all", "-s", "code", "-o", "json"))
+
+
+@pytest.mark.usefixtures("failed")
+async def test_an_error_is_shown_with_its_traces(moat: Moat) -> None:
+    out = await moat.fine("error", "show", "a.b")
+    assert "subsystem  run" in out
+    assert "on n2, 1 times" in out
+    assert "Traceback" in out
+    same = await moat.fine("error", "show", ":.moat.kv.error.run.a.b")
+    assert same == out
+    shown = json.loads(await moat.fine("error", "show", "a.b", "-o", "json"))
+    assert shown["nodes"]["n2"]["data"] == {"x": 1}
+
+
+@pytest.mark.usefixtures("failed")
+async def test_an_error_is_acknowledged_and_resolved(moat: Moat) -> None:
+    assert await moat.fine("error", "ack", "a.b", "being looked at") == ""
+    assert "being looked at" in await moat.fine("error", "show", "a.b")
+    await moat.fine("error", "ack", "a.b")
+    assert "seen by " in await moat.fine("error", "show", "a.b")
+    assert await moat.fine("error", "resolve", "a.b", "--comment", "replaced") == ""
+    assert await moat.fine("error", "list") == "no open errors\n"
+    ended = await moat("error", "resolve", "a.b")
+    assert (ended.code, ended.error_line) == (
+        3,
+        "moat: no open error of a.b; it is resolved already",
+    )
+
+
+@pytest.mark.usefixtures("failed")
+async def test_errors_are_watched(moat: Moat) -> None:
+    out = await moat.fine("error", "watch", "-f", "--count", "2", "-o", "jsonl")
+    assert {json.loads(line)["path"] for line in out.splitlines()} == {"a.b", "c"}
+
+
+@pytest.mark.usefixtures("failed")
+async def test_unknown_and_ambiguous_errors(moat: Moat, client: moat_kv.Client) -> None:
+    for verb in ("show", "ack", "resolve"):
+        ended = await moat("error", verb, "x")
+        assert (ended.code, ended.error_line) == (3, "moat: no error of x")
+    await error_record.record(client, "code", P("a.b"), node="n1", message="m")
+    ended = await moat("error", "show", "a.b")
+    assert ended.code == 128
+    assert "has errors of code, run; say which with -s" in ended.error_line
+    assert "message    m" in await moat.fine("error", "show", "a.b", "-s", "code")
+
+
+async def test_status_tells_of_the_server(moat: Moat, client: moat_kv.Client) -> None:
+    await client.set(P("a"), 1)
+    facts = json.loads(await moat.fine("status", "-o", "json"))
+    assert (facts["node"], facts["entries"], facts["revision"]) == ("n1", 1, 1)
+    assert "engine.kind" in await moat.fine("status")

@@ -1,0 +1,262 @@
+"""`moat kv run ... at PATH`: jobs as entries, and the options that say which."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+import moat_kv
+from moat_kv import P
+from tests.cli.conftest import Moat
+
+pytestmark = pytest.mark.anyio
+
+JOB = P(":.moat.kv.run.any.default.a.question")
+STATE = P(":.moat.kv.state.any.default.a.question")
+
+
+@pytest.fixture
+async def answer(moat: Moat) -> None:
+    await moat.fine("code", "the.answer", "set", "-s", "-", stdin="return 42")
+
+
+@pytest.mark.usefixtures("answer")
+async def test_a_job_is_made_and_changed(moat: Moat, client: moat_kv.Client) -> None:
+    before = time.time()
+    assert await moat.fine("run", "at", "a.question", "set", "-c", "the.answer", "-t", "0") == ""
+    job = (await client.get(JOB)).value
+    assert job.pop("target") == pytest.approx(before, abs=5)
+    assert job == {"code": P("the.answer")}
+    options = ["-r", "10", "-k", "5", "-b", "1.5", "-d", "2.5", "-i", "why", "-t", "-"]
+    await moat.fine("run", "at", "a.question", "set", *options, "-e", "x", "1", "-v", "y.z", "t")
+    assert (await client.get(JOB)).value == {
+        "code": P("the.answer"),
+        "repeat": 10,
+        "ok_after": 5,
+        "backoff": 1.5,
+        "delay": 2.5,
+        "info": "why",
+        "data": {"x": 1, "y": {"z": "t"}},
+    }
+    await moat.fine("run", "at", "a.question", "set", "-e", "x", "-")
+    assert (await client.get(JOB)).value["data"] == {"y": {"z": "t"}}
+    shown = json.loads(await moat.fine("run", "at", "a.question", "-o", "json"))
+    assert shown["code"] == {"$path": "the.answer"}
+
+
+@pytest.mark.usefixtures("answer")
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("run at j", ":.moat.kv.run.any.default.j"),
+        ("run -g g1 at j", ":.moat.kv.run.any.g1.j"),
+        ("run -n n1 at j", ":.moat.kv.run.at.n1.default.j"),
+        ("run -n n1 -g g1 at j", ":.moat.kv.run.at.n1.g1.j"),
+        ("run at -n n1 -g g1 j", ":.moat.kv.run.at.n1.g1.j"),
+        ("run -n n1 at -n n1 j", ":.moat.kv.run.at.n1.default.j"),
+        ("run -n - at j", ":.moat.kv.run.all.default.j"),
+        ("job -n - -g g1 at j", ":.moat.kv.run.all.g1.j"),
+    ],
+)
+async def test_the_options_say_where_a_job_is(
+    moat: Moat, client: moat_kv.Client, words: str, place: str
+) -> None:
+    await moat.fine(*words.split(), "set", "-c", "the.answer")
+    assert (await client.get(P(place))).value["code"] == P("the.answer")
+    assert await moat.fine(*words.split(), "path") == place + "\n"
+    state = place.replace(".run.", ".state.")
+    assert await moat.fine(*words.split(), "path", "--state") == state + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("run -n a at -n b x", "-n is given twice, and differs: a, b"),
+        ("run -n a -n - at x", "-n is given twice"),
+        ("run -g a info -g b", "-g is given twice, and differs: a, b"),
+        ("run -n 3 at x", "'3' is no node's name; how many nodes a group has is said with --nodes"),
+        ("run at list", "'list' is a verb, and a path comes first: `moat kv run at : list`"),
+        ("run at set x -c y", "the path comes before the verb: moat kv run at x set"),
+        ("run at x set", "a job needs code, -c PATH"),
+        ("run at : set -c y", "a job needs a path"),
+        ("run at x set -t soon", "'soon' is no number of seconds"),
+        ("run at x set -d -1", "-1"),
+        ("run at x set -c a..b", "bad path 'a..b'"),
+        ("run at x set -e : 3 -e a 4 -c", "-c"),
+    ],
+)
+async def test_bad_usage_of_jobs(offline: Moat, words: str, line: str) -> None:
+    ended = await offline(*words.split())
+    assert line in ended.error_line
+    assert ended.code == 128
+
+
+@pytest.mark.usefixtures("answer")
+@pytest.mark.parametrize("verb", ["get", "state", "delete", "restart", "enable", "disable"])
+async def test_unknown_jobs_and_nodes_are_3(moat: Moat, verb: str) -> None:
+    await moat.fine("run", "at", "known.one", "set", "-c", "the.answer")
+    await moat.fine("run", "-n", "n1", "at", "x", "set", "-c", "the.answer")
+    ended = await moat("run", "at", "unknown", verb)
+    assert ended.error_line == "moat: no job unknown for any node of group default"
+    assert ended.code == 3
+    ended = await moat("run", "at", "known", verb)
+    assert ended.error_line.endswith("; `list` shows what is below it (1)")
+    assert ended.code == 3
+    ended = await moat("run", "-n", "n1", "at", "y", verb)
+    assert ended.error_line == "moat: no job y for node n1 of group default"
+    assert ended.code == 3
+    ended = await moat("run", "-n", "n2", "at", "x", verb)
+    assert ended.error_line == "moat: no job at all for node n2"
+    assert ended.code == 3
+
+
+async def test_a_job_without_its_code_is_stored_with_a_warning(moat: Moat) -> None:
+    ended = await moat("run", "at", "x", "set", "-c", "no.code")
+    assert ended.code == 0
+    assert ended.error_line == "moat: there is no procedure no.code yet; the job waits for it"
+    ended = await moat("run", "at", "y", "set", "-t", "0")
+    assert ended.code == 128
+    assert "no job y yet; say what it runs with -c PATH" in ended.error_line
+    ended = await moat("run", "at", "x", "set", "-e", ":", "3")
+    assert (ended.code, ended.error_line) == (
+        1,
+        "moat: bad value: data: a mapping from names is needed",
+    )
+
+
+@pytest.mark.usefixtures("answer")
+async def test_a_job_is_copied_without_its_time(moat: Moat, client: moat_kv.Client) -> None:
+    first = ["set", "-c", "the.answer", "-t", "0", "-r", "5", "-e", "a", "1"]
+    await moat.fine("run", "at", "one", *first)
+    await moat.fine("run", "at", "two", "set", "-C", "one", "-e", "b", "2", "-d", "3")
+    assert (await client.get(P(":.moat.kv.run.any.default.two"))).value == {
+        "code": P("the.answer"),
+        "repeat": 5,
+        "delay": 3,
+        "data": {"a": 1, "b": 2},
+    }
+    ended = await moat("run", "at", "two", "set", "-C", "none")
+    assert (ended.code, ended.error_line) == (3, "moat: no job none")
+
+
+@pytest.mark.usefixtures("answer")
+async def test_enabling_restarting_and_deleting(moat: Moat, client: moat_kv.Client) -> None:
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer")
+    await moat.fine("run", "at", "a.question", "disable")
+    assert (await client.get(JOB)).value["enabled"] is False
+    await moat.fine("run", "at", "a.question", "enable")
+    assert (await client.get(JOB)).value["enabled"] is True
+    before = time.time()
+    await moat.fine("run", "at", "a.question", "restart")
+    job = (await client.get(JOB)).value
+    assert before <= job["restart"] == job["target"] <= time.time()
+    await moat.fine("run", "at", "a.question", "delete")
+    assert "value" not in await client.get(JOB)
+
+
+@pytest.mark.usefixtures("answer")
+@pytest.mark.parametrize(
+    ("state", "code", "out", "err"),
+    [
+        pytest.param({"started": 1, "stopped": 2, "result": 42}, 0, "42\n", "", id="number"),
+        pytest.param({"started": 1, "stopped": 2, "result": "a b"}, 0, "a b\n", "", id="text"),
+        pytest.param({"started": 1, "stopped": 2, "result": [1]}, 0, "[1]\n", "", id="list"),
+        pytest.param({"started": 1, "stopped": 2}, 0, "null\n", "", id="nothing"),
+        pytest.param(
+            {"started": 1, "stopped": 2, "backoff": 1, "reason": "ValueError: x"},
+            1,
+            "",
+            "moat: job a.question failed: ValueError: x\n",
+            id="failed",
+        ),
+        pytest.param(
+            {"started": 3, "stopped": 2},
+            3,
+            "",
+            "moat: no result of job a.question; its run has not ended yet\n",
+            id="running",
+        ),
+        pytest.param(
+            {"reason": "missing variable x"},
+            3,
+            "",
+            "moat: no result of job a.question; missing variable x\n",
+            id="waiting",
+        ),
+        pytest.param(
+            None, 3, "", "moat: no result of job a.question; no runner has taken it yet\n", id="new"
+        ),
+    ],
+)
+async def test_a_result_is_printed_bare(
+    moat: Moat, client: moat_kv.Client, state: Any, code: int, out: str, err: str
+) -> None:
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer", "-t", "0")
+    if state is not None:
+        await client.set(STATE, state)
+    ended = await moat("run", "at", "a.question", "state", "-r")
+    assert (ended.code, ended.out, ended.err) == (code, out, err)
+
+
+@pytest.mark.usefixtures("answer")
+async def test_states_are_shown_with_times(moat: Moat, client: moat_kv.Client) -> None:
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer", "-t", "0")
+    await client.set(STATE, {"started": 1000.5, "stopped": 1001, "node": "n1", "result": 42})
+    lines = (await moat.fine("run", "at", "a.question", "state")).splitlines()
+    assert "node     n1" in lines
+    assert any(line.startswith("started  19") and line.endswith(":40") for line in lines)
+    shown = json.loads(await moat.fine("run", "at", "a.question", "state", "-o", "json"))
+    assert shown["started"] == 1000.5
+
+
+@pytest.mark.usefixtures("answer")
+async def test_all_node_jobs_have_a_state_for_each_node(moat: Moat, client: moat_kv.Client) -> None:
+    await moat.fine("run", "-n", "-", "at", "x", "set", "-c", "the.answer", "-t", "0")
+    base = P(":.moat.kv.state.all.default")
+    for node, result in (("n1", 41), ("n2", 42)):
+        await client.set(base / node / "x", {"started": 1, "stopped": 2, "result": result})
+    out = await moat.fine("run", "-n", "-", "at", "x", "state", "-r")
+    assert out == "n1  41\nn2  42\n"
+    rows = await moat.fine("run", "-n", "-", "at", "x", "state", "-o", "json")
+    assert [(each["node"], each["result"]) for each in json.loads(rows)] == [("n1", 41), ("n2", 42)]
+    rows = await moat.fine("run", "-n", "-", "at", ":", "list", "-o", "jsonl")
+    listed = [json.loads(line) for line in rows.splitlines()]
+    assert [(each["path"], each["node"]) for each in listed] == [("x", "n1"), ("x", "n2")]
+
+
+@pytest.mark.usefixtures("answer")
+async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Client) -> None:
+    states: dict[str, Any] = {
+        "running": {"started": 5e9, "stopped": 1},
+        "done": {"started": 5e9, "stopped": 5e9 + 1, "result": 1},
+        "failed": {"started": 5e9, "stopped": 5e9 + 1, "backoff": 2},
+        "stopped": {"started": 5e9, "stopped": 5e9 + 1, "interrupted": True},
+        "waiting": {"started": 1, "stopped": 2},
+    }
+    for name, state in states.items():
+        await moat.fine("run", "at", name, "set", "-c", "the.answer", "-t", "0")
+        await client.set(P(":.moat.kv.state.any.default") / name, state)
+    await moat.fine("run", "at", "disabled", "set", "-c", "the.answer", "-t", "0")
+    await moat.fine("run", "at", "disabled", "disable")
+    await moat.fine("run", "at", "not started", "set", "-c", "the.answer")
+    await client.set(P(":.moat.kv.run.any.default"), {"nodes": 2})
+    rows = (await moat.fine("run", "at", ":", "list", "-o", "jsonl")).splitlines()
+    listed = {each["path"]: each["state"] for each in map(json.loads, rows)}
+    assert listed == {
+        name.replace(" ", ":_"): name for name in [*states, "disabled", "not started"]
+    }
+    info = json.loads(await moat.fine("run", "info", "-o", "json"))
+    assert info["settings"] == {"nodes": 2}
+    assert info["nodes"] == {}
+    assert len(info["jobs"]) == 7
+    assert "jobs for  any node of group default" in await moat.fine("run", "info")
+
+
+async def test_monitoring_prints_what_becomes_of_jobs(moat: Moat, client: moat_kv.Client) -> None:
+    await client.set(STATE, {"started": 1, "stopped": 2, "result": 42, "node": "n1"})
+    out = await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "jsonl")
+    event = json.loads(out)
+    assert (event["path"], event["event"], event["result"]) == ("a.question", "done", 42)
