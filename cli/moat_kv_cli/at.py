@@ -70,7 +70,7 @@ class Job:
 
     async def not_found(self) -> errors.NotFound:
         if self.which.kind == "at":
-            nodes = await self.client.list(self.jobs % 2)
+            nodes = await self.client.list(self.jobs % (len(self.which.group) + 1))
             if self.which.node not in [each.name for each in nodes]:
                 return errors.NotFound("job at all for node", str(self.which.node))
         below = len(await self.client.list(self.place))

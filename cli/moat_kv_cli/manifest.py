@@ -18,7 +18,7 @@ import asyncclick as click
 
 from moat_kv import config, errors
 from moat_kv.path import P, Path
-from moat_kv_cli import command, entries
+from moat_kv_cli import command, entries, placement
 from moat_kv_runner import job as spec
 
 FILE_NAME = "manifest.yaml"
@@ -50,17 +50,17 @@ class Job:
     """`at`, `any` or `all`."""
     path: Path
     node: str | None
-    group: str | None
+    group: Path | None
     target_s: float | None
     """Seconds from the time of loading; None: not started."""
     value: Mapping[str, Any]
 
-    def place(self, runs: Path, *, node: str, group: str) -> Path:
+    def place(self, runs: Path, *, node: str, group: Path) -> Path:
         """Where its entry is; `node` and `group` are for a job that names none."""
         base = runs / self.run
         if self.run == "at":
             base = base / (self.node or node)
-        return base / (self.group or group) + self.path
+        return base + (self.group or group) + self.path
 
     def entry(self, now: float) -> dict[str, Any]:
         """Its entry's value."""
@@ -184,12 +184,11 @@ def _job(name: str, item: Mapping[str, Any]) -> Job:
     run = item.get("run")
     if run not in _RUNS:
         raise errors.BadConfig(f"{name}: run", f"one of {', '.join(_RUNS)}")
-    node, group, target = item.get("node"), item.get("group"), item.get("target")
+    node, target = item.get("node"), item.get("target")
     if node is not None and run != "at":
         raise errors.BadConfig(f"{name}: node", "only with `run: at`")
-    for key, text in (("node", node), ("group", group)):
-        if text is not None and not (isinstance(text, str) and text):
-            raise errors.BadConfig(f"{name}: {key}", "a name is needed, as text")
+    if node is not None and not (isinstance(node, str) and node):
+        raise errors.BadConfig(f"{name}: node", "a name is needed, as text")
     if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
         raise errors.BadConfig(f"{name}: target", "seconds from now are needed")
     value = {key: each for key, each in item.items() if key in _JOB_PLAIN}
@@ -202,14 +201,14 @@ def _job(name: str, item: Mapping[str, Any]) -> Job:
         run=run,
         path=_path(name, item, "path"),
         node=node,
-        group=group,
+        group=_path(name, item, "group") if item.get("group") is not None else None,
         target_s=target,
         value=value,
     )
 
 
 async def store(
-    client: Any, found: Manifest, *, node: str, group: str, with_jobs: bool = True
+    client: Any, found: Manifest, *, node: str, group: Path, with_jobs: bool = True
 ) -> dict[str, int]:
     """Store it all; how many there were of each. Returns `modules`, `code`, `jobs`."""
     places = await config.load_places(client)
@@ -232,27 +231,24 @@ async def store(
     example="moat kv code load examples/onewire\nmoat kv code load my/scripts -n pi3 -g heating",
 )
 @click.argument("folder")
-@click.option("-n", "--node", metavar="NODE", help="For jobs at a node that is not named.")
-@click.option("-g", "--group", metavar="GROUP", help="For jobs whose group is not named. [default]")
+@placement.options
 @click.option("--no-jobs", is_flag=True, help="Only modules and procedures.")
 @command.pass_invocation
-async def load(
-    invocation: command.Invocation,
-    /,
-    folder: str,
-    node: str | None,
-    group: str | None,
-    no_jobs: bool,
-) -> None:
-    """Store the modules, procedures and jobs of FOLDER, by its manifest.yaml; all or nothing."""
-    settings = invocation.config.runner
+async def load(invocation: command.Invocation, /, folder: str, no_jobs: bool) -> None:
+    """Store the modules, procedures and jobs of FOLDER, by its manifest.yaml; all or nothing.
+
+    -n and -g are for jobs that do not say where they run; without -n it is this host.
+    """
     found = read(folder)
+    which = placement.of(invocation)
+    if which.kind == "all":
+        raise command.fail("-n - names no node; a job for all nodes says `run: all`")
     async with invocation.client() as client:
         counts = await store(
             client,
             found,
-            node=node or settings.name or socket.gethostname(),
-            group=group or settings.group,
+            node=which.node or invocation.config.runner.name or socket.gethostname(),
+            group=which.group,
             with_jobs=not no_jobs,
         )
     click.echo(

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import asyncclick as click
 
-from moat_kv import config
-from moat_kv.path import Path
+from moat_kv import config, errors
+from moat_kv.path import P, Path
 from moat_kv_cli import command
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -28,7 +28,7 @@ class Placement:
 
     node: str | None
     """None: any node; `-`: all nodes; else the name of one."""
-    group: str
+    group: Path
 
     @property
     def kind(self) -> str:
@@ -40,9 +40,7 @@ class Placement:
     @property
     def prefix(self) -> Path:
         """Below the places of jobs and of states alike."""
-        if self.kind == "at":
-            return Path("at", self.node, self.group)
-        return Path(self.kind, self.group)
+        return Path(self.kind, *([self.node] if self.kind == "at" else [])) + self.group
 
     def __str__(self) -> str:
         where = {"any": "any node", "all": "all nodes", "at": f"node {self.node}"}[self.kind]
@@ -79,7 +77,8 @@ def options(function: _F) -> _F:
 
 def of(invocation: command.Invocation) -> Placement:
     """What was given, with the settings' group where none was."""
-    group = invocation.group or invocation.config.runner.group
+    text = invocation.group or invocation.config.runner.group
+    group = P(text)
     return Placement(node=invocation.node, group=group)
 
 
@@ -91,8 +90,13 @@ def _keep_node(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
 
 
 def _keep_group(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
-    if "" in value:
-        raise command.fail("-g: a group's name is not empty", ctx)
+    for text in value:
+        try:
+            group = P(text)
+        except errors.BadPath as exc:
+            raise command.fail(f"-g: {exc}", ctx) from exc
+        if not group:
+            raise command.fail("-g: a group is a path below the root", ctx)
     _keep(ctx, "group", "-g", value)
 
 

@@ -70,9 +70,9 @@ async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
     out.rows(at.COLUMNS, rows)
 
 
-async def members(client: Client, group: str) -> dict[str, Any]:
+async def members(client: Client, group: Path) -> dict[str, Any]:
     """The runners that serve a group now: their roles, by name."""
-    place = (await config.load_places(client)).group / group
+    place = (await config.load_places(client)).group + group
     async with client.watch_group(place) as changes:
         async for seen in changes:
             if seen is not None:

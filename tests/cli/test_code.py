@@ -213,7 +213,7 @@ def test_a_manifest_is_read_whole(tmp_path: pathlib.Path) -> None:
         "default": {"v": 1},
         "info": "i",
     }
-    places = [each.place(P("run"), node="n1", group="g1") for each in found.jobs]
+    places = [each.place(P("run"), node="n1", group=P("g1")) for each in found.jobs]
     assert places == [P("run.at.n9.g1.j"), P("run.any.g9.k"), P("run.all.g1.l")]
     assert found.jobs[0].entry(100.0) == {"code": P("x.a"), "data": {"v": 2}, "target": 105.0}
     assert "target" not in found.jobs[1].entry(100.0)

@@ -58,6 +58,7 @@ async def test_a_job_is_made_and_changed(moat: Moat, client: moat_kv.Client) -> 
         ("run at -n n1 -g g1 j", ":.moat.kv.run.at.n1.g1.j"),
         ("run -n n1 at -n n1 j", ":.moat.kv.run.at.n1.default.j"),
         ("run -n - at j", ":.moat.kv.run.all.default.j"),
+        ("run -g house.cellar at j", ":.moat.kv.run.any.house.cellar.j"),
         ("job -n - -g g1 at j", ":.moat.kv.run.all.g1.j"),
     ],
 )
@@ -84,6 +85,8 @@ async def test_the_options_say_where_a_job_is(
         ("run at : set -c y", "a job needs a path"),
         ("run at x set -t soon", "'soon' is no number of seconds"),
         ("run at x set -d -1", "-1"),
+        ("run -g a..b at x", "-g: bad path 'a..b'"),
+        ("run -g : at x", "-g: a group is a path below the root"),
         ("run at x set -c a..b", "bad path 'a..b'"),
         ("run at x set -e : 3 -e a 4 -c", "-c"),
     ],
