@@ -97,6 +97,19 @@ class ModuleEntry(ClientEntry):
             self._stored = known
         return known
 
+    @property
+    def problem(self) -> errors.MoatKvError | None:
+        """Why it cannot be loaded, whatever else is there; None if it can."""
+        stored = self.stored
+        try:
+            if stored is not None:
+                requires.module_name(self.path)
+                stored.compiled()
+                _ = stored.needs
+        except errors.MoatKvError as exc:
+            return exc
+        return None
+
 
 _roots: weakref.WeakKeyDictionary[Shared, ModuleRoot] = weakref.WeakKeyDictionary()
 
@@ -113,7 +126,7 @@ class ModuleRoot(ClientRoot):
 
     def __init__(self, client: Client, path: Path) -> None:
         super().__init__(client, path)
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[ModuleEntry], None]] = []
         self._on_shelf = anyio.Event()
         self._scope = anyio.CancelScope()
 
@@ -248,8 +261,8 @@ class ModuleRoot(ClientRoot):
 
     # Changes ------------------------------------------------------------------------------------
 
-    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Be called after each change, in the event loop; returns what ends that."""
+    def listen(self, callback: Callable[[ModuleEntry], None]) -> Callable[[], None]:
+        """Be called with each entry that has changed, in the event loop; returns what ends that."""
         self._listeners.append(callback)
         return lambda: self._listeners.remove(callback)
 
@@ -265,7 +278,7 @@ class ModuleRoot(ClientRoot):
         ]
         importing.forget(stale)
         for tell in list(self._listeners):
-            tell()
+            tell(entry)
 
     def _is_reshaped(self, name: str) -> bool:
         """A module has become a package, or the other way round, or is gone."""

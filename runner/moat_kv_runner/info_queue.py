@@ -102,14 +102,14 @@ class InfoQueue:
             self._waiting.pop(_READY, None)
             self._add(_READY, message)
 
-    def push(self, message: Any) -> bool:
+    def push(self, message: Any, source: Hashable = None) -> bool:
         """A message that cannot wait. False if there was no room: the queue ends then."""
         if self._ended:
             return False
         if self._counted >= self._limit:
             self.end()
             return False
-        self._add(self._new_key(), message)
+        self._add((source, self._new_key()), message)
         return True
 
     async def put_change(self, source: Hashable, path: Hashable, message: Any) -> bool:
@@ -125,9 +125,9 @@ class InfoQueue:
         self._add(key, message)
         return True
 
-    def drop(self, source: Hashable) -> None:
-        """Forget what waits from a watch that was cancelled."""
-        for key in [key for key in self._waiting if type(key) is tuple and key[0] == source]:
+    def drop(self, source: object) -> None:
+        """Forget what waits from a source that was cancelled."""
+        for key in [key for key in self._waiting if type(key) is tuple and key[0] is source]:
             del self._waiting[key]
             self._counted -= 1
         self._drained.set()

@@ -123,3 +123,20 @@ class LostClaim(Exception):
 def lost_claim(error: errors.MoatKvError) -> LostClaim:
     """The same loss, as scripts know it."""
     return LostClaim(str(error))
+
+
+#: The classes of `_cls`, which has `NotGiven` too.
+SCRIPT_CLASSES = (
+    ActorState,
+    CompleteState,
+    PartialState,
+    DetachedState,
+    BrokenState,
+    RunnerMsg,
+    ChangeMsg,
+    MQTTmsg,
+    TimerMsg,
+    ReadyMsg,
+    ErrorRecorded,
+    LostClaim,
+)

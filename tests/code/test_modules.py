@@ -153,6 +153,7 @@ async def test_module_that_does_not_compile_is_refused() -> None:
         await seen(client, root, "stored_a", {"code": "x = 1\ny = ("})
         with pytest.raises(errors.BadCode, match="stored_a: line 2"):
             root.order(needs(["stored_a"]), needed_by="test")
+        assert isinstance(root["stored_a"].problem, errors.BadCode)  # type: ignore[attr-defined]
         with pytest.raises(errors.BadCode):
             imported("stored_a")
 
@@ -271,17 +272,12 @@ async def test_two_clients_share_the_modules_of_one_process() -> None:
 
 async def test_listeners_are_told_of_changes() -> None:
     async with module_root() as (client, root):
-        count = 0
-
-        def tell() -> None:
-            nonlocal count
-            count += 1
-
-        unlisten = root.listen(tell)
+        told: list[str] = []
+        unlisten = root.listen(lambda entry: told.append(entry.dotted))
         await seen(client, root, "stored_a", {"code": ""})
         unlisten()
         await seen(client, root, "stored_b", {"code": ""})
-        assert count == 1
+        assert told == ["stored_a"]
 
 
 async def test_handler_is_shared() -> None:

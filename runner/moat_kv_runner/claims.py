@@ -1,0 +1,143 @@
+"""Who runs a job: a claim is an entry that only one runner can have written.
+
+`supervision` takes one before it does anything for a job, keeps it over runs while the job goes on,
+and releases it when it ends. A claim is bound to its runner's session: it goes when the session
+does, and then another runner may take it. Its revision is the fence: every write of the job is
+accepted only while the claim has that revision, so whatever a former holder still sends is refused
+by the engine. It is written once and never renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
+
+import anyio
+
+from moat_kv import config, errors
+from moat_kv.client.client import Client
+from moat_kv.client.mirror import ClientEntry, ClientRoot
+from moat_kv.client.session import Session
+from moat_kv.path import Path
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: Between two tries of something that the server could not do just now, in seconds.
+RETRY_S = (0.05, 2.0)
+
+#: What passes by itself: no line, an answer that was lost, a full disk, a server cut off.
+PASSING = (
+    errors.Disconnected,
+    errors.Unknown,
+    errors.RequestTimeout,
+    errors.Detached,
+    errors.StorageFailed,
+)
+
+
+class Claim(NamedTuple):
+    """A claim that was taken. Its first two fields are what `Client.bound(fence=)` takes."""
+
+    path: Path
+    fence: int
+    """The claim's revision; rises with each new claim."""
+
+    @property
+    def guard(self) -> tuple[Path, int]:
+        return (self.path, self.fence)
+
+
+async def take(client: Client, path: Path, *, node: str, session: Session) -> Claim | None:
+    """Claim a job for this runner, or None if somebody else has it.
+
+    Raises SessionExpired. Trouble that passes is waited for.
+    """
+    token = secrets.token_hex(8)
+    value = {"node": node, "session": session.id, "token": token}
+
+    async def ask() -> Claim | None:
+        try:
+            result = await client.set(path, value, expect=0, session=session)
+        except errors.Conflict:
+            found = await client.get(path)
+            # An earlier try may have happened though its answer was lost.
+            mine = isinstance(found.get("value"), Mapping) and found.value.get("token") == token
+            return Claim(path, found.rev) if mine else None
+        return Claim(path, result.rev)
+
+    return await patiently(client, ask)
+
+
+async def release(client: Client, claim: Claim) -> None:
+    """Let others have the job. A claim that is gone already is no error."""
+
+    async def ask() -> None:
+        try:
+            await client.delete(claim.path, expect=claim.fence)
+        except errors.Conflict as exc:
+            logger.debug("the claim is gone already: %s", exc)
+
+    await patiently(client, ask)
+
+
+async def patiently(client: Client, ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask until there is an answer; for what may safely be asked again."""
+    wait_s, longest_s = RETRY_S
+    while True:
+        try:
+            return await ask()
+        except PASSING as exc:
+            logger.info("trying again: %s", exc)
+        with anyio.move_on_after(wait_s):
+            await line_change(client)
+        wait_s = min(wait_s * 2, longest_s)
+
+
+async def line_change(client: Client) -> None:
+    """Until the client's line breaks or comes back."""
+    changed = anyio.Event()
+    remove = client.add_connection_listener(lambda _up: changed.set())
+    try:
+        await changed.wait()
+    finally:
+        remove()
+
+
+class ClaimEntry(ClientEntry):
+    """The claim of one job, as the mirror shows it."""
+
+    @property
+    def holder(self) -> str | None:
+        """The runner that has the job; None if nobody has."""
+        return holder_of(self.value)
+
+    def updated(self) -> None:
+        cast(ClaimRoot, self.root).tell(self.path)
+
+
+def holder_of(value: Any) -> str | None:
+    """The runner's name in a claim's value; None if it is none."""
+    node = value.get("node") if isinstance(value, Mapping) else None
+    return node if isinstance(node, str) else None
+
+
+class ClaimRoot(ClientRoot):
+    """The claims of one `JobRoot`'s jobs."""
+
+    child_type = ClaimEntry
+
+    def __init__(self, client: Client, path: Path) -> None:
+        super().__init__(client, path)
+        self.listeners: list[Callable[[Path], None]] = []
+
+    @classmethod
+    def place(cls, places: config.Places) -> Path:
+        return places.claim
+
+    def tell(self, path: Path) -> None:
+        for listener in list(self.listeners):
+            listener(path)

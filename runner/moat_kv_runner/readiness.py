@@ -1,0 +1,85 @@
+"""Whether a job can run here, and with what: procedure, variables, modules. Loads nothing.
+
+`supervision` asks before it starts a run; a job that is not ready waits, with the reason in its
+state, and is asked about again whenever code, modules or the job itself change. The signature tells
+whether such a change concerns a run that is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moat_kv import codec, errors
+from moat_kv.code import compiling, procedures, requires
+from moat_kv.code.modules import ModuleRoot, check_installed
+from moat_kv.code.procedures import CodeEntry, CodeRoot
+from moat_kv.path import Path
+from moat_kv_runner.job import RESTARTING, JobSpec
+
+#: The names that every script has, and those that only async ones have.
+INJECTED = ("_cfg", "_client", "_cls", "_digits", "_log", "_P", "_Path")
+INJECTED_ASYNC = ("_info", "_self")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a run needs."""
+
+    procedure: compiling.Procedure
+    variables: Mapping[str, Any]
+    """From the job's data and the procedure's defaults."""
+    needs: requires.Needs
+
+
+def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Call:
+    """The call that the job asks for.
+
+    Raises a MoatKvError that says why it cannot run now: NotFound, BadCode, BadValue,
+    MissingVariable, MissingModule, CyclicModules.
+    """
+    if spec.code is None:
+        raise errors.BadValue("the job names no code")
+    entry = code.entry(spec.code)
+    procedure, needs = entry.procedure, entry.needs
+    variables = procedures.merged(entry.default, spec.data)
+    injected = INJECTED + INJECTED_ASYNC if procedure.is_async else INJECTED
+    for name in procedure.variables:
+        if name not in variables and name not in injected:
+            raise errors.MissingVariable(name, procedure.name)
+    modules.order(needs, needed_by=procedure.name)
+    return Call(procedure=procedure, variables=variables, needs=needs)
+
+
+def is_fit(spec: JobSpec, code: CodeRoot) -> bool:
+    """Whether this node has the packages that the job's procedure requires.
+
+    What is missing in the tree is missing for all nodes alike, so it does not count.
+    """
+    if spec.code is None:
+        return True
+    try:
+        check_installed(code.entry(spec.code).needs, needed_by="")
+    except errors.MissingModule:
+        return False
+    except errors.MoatKvError:
+        return True
+    return True
+
+
+Signature = tuple[Any, ...]
+
+
+def signature(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Signature:
+    """Differs if the job, its procedure, or a module that it may load has changed."""
+    parts: list[Any] = [codec.pack([getattr(spec, name) for name in RESTARTING])]
+    entry = code.get(spec.code) if isinstance(spec.code, Path) else None
+    if isinstance(entry, CodeEntry):
+        parts.append(entry.rev)
+        try:
+            names = (*entry.needs.stored, *entry.procedure.imports)
+        except errors.MoatKvError:
+            names = ()
+        parts.append(modules.signature(names))
+    return tuple(parts)

@@ -1,0 +1,231 @@
+"""Where jobs are, for each kind of runner: mirrors of jobs, with their states and claims beside.
+
+`runner.run` makes one for each kind that it serves; as a library, `await AnyRunnerRoot.as_handler(
+client, subpath=P("default"), code=cr)` does both: it mirrors the group's jobs and runs them, for as
+long as the client lives. A root keeps a `supervision.Supervisor` for each job while it is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import anyio
+import anyio.abc
+
+from moat_kv import config, errors
+from moat_kv.client.client import Client
+from moat_kv.client.mirror import ClientRoot
+from moat_kv.code.procedures import CodeRoot
+from moat_kv.path import Path
+from moat_kv_runner import claims, job, serving, supervision
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GROUP = Path("default")
+
+
+def runner_name(client: Client, name: str | None = None) -> str:
+    """The name given, else the configuration's, else the host's. Raises BadConfig."""
+    name = name or client.config.runner.name or socket.gethostname()
+    if name.isdigit():
+        raise errors.BadConfig("runner.name", f"{name} is a bare number; call it node{name}, say")
+    return name
+
+
+class JobRoot(ClientRoot):
+    """The jobs of one kind in one group. Use one of the subclasses."""
+
+    child_type = job.JobEntry
+
+    kind: ClassVar[str] = ""
+    #: Every node runs each job, with a state of its own.
+    every_node: ClassVar[bool] = False
+
+    def __init__(self, client: Client, path: Path, *, name: str, nodes: int | None) -> None:
+        super().__init__(client, path)
+        #: The runner's name.
+        self.runner = name
+        self._nodes = nodes
+        self.states: job.StateRoot
+        self.claims: claims.ClaimRoot
+        self._service: serving.Service | None = None
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._supervisors: dict[Path, supervision.Supervisor] = {}
+
+    @classmethod
+    def below(cls, place: Path, group: Path, name: str) -> Path:
+        """The group's subtree of this kind, below the place of jobs."""
+        return place / cls.kind + group
+
+    @classmethod
+    def state_below(cls, place: Path, group: Path, name: str) -> Path:
+        """The same below the place of states, or of claims."""
+        return cls.below(place, group, name)
+
+    @classmethod
+    async def as_handler(
+        cls,
+        client: Client,
+        *,
+        subpath: Path = DEFAULT_GROUP,
+        places: config.Places | None = None,
+        path: Path | None = None,
+        code: CodeRoot | None = None,
+        name: str | None = None,
+        nodes: int | None = None,
+        serve: bool = True,
+        **options: Any,
+    ) -> Self:
+        """Mirror the jobs of the group `subpath`, and run them under this name.
+
+        `nodes` is N, how many runners make the group complete; None: as the group's settings say.
+        `serve` False: only mirror. Raises NameTaken if another runner of this kind has the name.
+        """
+        places = places or await config.load_places(client)
+        name = runner_name(client, name)
+        root = await super().as_handler(
+            client,
+            path=path if path is not None else cls.below(places.run, subpath, name),
+            subpath=Path(),
+            name=name,
+            nodes=nodes,
+            **options,
+        )
+        if root.runner != name:
+            raise errors.NameTaken("client's runner in this group", root.runner)
+        root.states = await job.StateRoot.as_handler(
+            client, path=cls.state_below(places.state, subpath, name)
+        )
+        root.claims = await claims.ClaimRoot.as_handler(
+            client, path=cls.state_below(places.claim, subpath, name)
+        )
+        if serve and root._service is None:
+            service = await serving.Service.make(
+                client, [root], name=name, group=subpath, places=places, code=code
+            )
+            await client.task_group.start(service.serve)
+        return root
+
+    # The group's settings -----------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.value if isinstance(self.value, Mapping) else {}
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What the group says for all its jobs."""
+        defaults = self.settings.get("defaults")
+        return defaults if isinstance(defaults, Mapping) else {}
+
+    @property
+    def nodes(self) -> int | None:
+        """N: the runner's own, else the group's, else None."""
+        nodes = self._nodes if self._nodes is not None else self.settings.get("nodes")
+        if isinstance(nodes, bool) or not isinstance(nodes, int):
+            return None
+        return nodes if nodes > 0 else None
+
+    # Being served -------------------------------------------------------------------------------
+
+    async def supervise(
+        self,
+        service: serving.Service,
+        *,
+        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run the jobs, for as long as the service's session lives."""
+        listeners = (self.states.listeners, self.claims.listeners)
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._service = service
+                for each in listeners:
+                    each.append(self._concerns)
+                for entry in [*self.all_children, *self.states.all_children]:
+                    self._concerns(entry.path)
+                task_status.started()
+                await anyio.sleep_forever()
+        finally:
+            for each in listeners:
+                each.remove(self._concerns)
+            self._tasks = None
+            self._supervisors.clear()
+
+    def _concerns(self, path: Path) -> None:
+        """Something about the job at this path has changed."""
+        supervisor = self._supervisors.get(path)
+        if supervisor is not None:
+            supervisor.wake()
+        elif self._tasks is not None and self._service is not None and path:
+            supervisor = supervision.Supervisor(self, self._service, path)
+            if not supervisor.is_idle:
+                self._supervisors[path] = supervisor
+                self._tasks.start_soon(self._run, supervisor)
+
+    async def _run(self, supervisor: supervision.Supervisor) -> None:
+        try:
+            await supervisor.run()
+        finally:
+            if self._supervisors.get(supervisor.path) is supervisor:
+                del self._supervisors[supervisor.path]
+        # It may have come back while the last one was on its way out.
+        if not supervisor.is_idle:
+            self._concerns(supervisor.path)
+
+    def job_changed(self, entry: job.JobEntry) -> None:
+        self._concerns(entry.path)
+
+    def wake_all(self) -> None:
+        """Code, modules, or the group's settings have changed."""
+        for supervisor in list(self._supervisors.values()):
+            supervisor.wake()
+
+    def group_changed(self) -> None:
+        """Members have come or gone, or N is another."""
+        if self._service is not None:
+            state = self._service.state_of(self)
+            for supervisor in list(self._supervisors.values()):
+                supervisor.group_changed(state)
+
+    def updated(self) -> None:
+        """The group's settings have changed."""
+        self.group_changed()
+        self.wake_all()
+
+
+class AnyRunnerRoot(JobRoot):
+    """Jobs that any one node of the group runs: `:.moat.kv.run.any.GROUP.PATH`."""
+
+    kind = "any"
+
+
+class SingleRunnerRoot(JobRoot):
+    """Jobs for this node: `:.moat.kv.run.at.NODE.GROUP.PATH`."""
+
+    kind = "at"
+
+    @classmethod
+    def below(cls, place: Path, group: Path, name: str) -> Path:
+        return place / cls.kind / name + group
+
+
+class AllRunnerRoot(JobRoot):
+    """Jobs that every node of the group runs: `:.moat.kv.run.all.GROUP.PATH`.
+
+    States and claims are at `.all.GROUP.NODE.PATH`.
+    """
+
+    kind = "all"
+    every_node = True
+
+    @classmethod
+    def state_below(cls, place: Path, group: Path, name: str) -> Path:
+        return cls.below(place, group, name) / name
+
+
+ROOTS: dict[str, type[JobRoot]] = {
+    cls.kind: cls for cls in (AnyRunnerRoot, SingleRunnerRoot, AllRunnerRoot)
+}

@@ -1,0 +1,191 @@
+"""A runner at work: its session, its place in the group, and the jobs of its roots.
+
+Made by `runner.run` for all kinds at once, or by a root that is used as a library. A service holds
+one session at a time. If that is lost, so are all claims: every job is cancelled, and all begins
+anew under another session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import anyio.abc
+
+from moat_kv import config, errors
+from moat_kv.client import results
+from moat_kv.client.client import Client
+from moat_kv.client.session import Session
+from moat_kv.code.modules import ModuleRoot
+from moat_kv.code.procedures import CodeRoot
+from moat_kv.path import Path
+from moat_kv_runner import claims, code_errors, group_state, messages, script_config
+
+if TYPE_CHECKING:
+    from moat_kv_runner.roots import JobRoot
+
+logger = logging.getLogger(__name__)
+
+#: How often a taken name is tried while its former holder's session may still end, in seconds.
+NAME_RETRY_S = 0.2
+#: What is added to the session's own times before a name counts as taken, in seconds.
+NAME_MARGIN_S = 1.0
+
+
+class Service:
+    """What a runner's jobs have in common."""
+
+    def __init__(
+        self,
+        client: Client,
+        roots: Sequence[JobRoot],
+        *,
+        name: str,
+        group: Path,
+        places: config.Places,
+        code: CodeRoot,
+        modules: ModuleRoot,
+    ) -> None:
+        self.client = client
+        self.name = name
+        self.group = group
+        self.places = places
+        self.code = code
+        self.modules = modules
+        #: Set while jobs run.
+        self.session: Session
+        self.queue_limit = client.config.runner.queue
+        self.config = script_config.view_of(client.config, places, name=name, group=group)
+        self._roots = list(roots)
+        self._has_served = False
+        #: None: the group cannot be seen.
+        self._members: results.Members | None = None
+
+    @classmethod
+    async def make(
+        cls,
+        client: Client,
+        roots: Sequence[JobRoot],
+        *,
+        name: str,
+        group: Path,
+        places: config.Places,
+        code: CodeRoot | None = None,
+    ) -> Self:
+        """With mirrors of code and modules; `code` may be one that is there already."""
+        return cls(
+            client,
+            roots,
+            name=name,
+            group=group,
+            places=places,
+            code=code or await CodeRoot.as_handler(client, places=places),
+            modules=await ModuleRoot.as_handler(client, places=places),
+        )
+
+    # The group ----------------------------------------------------------------------------------
+
+    @property
+    def group_path(self) -> Path:
+        return self.places.group + self.group
+
+    def state_of(self, root: JobRoot) -> messages.ActorState:
+        """The group's state, as a root's jobs are told it."""
+        return group_state.judge(self._members, own_name=self.name, nodes=root.nodes)
+
+    def candidates(self, root: JobRoot) -> list[str] | None:
+        """Who may run a root's jobs; None if only this runner may."""
+        if root.kind != "any":
+            return None
+        if self._members is None:
+            return []
+        return [name for name, member in self._members.items() if root.kind in member.roles]
+
+    async def _watch_members(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        is_known = False
+        async with self.client.watch_group(self.group_path) as watch:
+            async for members in watch:
+                self._members = members
+                for root in self._roots:
+                    root.group_changed()
+                if not is_known:
+                    is_known = True
+                    task_status.started()
+
+    # Life ---------------------------------------------------------------------------------------
+
+    async def serve(
+        self, *, task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run the jobs until cancelled. `task_status` is told the name when it has begun.
+
+        Raises NameTaken if another runner has this name in the group.
+        """
+        with self._listening():
+            while True:
+                try:
+                    async with self.client.session() as self.session:
+                        await self._join()
+                        await self._serve_session(task_status)
+                except (*claims.PASSING, errors.SessionExpired) as exc:
+                    logger.warning("%s: %s; beginning anew", self.name, exc)
+                    with anyio.move_on_after(1):
+                        await claims.line_change(self.client)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        def wake_all(*_changed: Any) -> None:
+            for root in self._roots:
+                root.wake_all()
+
+        ends = [self.code.listen(wake_all), self.modules.listen(wake_all)]
+        try:
+            yield
+        finally:
+            for end in ends:
+                end()
+
+    async def _join(self) -> None:
+        """Be in the group with each kind.
+
+        A former session, of this runner or of one that was killed, may still hold the name; it is
+        waited for as long as it can last.
+        """
+        session = self.session
+        limit_s = session.grace_s if not self._has_served else session.ttl_s
+        give_up_at = anyio.current_time() + limit_s + NAME_MARGIN_S
+        for root in self._roots:
+            while True:
+                try:
+                    await self.client.join(
+                        self.group_path, self.name, session=session, role=root.kind
+                    )
+                    break
+                except errors.NameTaken as exc:
+                    if anyio.current_time() >= give_up_at:
+                        hint = f"another runner in the group {self.group} has it"
+                        raise errors.NameTaken("runner name", self.name, hint=hint) from exc
+                    logger.info("%s; it may be about to end", exc)
+                await anyio.sleep(NAME_RETRY_S)
+
+    async def _serve_session(self, task_status: anyio.abc.TaskStatus[str]) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(self._watch_members)
+                for root in self._roots:
+                    await tasks.start(root.supervise, self)
+                tasks.start_soon(code_errors.keep, self)
+                if not self._has_served:
+                    self._has_served = True
+                    task_status.started(self.name)
+                logger.info("%s serves %s", self.name, ", ".join(str(r.base) for r in self._roots))
+                await self.session.lost.wait()
+                logger.warning("%s: the session is lost; all jobs end with LostClaim", self.name)
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise

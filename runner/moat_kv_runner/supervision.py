@@ -1,0 +1,447 @@
+"""One job's life on one runner: wait until it is due, claim it, run it, say what became of it.
+
+`roots.JobRoot` keeps a `Supervisor` for each job that its runner may have to do with, and wakes it
+whenever something may have changed: the job, its state, its claim, code, modules, the group. Each
+step is judged anew from what is there (`schedule`, `placing`, `readiness`), so nothing is lost by
+being woken once too often. The state entry is written only under the claim, with its fence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import anyio
+
+from moat_kv import errors
+from moat_kv.client import error_record
+from moat_kv.notgiven import NotGiven
+from moat_kv.path import Path
+from moat_kv_runner import (
+    admin,
+    claims,
+    execution,
+    messages,
+    placing,
+    readiness,
+    schedule,
+)
+from moat_kv_runner.job import JobEntry, JobSpec, JobState, parse_state
+
+if TYPE_CHECKING:
+    from moat_kv_runner.roots import JobRoot
+    from moat_kv_runner.serving import Service
+
+logger = logging.getLogger(__name__)
+
+#: Due times are by the wall clock, which may be set; so often they are looked at again, in seconds.
+LONGEST_SLEEP_S = 30.0
+#: After a fault of our own, in seconds.
+FAULT_S = 5.0
+#: How long a job may take to be left when its runner ends, in seconds.
+LEAVE_S = 3.0
+
+#: Why a run is cancelled.
+Stop = Literal["lost", "restart", "stopped"]
+
+_NOTHING = object()
+
+
+class Supervisor:
+    """See above; `run` is its task."""
+
+    def __init__(self, root: JobRoot, service: Service, path: Path) -> None:
+        self.path = path
+        self.entry = cast(JobEntry, root.follow(path, create=True))
+        self._root = root
+        self._service = service
+        self._client = service.client
+        self._claim_entry = cast(claims.ClaimEntry, root.claims.follow(path, create=True))
+        self._state_path = root.states.base + path
+        self._claim: claims.Claim | None = None
+        # What is stored, while the claim is held.
+        self._state = JobState()
+        self._news = anyio.Event()
+        # From when the turn in placing counts: when the job became due and free.
+        self._free_at: float | None = None
+        # The run that is under way.
+        self._admin: admin.CallAdmin | None = None
+        self._under_way = False
+        self._stop: Stop | None = None
+        # It was cancelled to be started anew.
+        self._again = False
+        # An open error record of this job may be there.
+        self._may_have_failed = True
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        self._news.set()
+        self._news = anyio.Event()
+
+    def group_changed(self, state: messages.ActorState) -> None:
+        if self._admin is not None:
+            self._admin.info.push_state(state)
+        self.wake()
+
+    @property
+    def is_idle(self) -> bool:
+        """There is no job and nothing to clean up."""
+        return not self.entry.exists and self._claim is None and not self._has_state
+
+    @property
+    def _has_state(self) -> bool:
+        return self.entry.state.value is not NotGiven
+
+    async def run(self) -> None:
+        """Until the job is gone, or cancelled."""
+        try:
+            while not self.is_idle:
+                try:
+                    await self._step(self._news)
+                except messages.LostClaim as exc:
+                    logger.warning("%s: lost the claim: %s", self.path, exc)
+                    self._claim, self._under_way = None, False
+                except errors.SessionExpired:
+                    # The client is about to notice; then all jobs end.
+                    self._claim, self._under_way = None, False
+                    await self._service.session.lost.wait()
+                except claims.PASSING as exc:
+                    logger.info("%s: %s", self.path, exc)
+                    with anyio.move_on_after(1):
+                        await claims.line_change(self._client)
+                except Exception:
+                    logger.exception("%s: a fault of the runner", self.path)
+                    await anyio.sleep(FAULT_S)
+        finally:
+            await self._leave()
+
+    # Deciding -----------------------------------------------------------------------------------
+
+    async def _step(self, news: anyio.Event) -> None:
+        """Whatever is next; returns when it is done, or when there is news."""
+        if not self.entry.exists:
+            await self._clear(news)
+            return
+        try:
+            spec, problem = self.entry.spec(), None
+        except errors.BadValue as exc:
+            spec, problem = JobSpec(target=0.0), exc
+        due = self._due(spec, problem)
+        now = time.time()
+        if due.at is None or due.at > now:
+            self._free_at = None
+            if not due.goes_on:
+                await self._let_go(due)
+        if due.at is None:
+            await news.wait()
+        elif due.at > now:
+            with anyio.move_on_after(min(due.at - now, LONGEST_SLEEP_S)):
+                await news.wait()
+        elif self._claim is None:
+            await self._obtain(news, fit=readiness.is_fit(spec, self._service.code))
+        elif problem is not None:
+            await self._wait_for(str(problem), news)
+        else:
+            await self._try(spec, news)
+
+    def _due(self, spec: JobSpec, problem: errors.BadValue | None) -> schedule.Due:
+        if problem is not None:
+            return schedule.Due(0.0, "the job's entry is wrong", True)
+        state = self._state if self._claim is not None else self.entry.state.state
+        due = schedule.due(spec, state)
+        return due._replace(at=0.0) if self._again and due.at is not None else due
+
+    async def _obtain(self, news: anyio.Event, *, fit: bool = True) -> None:
+        """Claim the job when it is this runner's turn."""
+        if self._claim_entry.holder is not None:
+            self._free_at = None
+            await news.wait()
+            return
+        now = anyio.current_time()
+        if self._free_at is None:
+            self._free_at = now
+        wait_s = self._free_at + self._turn_s(fit) - now
+        if wait_s > 0:
+            with anyio.move_on_after(wait_s):
+                await news.wait()
+            return
+        claim = await claims.take(
+            self._client,
+            self._claim_entry.absolute,
+            node=self._service.name,
+            session=self._service.session,
+        )
+        self._free_at = None
+        if claim is None:
+            # The mirror has not shown it yet; it will.
+            await news.wait()
+            return
+        self._claim = claim
+        # What others wrote before they let go may not be in the mirror yet either.
+        stored = await claims.patiently(self._client, lambda: self._client.get(self._state_path))
+        self._state = parse_state(stored.get("value"))
+
+    def _turn_s(self, fit: bool) -> float:
+        candidates = self._service.candidates(self._root)
+        if candidates is None:
+            return 0.0
+        name = self._service.name
+        return placing.wait_s(self.entry.absolute.packed, candidates, own_name=name, fit=fit)
+
+    async def _try(self, spec: JobSpec, news: anyio.Event) -> None:
+        """Run the job, or wait for what it lacks."""
+        service = self._service
+        signature = readiness.signature(spec, service.code, service.modules)
+        try:
+            call = readiness.prepare(spec, service.code, service.modules)
+        except errors.MoatKvError as exc:
+            await self._wait_for(str(exc), news)
+            return
+        await self._run(spec, call, signature)
+
+    async def _wait_for(self, reason: str, news: anyio.Event) -> None:
+        await self._note(reason=f"waiting: {reason}", computed=None)
+        await news.wait()
+
+    async def _let_go(self, due: schedule.Due) -> None:
+        """Others may have it; the state says why it is not running."""
+        self._again = False
+        if self._claim is None:
+            return
+        if self._state.reason is None or self._state.reason.startswith("waiting: "):
+            await self._note(reason=due.why, computed=due.at)
+        await self._release()
+
+    async def _release(self) -> None:
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            await claims.release(self._client, claim)
+
+    async def _clear(self, news: anyio.Event) -> None:
+        """The job was deleted: so is its state, and its error is over."""
+        if self._claim is None:
+            await self._obtain(news)
+            return
+        with self._fenced():
+            guard = self._claim.guard
+            await claims.patiently(
+                self._client, lambda: self._client.delete(self._state_path, fence=guard)
+            )
+        await self._resolve_error()
+        self._state = JobState()
+        await self._release()
+        if self._has_state:
+            await news.wait()
+
+    # Running ------------------------------------------------------------------------------------
+
+    async def _run(
+        self, spec: JobSpec, call: readiness.Call, signature: readiness.Signature
+    ) -> None:
+        assert self._claim is not None
+        self._again, self._stop = False, None
+        started = schedule.started_at(time.time(), spec.target)
+        await self._write(started=started, reason="running", computed=None, interrupted=False)
+        facts = self._facts(self._claim)
+        self._admin = admin.CallAdmin(facts, state=self._service.state_of(self._root))
+        self._under_way = True
+        result, error = _NOTHING, None
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch_for_stop, signature, tasks.cancel_scope)
+                if spec.ok_after:
+                    tasks.start_soon(self._well_after, spec.ok_after)
+                try:
+                    result = await execution.execute(
+                        call,
+                        self._admin,
+                        client=facts.client,
+                        modules=self._service.modules,
+                        config=self._service.config,
+                    )
+                except Exception as exc:
+                    error = execution.cause_of(exc)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._admin = None
+        await self._finish(result, error)
+        self._under_way = False
+
+    def _facts(self, claim: claims.Claim) -> admin.RunFacts:
+        service = self._service
+        return admin.RunFacts(
+            client=self._client.bound(fence=claim.guard),
+            runner_client=self._client,
+            places=service.places,
+            node=service.name,
+            path=self.entry.absolute,
+            fence=claim.fence,
+            every_node=self._root.every_node,
+            queue_limit=service.queue_limit,
+            work_well=self._work_well,
+        )
+
+    async def _watch_for_stop(
+        self, signature: readiness.Signature, scope: anyio.CancelScope
+    ) -> None:
+        while True:
+            news = self._news
+            self._stop = self._reason_to_stop(signature)
+            if self._stop is not None:
+                logger.info("%s: %s", self.path, self._stop)
+                scope.cancel()
+                return
+            await news.wait()
+
+    def _reason_to_stop(self, signature: readiness.Signature) -> Stop | None:
+        claim, seen = self._claim, self._claim_entry
+        if claim is None or seen.rev > claim.fence:
+            return "lost"
+        if not self.entry.exists:
+            return "stopped"
+        try:
+            spec = self.entry.spec()
+        except errors.BadValue:
+            return "restart"  # which waits until the entry is right
+        if not spec.enabled or spec.target is None:
+            return "stopped"
+        now = readiness.signature(spec, self._service.code, self._service.modules)
+        return "restart" if now != signature else None
+
+    async def _well_after(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        await self._work_well()
+
+    async def _work_well(self) -> None:
+        """The run has shown that it works: earlier failures are forgotten."""
+        if self._state.backoff:
+            await self._write(backoff=0)
+        await self._resolve_error()
+
+    async def _finish(self, result: Any, error: BaseException | None) -> None:
+        now = time.time()
+        if self._stop == "lost":
+            raise messages.LostClaim(str(self._claim_entry.absolute))
+        if self._stop == "restart":
+            self._state = dataclasses.replace(self._state, stopped=now, interrupted=True)
+            self._again = True
+        elif self._stop == "stopped":
+            await self._write(stopped=now, interrupted=True, reason="stopped")
+        elif error is not None:
+            await self._failed(error, now)
+        else:
+            # A script that has cancelled itself returns nothing.
+            await self._resolve_error()
+            value = None if result is _NOTHING else result
+            await self._write(stopped=now, result=value, backoff=0, **self._outlook(now, 0, "done"))
+
+    async def _failed(self, error: BaseException, now: float) -> None:
+        assert self._claim is not None
+        if isinstance(error, messages.LostClaim):
+            raise error
+        if isinstance(error, errors.StaleFence) and error.path == str(self._claim.path):
+            raise messages.lost_claim(error)
+        failures = schedule.after_failure(self._state.backoff)
+        text = error_record.describe(error)
+        logger.info("%s: failed: %s", self.path, text)
+        if not isinstance(error, messages.ErrorRecorded):
+            await self._record_error(error)
+        self._may_have_failed = True
+        outlook = self._outlook(now, failures, f"failed: {text}")
+        await self._write(stopped=now, result=None, backoff=failures, **outlook)
+
+    def _outlook(self, now: float, failures: int, reason: str) -> dict[str, Any]:
+        """`computed` and `reason` at the end of a run."""
+        past = dataclasses.replace(self._state, stopped=now, backoff=failures)
+        try:
+            due = schedule.due(self.entry.spec(), past)
+        except errors.BadValue:
+            due = schedule.Due(None, reason)
+        return {"computed": due.at, "reason": reason}
+
+    # Writing ------------------------------------------------------------------------------------
+
+    async def _note(self, *, reason: str | None, computed: float | None) -> None:
+        """Write the state if it says something else."""
+        if self._claim is None:
+            return
+        state = self._state
+        mine = (state.node, state.fence) == (self._service.name, self._claim.fence)
+        if not mine or (state.reason, state.computed) != (reason, computed):
+            await self._write(reason=reason, computed=computed)
+
+    async def _write(self, **changes: Any) -> None:
+        """Write the state entry under the claim. Raises LostClaim."""
+        claim = self._claim
+        if claim is None:
+            raise messages.LostClaim(str(self._claim_entry.absolute))
+        state = dataclasses.replace(
+            self._state,
+            pinged=time.time(),
+            node=self._service.name,
+            fence=claim.fence,
+            **changes,
+        )
+        value = state.as_value()
+        with self._fenced():
+            await claims.patiently(
+                self._client, lambda: self._client.set(self._state_path, value, fence=claim.guard)
+            )
+        self._state = state
+
+    @contextlib.contextmanager
+    def _fenced(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.StaleFence as exc:
+            raise messages.lost_claim(exc) from exc
+
+    async def _record_error(self, error: BaseException) -> None:
+        service, job = self._service, self.entry.absolute
+        await claims.patiently(
+            self._client,
+            lambda: error_record.record(
+                self._client,
+                admin.SUBSYSTEM,
+                job,
+                node=service.name,
+                exc=error,
+                places=service.places,
+            ),
+        )
+
+    async def _resolve_error(self) -> None:
+        if not self._may_have_failed:
+            return
+        service, job = self._service, self.entry.absolute
+        node = service.name if self._root.every_node else None
+        await claims.patiently(
+            self._client,
+            lambda: error_record.resolve(
+                self._client,
+                admin.SUBSYSTEM,
+                job,
+                by=error_record.BY_SUCCESS,
+                node=node,
+                places=service.places,
+            ),
+        )
+        self._may_have_failed = False
+
+    async def _leave(self) -> None:
+        """The runner ends, or the job is gone; what runs was cut off and may go on elsewhere."""
+        if self._claim is None or self._service.session.ended:
+            return
+        with anyio.move_on_after(LEAVE_S, shield=True) as scope:
+            try:
+                if self._under_way:
+                    await self._write(reason="its runner was stopped", computed=None)
+                await self._release()
+            except (errors.MoatKvError, messages.LostClaim) as exc:
+                logger.warning("%s: left without releasing it: %s", self.path, exc)
+        if scope.cancelled_caught:
+            logger.warning("%s: left without releasing it: no answer", self.path)
