@@ -79,9 +79,19 @@ def open_log(connect: Connect, path: pathlib.Path) -> Connection:
             all_rows(connection, setting)
         all_rows(connection, "SELECT count(*) FROM meta")  # takes the lock, reads the WAL
     except BaseException:
-        connection.close()
+        close(connection)
         raise
     return connection
+
+
+def close(connection: Connection) -> None:
+    """Close; what SQLite cannot move from the WAL into the file then stays in the WAL."""
+    try:
+        connection.close()
+    except Exception as exc:
+        # sqlite3 says nothing of this; apsw does.
+        if not is_sqlite_error(exc):
+            raise
 
 
 def all_rows(connection: Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -104,8 +114,8 @@ def reason_of(exc: BaseException) -> str:
         return "the disk is full"
     if code == IOERR:
         name = getattr(exc, "sqlite_errorname", type(exc).__name__)
-        return f"the disk reports an error ({name}: {exc})"
-    return str(exc)
+        return f"the disk reports an error ({name})"
+    return str(exc) or type(exc).__name__
 
 
 def is_sqlite_error(exc: Exception) -> bool:

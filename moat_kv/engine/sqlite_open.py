@@ -177,7 +177,7 @@ class Reading:
     def close(self) -> None:
         if self._alias is not None:
             self._remove(self._alias)
-        self._connection.close()
+        sqlite_connection.close(self._connection)
 
     def _check(self, full_check: bool) -> None:
         if full_check:

@@ -125,7 +125,7 @@ class SqliteStore:
     def close(self) -> None:
         """Close the log. SQLite moves what the WAL holds into the file, if it can."""
         if self._connection is not None:
-            self._connection.close()
+            sqlite_connection.close(self._connection)
             self._connection = None
 
     # Writing ------------------------------------------------------------------------------------
@@ -175,14 +175,15 @@ class SqliteStore:
         """Step 1 of what the module says about a commit that failed."""
         self._ready = False
         connection, self._connection = self._connection, None
+        if connection is not None:
+            sqlite_connection.close(connection)
         try:
-            if connection is not None:
-                connection.close()
             self._connection = sqlite_connection.open_log(self._connect, self._file)
         except Exception as exc:
             if not sqlite_connection.is_sqlite_error(exc):
                 raise
-            _log.warning("%s cannot be opened again yet: %s", self._file, exc)
+            # The next commit tries again, and reports what it meets.
+            _log.debug("%s cannot be opened again yet: %s", self._file, exc)
 
     def _make_ready(self) -> None:
         """Steps 2 and 3 of what the module says about a commit that failed."""
