@@ -323,7 +323,7 @@ def _print_results(states: dict[str, Any], path: Path, out: output.Printer) -> N
 def _check_ended(path: Path, state: spec.JobState) -> None:
     """A run that returned nothing is fine; raises if there is no result for another reason."""
     if state.backoff:
-        raise command.Refused(f"job {path} failed: {state.reason or 'see `moat kv error list`'}")
+        raise command.Refused(f"job {path}: {state.reason or 'failed'}")
     if state.started is None or state.running or state.interrupted:
         raise _no_result(path, state.reason or "its run has not ended yet")
 
@@ -331,7 +331,7 @@ def _check_ended(path: Path, state: spec.JobState) -> None:
 @at.command(example="moat kv run at a.question delete")
 @command.pass_invocation
 async def delete(invocation: command.Invocation, /) -> None:
-    """Delete a job; a runner that runs it stops it. Its past stays in its state entry."""
+    """Delete a job; its runner stops it, and deletes its state, too."""
     async with invocation.client() as client:
         job = await Job.of(invocation, client)
         await job.entry()

@@ -24,7 +24,7 @@ _subsystem = click.option(
 
 @click.group(
     cls=command.Group,
-    example="moat kv error list\nmoat kv error show at.n1.default.onewire.temperatures",
+    example="moat kv error list\nmoat kv error show home.onewire.temp.28.0123456789AB",
 )
 def error() -> None:
     """Look at errors, acknowledge and resolve them."""

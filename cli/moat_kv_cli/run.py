@@ -5,6 +5,7 @@ Which jobs is said with `-n` and `-g`, see `placement`. Single jobs are in `at`.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -45,6 +46,81 @@ def run() -> None:
 @placement.options
 def job() -> None:
     """See _HELP."""
+
+
+_nodes = click.option(
+    "--nodes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="So many nodes make the group complete; long only. [as the group's settings say]",
+)
+_name = click.option(
+    "--name", metavar="NAME", help="This node's name in the group. [the host's, without -n NODE]"
+)
+
+
+@click.command(
+    "all",
+    cls=command.Command,
+    example="moat kv run all -g default\nmoat kv run -n pi3 all\nmoat kv run -n - all --nodes 3",
+)
+@placement.options
+@_nodes
+@_name
+@command.pass_invocation
+async def all_(invocation: command.Invocation, /, nodes: int | None, name: str | None) -> int:
+    """Run all jobs of one kind, those that -n and -g say, until SIGTERM or SIGINT."""
+    which = placement.of(invocation)
+    return await _serve(invocation, which, (which.kind,), name, nodes)
+
+
+@click.command(
+    cls=command.Command,
+    example="moat kv run everything -g default\nmoat kv run everything --name pi3 --nodes 2",
+)
+@placement.options
+@_nodes
+@_name
+@command.pass_invocation
+async def everything(invocation: command.Invocation, /, nodes: int | None, name: str | None) -> int:
+    """Run the jobs of all three kinds in one process, until SIGTERM or SIGINT."""
+    which = placement.of(invocation)
+    if which.kind == "all":
+        raise command.fail("`everything` runs on one node; its name is no -")
+    return await _serve(invocation, which, ("any", "at", "all"), name, nodes)
+
+
+async def _serve(
+    invocation: command.Invocation,
+    which: placement.Placement,
+    kinds: tuple[str, ...],
+    name: str | None,
+    nodes: int | None,
+) -> int:
+    from moat_kv_cli import staying
+    from moat_kv_runner import runner
+
+    named = None if which.kind == "all" else which.node
+    if name is not None:
+        placement.check_name(name)
+        if named not in (None, name):
+            raise command.fail(f"-n {named} and --name {name} differ")
+    invocation.start_logging()
+    async with invocation.client() as client:
+        serve = functools.partial(
+            runner.run, client, kinds=kinds, group=which.group, name=name or named, nodes=nodes
+        )
+        return await staying.until_signal(serve, lambda own: _told(own, kinds, which))
+
+
+_KIND_WORDS = {"any": "any node", "at": "this node", "all": "all nodes"}
+
+
+def _told(name: str, kinds: tuple[str, ...], which: placement.Placement) -> str:
+    """Tell the user what is being served; returns the line for systemd."""
+    words = ", ".join(_KIND_WORDS[kind] for kind in kinds)
+    print(f"runner {name} is ready: jobs for {words} of group {which.group}", flush=True)
+    return f"jobs of group {which.group}"
 
 
 @click.command(
@@ -107,6 +183,8 @@ async def monitor(
 
 
 for _group in (run, job):
+    _group.add_command(all_, "all" if _group is run else "run")
+    _group.add_command(everything)
     _group.add_command(at.at)
     _group.add_command(info)
     _group.add_command(monitor)

@@ -6,11 +6,11 @@ whoever waits for it when clients can come. It never serves beyond this machine 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import pathlib
 import re
-import signal
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ import anyio.abc
 import asyncclick as click
 
 from moat_kv import config
-from moat_kv_cli import command
+from moat_kv_cli import command, staying
 
 if TYPE_CHECKING:
     from moat_kv.engine.base import Engine
@@ -88,12 +88,15 @@ async def server(
     options = {key: getattr(settings, key) for key in given}
     options |= {key: value for key, value in given.items() if value is not None}
     data = _place(options["data"]) or config.default_data(name)
+    from moat_kv.server.server import Server
+
     invocation.start_logging()
     await _check_host(options["host"], insecure)
     async with AsyncExitStack() as stack:
         listeners, urls = await _listen(stack, options)
         engine = _engine(options["engine"], data, options["sync_s"])
-        return await _serve(name, engine, listeners, urls, ready_fd)
+        serve = functools.partial(Server(name, engine).serve, listeners)
+        return await staying.until_signal(serve, lambda _: _told(name, urls, ready_fd))
 
 
 def _place(text: str | None) -> pathlib.Path | None:
@@ -198,46 +201,10 @@ def _engine(name: str, data: pathlib.Path, sync_s: float) -> Engine:
     return make(data / f"tree.{name}", sync=sync_s or "always")  # type: ignore[no-any-return]
 
 
-async def _serve(
-    name: str,
-    engine: Engine,
-    listeners: list[anyio.abc.Listener[Any]],
-    urls: list[str],
-    ready_fd: int | None,
-) -> int:
-    """Serve until a signal comes; the exit code for it."""
-    from moat_kv.server import notify
-    from moat_kv.server.server import Server
-
-    stopped = anyio.Event()
-    received: list[int] = []
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with anyio.create_task_group() as outer:
-            outer.start_soon(_wait_for_signal, signals, received, stopped)
-            async with anyio.create_task_group() as tasks:
-                await tasks.start(Server(name, engine).serve, listeners)
-                _tell_ready(name, urls, ready_fd)
-                notify.notify(f"READY=1\nSTATUS=serving {' '.join(urls)}")
-                tasks.start_soon(notify.feed_watchdog)
-                await stopped.wait()
-                notify.notify("STOPPING=1")
-                tasks.cancel_scope.cancel()
-            outer.cancel_scope.cancel()
-    return command.INTERRUPTED if signal.SIGINT in received else command.FINE
-
-
-async def _wait_for_signal(
-    signals: AsyncIterator[signal.Signals], received: list[int], stopped: anyio.Event
-) -> None:
-    async for number in signals:
-        if received:
-            os._exit(command.INTERRUPTED)  # asked twice: no more patience
-        received.append(number)
-        stopped.set()
-
-
-def _tell_ready(name: str, urls: list[str], ready_fd: int | None) -> None:
+def _told(name: str, urls: list[str], ready_fd: int | None) -> str:
+    """Tell everybody where it is; returns the line for systemd."""
     print(f"server {name} is ready: {' '.join(urls)}", flush=True)
     if ready_fd is not None:
         with os.fdopen(ready_fd, "w") as file:
             file.write("".join(url + "\n" for url in urls))
+    return f"serving {' '.join(urls)}"
