@@ -42,6 +42,9 @@ class FrameReader:
     def __init__(self, limit: int = LIMIT_DEFAULT) -> None:
         self.limit = limit
         self._buffer = bytearray()
+        # So many bytes must be in the buffer before another frame can be cut from it. A peer that
+        # sends its frames in small pieces would otherwise have all that came copied each time.
+        self._wanted = 0
         self._to_skip = 0
 
     def feed(self, data: bytes) -> list[bytes | Oversized]:
@@ -56,7 +59,10 @@ class FrameReader:
         buffer = self._buffer
         if buffer:
             buffer += data
+            if len(buffer) < self._wanted:
+                return []
             data = bytes(buffer)
+        self._wanted = HEADER_BYTES
         frames: list[bytes | Oversized] = []
         start, size = 0, len(data)
         while size - start >= HEADER_BYTES:
@@ -65,7 +71,9 @@ class FrameReader:
             if length > self.limit:
                 if length > SKIP_LIMIT:
                     raise errors.FrameTooLarge(length, SKIP_LIMIT)
-                if size - body < min(HEAD_BYTES, length):
+                head_end = body + min(HEAD_BYTES, length)
+                if size < head_end:
+                    self._wanted = head_end - start
                     break
                 frames.append(Oversized(length, data[body : body + HEAD_BYTES]))
                 self._to_skip = max(0, length - (size - body))
@@ -73,6 +81,7 @@ class FrameReader:
                 continue
             end = body + length
             if end > size:
+                self._wanted = end - start
                 break
             frames.append(data[body:end])
             start = end
