@@ -19,6 +19,7 @@ class Cursor(Protocol):
     """The rows of a statement."""
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+    def close(self) -> None: ...
 
 
 class Connection(Protocol):
@@ -39,7 +40,7 @@ Connect = Callable[[str], Connection]
 #: So many statements stay prepared: those of `SqliteStore.commit` differ by their number of rows.
 _STATEMENTS = 256
 
-FULL, IOERR, BUSY, LOCKED, CORRUPT, NOTADB = 13, 10, 5, 6, 11, 26
+ERROR, BUSY, LOCKED, IOERR, CORRUPT, FULL, NOTADB = 1, 5, 6, 10, 11, 13, 26
 
 _SETTINGS = (
     # Before the WAL is first touched: its index is then held in memory, not in a shared file.
@@ -128,7 +129,7 @@ def translated(exc: Exception, file: pathlib.Path, hint: str) -> errors.MoatKvEr
     code = code_of(exc)
     if code in (BUSY, LOCKED):
         return errors.StorageBusy(str(file), "another program that has it open in SQLite")
-    if code in (CORRUPT, NOTADB) or code is None:
-        # Without a code: sqlite3 could not decode a text.
+    if code in (CORRUPT, NOTADB, ERROR, None):
+        # ERROR: a table or column is missing. No code: sqlite3 could not decode a text.
         return errors.StorageDamaged(str(file), str(exc), hint=hint)
     return errors.StorageFailed(str(file), reason_of(exc))

@@ -127,22 +127,21 @@ class Reading:
     ) -> None:
         self._file = file
         self._alias: pathlib.Path | None = None
+        self._connection: sqlite_connection.Connection | None = None
+        self._heads: sqlite_connection.Cursor | None = None
         #: Whether the file's last user did not close it.
         self.has_wal = False
-        with self._translating():
-            fault = sqlite_bytes.header_fault(file)
-            wal = _wal_of(file)
-            if fault is None and wal.exists():
-                self.has_wal = wal.stat().st_size > 0
-                fault = sqlite_bytes.wal_fault(wal)
-        if fault is not None:
-            raise errors.StorageDamaged(str(file), fault, hint=HINT)
-        with self._translating():
-            self._connection = sqlite_connection.open_log(connect, self._place())
         try:
             with self._translating():
-                self._check(full_check)
-            self._heads: Iterator[tuple[Any, ...]] | None = None
+                fault = sqlite_bytes.header_fault(file)
+                wal = _wal_of(file)
+                if fault is None and wal.exists():
+                    self.has_wal = wal.stat().st_size > 0
+                    fault = sqlite_bytes.wal_fault(wal)
+                if fault is not None:
+                    raise errors.StorageDamaged(str(file), fault, hint=HINT)
+                self._connection = sqlite_connection.open_log(connect, self._place())
+                self._check(self._connection, full_check)
         except BaseException:
             self.close()
             raise
@@ -154,14 +153,13 @@ class Reading:
         turned out to be damaged; but not if the file is no longer at the path at which it was
         opened. Hence a hard link, which `close` removes first.
         """
-        if not self.has_wal:
-            return self._file
         alias = self._file.with_name(self._file.name + ".check")
         self._remove(alias)
         try:
             alias.hardlink_to(self._file)
             self._alias = alias
-            _wal_of(alias).hardlink_to(_wal_of(self._file))
+            if self.has_wal:
+                _wal_of(alias).hardlink_to(_wal_of(self._file))
         except OSError:
             # A file system without hard links: then a damaged file does lose its WAL.
             self._remove(alias)
@@ -177,32 +175,34 @@ class Reading:
     def close(self) -> None:
         if self._alias is not None:
             self._remove(self._alias)
-        sqlite_connection.close(self._connection)
+        if self._heads is not None:
+            # A statement that is not finished would keep the connection open, and its lock.
+            self._heads.close()
+            self._heads = None
+        if self._connection is not None:
+            sqlite_connection.close(self._connection)
+            self._connection = None
 
-    def _check(self, full_check: bool) -> None:
+    def _check(self, connection: sqlite_connection.Connection, full_check: bool) -> None:
         if full_check:
             check = "integrity_check"
         elif self._file.stat().st_size <= _CHECK_LIMIT_BYTES:
             check = "quick_check"
         else:
             return
-        rows = sqlite_connection.all_rows(self._connection, f"PRAGMA {check}(3)")
+        rows = sqlite_connection.all_rows(connection, f"PRAGMA {check}(3)")
         if rows != [("ok",)]:
             found = "; ".join(" ".join(str(row[0]).split()) for row in rows)
             raise errors.StorageDamaged(str(self._file), found, hint=HINT)
 
     def meta(self) -> Meta:
         with self._translating():
-            rows = sqlite_connection.all_rows(self._connection, "SELECT name, value FROM meta")
-            values: dict[str, Any] = dict(rows)
+            values: dict[str, Any] = dict(self._all("SELECT name, value FROM meta"))
             compacted = int(values.get("compacted", 0))
-            ((last, records),) = sqlite_connection.all_rows(
-                self._connection, "SELECT coalesce(max(rev), 0), count(*) FROM log"
-            )
-            ((uncompacted,),) = sqlite_connection.all_rows(
-                self._connection,
+            ((last, records),) = self._all("SELECT coalesce(max(rev), 0), count(*) FROM log")
+            ((uncompacted,),) = self._all(
                 "SELECT count(*) FROM log WHERE rev > ? AND (prev > 0 OR value IS NULL)",
-                (compacted,),
+                compacted,
             )
             return Meta(
                 epoch=str(values["epoch"]),
@@ -218,8 +218,16 @@ class Reading:
         """The next that many newest records of a path, in the order of revisions; [] at the end."""
         with self._translating():
             if self._heads is None:
-                self._heads = iter(self._connection.execute(_HEADS))
+                self._heads = self._open().execute(_HEADS)
             return [sqlite_rows.record_of(row) for row in islice(self._heads, count)]
+
+    def _all(self, sql: str, *parameters: Any) -> list[Any]:
+        return sqlite_connection.all_rows(self._open(), sql, parameters)
+
+    def _open(self) -> sqlite_connection.Connection:
+        if self._connection is None:
+            raise RuntimeError("the log has been closed")
+        return self._connection
 
     @contextlib.contextmanager
     def _translating(self) -> Iterator[None]:
