@@ -1,0 +1,96 @@
+"""The command: `python -m benchmarks NAME ...`, or `all`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from benchmarks import calls, echo, loading, machine, mirroring, outcome, peers, report, watching
+from benchmarks import scale as scale_module
+
+Benchmark = Callable[[peers.Place], Awaitable[list[outcome.Figure]]]
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "get": calls.get,
+    "gets": calls.gets,
+    "set": calls.set_,
+    "sets": calls.sets,
+    "watch": watching.watch,
+    "watchers": watching.watchers,
+    "load": loading.load,
+    "tree": loading.tree,
+    "start": loading.start,
+    "mirror": mirroring.mirror,
+}
+
+#: What people have found out about the figures; goes to the end of the page.
+REMARKS = pathlib.Path(__file__).with_name("remarks.md")
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "".join(
+        f"  {name:9} {(made.__doc__ or '').splitlines()[0]}\n" for name, made in BENCHMARKS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure the server and client beside plain peers, in turns.",
+        epilog=f"benchmarks:\n{about}  all       Every one of these.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("--json", metavar="FILE", help="write the figures there; - prints them")
+    parser.add_argument("--markdown", metavar="FILE", help="write the page of docs/ there")
+    parser.add_argument("--unix", action="store_true", help="Unix sockets instead of TCP")
+    parser.add_argument("--tiny", action="store_true", help="only see whether it works")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often they take turns")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="where files are made, on a real disk; a temporary folder"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; the exit code. An aim that is missed is no failure."""
+    options = _parser().parse_args(arguments)
+    sizes = scale_module.TINY if options.tiny else scale_module.FULL
+    if options.rounds is not None:
+        sizes = sizes.with_rounds(options.rounds)
+    names = list(BENCHMARKS) if "all" in options.names else options.names
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="moat-kv-bench-", dir=options.folder))
+    try:
+        place = peers.Place(folder, sizes, unix=options.unix)
+        facts = machine.facts(folder)
+        uvloop = {"use_uvloop": echo.has_uvloop()}
+        figures = anyio.run(_run, names, place, backend_options=uvloop)
+    finally:
+        shutil.rmtree(folder)
+    run = report.Run(machine=facts, scale=sizes, unix=options.unix, figures=figures)
+    if options.json == "-":
+        sys.stdout.write(run.as_json())
+    else:
+        report.print_table(figures)
+        if options.json is not None:
+            pathlib.Path(options.json).write_text(run.as_json(), encoding="utf-8")
+    if options.markdown is not None:
+        remarks = REMARKS.read_text(encoding="utf-8") if REMARKS.exists() else ""
+        page = report.markdown(run, remarks)
+        pathlib.Path(options.markdown).write_text(page, encoding="utf-8")
+    return 0
+
+
+async def _run(names: Sequence[str], place: peers.Place) -> list[outcome.Figure]:
+    figures: list[outcome.Figure] = []
+    for name in names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        figures += await BENCHMARKS[name](place)
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
