@@ -391,6 +391,4 @@ class Connection:
 def _why(exc: Exception) -> str:
     if isinstance(exc, anyio.EndOfStream):
         return "the server closed the line"
-    cause = exc.__cause__ or exc
-    text = cause.strerror if isinstance(cause, OSError) else None
-    return f"the line broke ({(text or str(cause) or type(cause).__name__).lower()})"
+    return f"the line broke ({handshake.plain_words(exc.__cause__ or exc)})"

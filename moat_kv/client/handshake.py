@@ -6,12 +6,14 @@ to somebody else there, comes out as CannotConnect with one clear line.
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 import anyio
 import anyio.abc
 
-from moat_kv import errors
+from moat_kv import errors, transport
 from moat_kv.client import results
 from moat_kv.client.address import Address
 from moat_kv.proto import frames, messages
@@ -68,7 +70,7 @@ async def _dial(address: Address, limit_s: float) -> anyio.abc.ByteStream:
     try:
         with anyio.fail_after(limit_s):
             if address.socket is not None:
-                stream = await anyio.connect_unix(address.socket)
+                stream = await transport.settled(await anyio.connect_unix(address.socket))
             else:
                 stream = await anyio.connect_tcp(address.host, address.port)
     except TimeoutError as exc:
@@ -85,11 +87,18 @@ def _reason(exc: Exception) -> str:
         inner = inner.__cause__
     if isinstance(inner, BaseExceptionGroup):
         inner = inner.exceptions[0]
-    if isinstance(inner, FileNotFoundError):
+    return plain_words(inner)
+
+
+def plain_words(exc: BaseException) -> str:
+    """A failure of the system in its own few words."""
+    if isinstance(exc, FileNotFoundError):
         return "there is no such socket"
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror.lower()
-    return str(inner) or type(inner).__name__
+    if isinstance(exc, socket.gaierror):
+        return f"no such host ({(exc.strerror or 'unknown').lower()})"
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno).lower()
+    return str(exc).lower() or type(exc).__name__
 
 
 async def greet(stream: anyio.abc.ByteStream, url: str) -> Line:
