@@ -9,7 +9,7 @@ costs bounded memory and delays nobody else.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 
 #: A chunk as read from the socket, in bytes.
 READ_BYTES = 128 * 1024
-#: Replies that wait to be sent, in bytes; above, no further request is read.
+#: Replies that wait to be sent, in bytes; above the first they are sent before another request is
+#: handled, above the second none is handled until the client has taken some.
+SEND_LOW_BYTES = 128 * 1024
 SEND_HIGH_BYTES = 4 * 1024 * 1024
-#: So many requests of one client may be in the hands of the engine; above, none is read.
-UNANSWERED_LIMIT = 10_000
+#: What one client may have in the hands of the engine and of tasks, in bytes; above, none of its
+#: requests is handled. Nobody's memory may grow with how fast a client can send.
+HELD_LIMIT_BYTES = 4 * 1024 * 1024
+#: What something that is held counts for beside its value, in bytes: a write, a task.
+WRITE_BYTES = 400
+WORK_BYTES = 8 * 1024
 #: How many streams one connection may have open.
 STREAM_LIMIT = 10_000
 #: How long the last replies of a connection that ends may take, in seconds.
@@ -63,13 +69,16 @@ class Connection:
         self.client_name = ""
         #: Ids of the sessions that are bound to this line.
         self.sessions: set[str] = set()
+        #: Requests whose answers are still to come, and what they hold, in bytes.
         self.unanswered = 0
+        self.held_bytes = 0
         self._stream = stream
         self._frames = frames.FrameReader(server.frame_limit)
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._sending = False
         self._reading = False
+        self._broken = False
         self._wake = anyio.Event()
         self._room = anyio.Event()
         self._streams: dict[int, Stream] = {}
@@ -118,7 +127,19 @@ class Connection:
     def run_later(self, seq: int, work: Callable[[], Awaitable[None]]) -> None:
         """Do something that has to wait (history, a large delete) in a task of its own."""
         assert self._tasks is not None
+        self.hold(WORK_BYTES)
         self._tasks.start_soon(self._run_work, seq, work)
+
+    def hold(self, size_bytes: int) -> None:
+        """A request will be answered later, and holds that much until `answered` is called."""
+        self.unanswered += 1
+        self.held_bytes += size_bytes
+
+    def answered(self, size_bytes: int) -> None:
+        """What was held is free again; called beside the answer."""
+        self.unanswered -= 1
+        self.held_bytes -= size_bytes
+        self._make_room()
 
     # The line -----------------------------------------------------------------------------------
 
@@ -142,22 +163,38 @@ class Connection:
             await self._flush(streams=False)
             while True:
                 data = await self._stream.receive(READ_BYTES)
-                self._reading = True
                 try:
-                    for frame in self._frames.feed(data):
-                        self._handle(frame)
+                    whole = self._frames.feed(data)
                 except errors.ProtocolError as exc:
                     self.fail(0, exc)
                     return
-                finally:
-                    self._reading = False
-                if not self._sending:
-                    await self._flush(streams=False)
-                while self._out_bytes > SEND_HIGH_BYTES or self.unanswered > UNANSWERED_LIMIT:
-                    self._room = anyio.Event()
-                    await self._room.wait()
+                await self._handle_all(whole)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             return
+
+    async def _handle_all(self, whole: Sequence[bytes | frames.Oversized]) -> None:
+        """Handle each frame; a few requests may be answered by a lot, or hold a lot."""
+        self._reading = True
+        try:
+            for frame in whole:
+                self._handle(frame)
+                if self._out_bytes > SEND_LOW_BYTES or self.held_bytes > HELD_LIMIT_BYTES:
+                    self._reading = False
+                    await self._wait_for_room()
+                    self._reading = True
+        finally:
+            self._reading = False
+        if not self._sending:
+            await self._flush(streams=False)
+
+    async def _wait_for_room(self) -> None:
+        if not self._sending:
+            await self._flush(streams=False)
+        while self._out_bytes > SEND_HIGH_BYTES or self.held_bytes > HELD_LIMIT_BYTES:
+            if self._broken:
+                raise anyio.BrokenResourceError
+            self._room = anyio.Event()
+            await self._room.wait()
 
     def _handle(self, frame: bytes | frames.Oversized) -> None:
         seq = 0
@@ -186,8 +223,10 @@ class Connection:
                 if not self._sending:
                     await self._flush(streams=True)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            # The reader notices on its own; what could not be sent has no reader any more.
-            return
+            # The reader notices on its own, unless it waits for room; what could not be sent has
+            # no reader any more.
+            self._broken = True
+            self._make_room()
 
     async def _flush(self, *, streams: bool) -> None:
         """Send all that waits, replies before streams. One at a time: `_sending` says who.
@@ -234,23 +273,19 @@ class Connection:
         if not self._room.is_set():
             self._room.set()
 
-    def answered(self) -> None:
-        """A request that was in the engine's hands has been answered."""
-        self.unanswered -= 1
-        if self.unanswered <= UNANSWERED_LIMIT:
-            self._make_room()
-
     async def _run_work(self, seq: int, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except errors.MoatKvError as exc:
             self.fail(seq, exc)
+        finally:
+            self.answered(WORK_BYTES)
 
     async def _say_farewell(self) -> None:
         """Send what is left to a client that closed only its own direction."""
         with anyio.move_on_after(FAREWELL_S):
             try:
-                while self.unanswered > 0:
+                while self.unanswered > 0 and not self._broken:
                     self._room = anyio.Event()
                     await self._room.wait()
                 if not self._sending:

@@ -5,6 +5,7 @@ Made by `moat kv server` and by tests. Owns no socket: listeners are given to `s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -17,10 +18,11 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from moat_kv import transport
-from moat_kv.engine.base import Engine
+from moat_kv import errors, transport
+from moat_kv.engine.base import Done, Engine
+from moat_kv.entry import Write
 from moat_kv.proto import frames, messages
-from moat_kv.server import actions
+from moat_kv.server import accepting, actions, patching
 from moat_kv.server.connection import Connection
 from moat_kv.server.expiry import Expiry
 from moat_kv.server.groups import Groups
@@ -29,6 +31,9 @@ from moat_kv.server.store import Store
 from moat_kv.version import VERSION
 
 logger = logging.getLogger(__name__)
+
+#: How long a client that is not served may take to be told so, in seconds.
+REFUSAL_S = 1.0
 
 
 class Server:
@@ -46,8 +51,12 @@ class Server:
         self.sessions.on_end.append(self.groups.session_ended)
         self.expiry = Expiry(self)
         self.store.on_expiring = self.expiry.add
+        self.patches = patching.Patches(self)
         self.actions = actions.table()
         self.connections: set[Connection] = set()
+        self.connection_limit = accepting.connection_limit()
+        #: The engine takes no more writes.
+        self.stopping = False
         #: Tells this run of the server from all others.
         self.incarnation = secrets.token_hex(4)
         self.origin = f"{node}:{self.incarnation}"
@@ -61,6 +70,13 @@ class Server:
     def now(self) -> float:
         """The engine's time, in seconds since 1970."""
         return time.time()
+
+    def submit(self, writes: Sequence[Write], done: Done) -> None:
+        """Hand a group to the engine, see `Engine.submit`; Detached when the server is stopping."""
+        if self.stopping:
+            done(errors.Detached(patching.STOPPING))
+        else:
+            self.engine.submit(writes, done)
 
     def greeting(self) -> dict[str, Any]:
         return {
@@ -87,21 +103,42 @@ class Server:
         it cannot open its log.
         """
         async with self.engine.running(self.store):
-            self.sessions.recover()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.sessions.run)
-                tasks.start_soon(self.expiry.run)
-                for listener in listeners:
-                    tasks.start_soon(listener.serve, self._serve_client)
-                task_status.started()
+            self.stopping = False
+            try:
+                self.sessions.recover()
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self.sessions.run)
+                    tasks.start_soon(self.expiry.run)
+                    await accepting.accept_from(listeners, self._serve_client, tasks)
+                    task_status.started()
+            finally:
+                # The engine finishes what it has; what its answers lead to must not reach it.
+                self.stopping = True
 
     async def _serve_client(self, stream: anyio.abc.ByteStream) -> None:
-        stream = await transport.settled(stream)
-        connection = Connection(self, stream)
+        try:
+            settled = await transport.settled(stream)
+        except OSError as exc:
+            logger.debug("a client was gone before it was served: %s", exc)
+            await anyio.aclose_forcefully(stream)
+            return
+        async with settled:
+            if len(self.connections) >= self.connection_limit:
+                await self._refuse(settled)
+            else:
+                await self._serve_line(Connection(self, settled))
+
+    async def _refuse(self, stream: anyio.abc.ByteStream) -> None:
+        reason = f"the server has {self.connection_limit} connections, which is its limit"
+        refusal = messages.error_fields(errors.ProtocolError(reason))
+        with anyio.move_on_after(REFUSAL_S):
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await stream.send(messages.pack((0, messages.State.ERROR, refusal, None)))
+
+    async def _serve_line(self, connection: Connection) -> None:
         self.connections.add(connection)
         try:
-            async with stream:
-                await connection.run()
+            await connection.run()
         except Exception:
             # A fault of ours in one client's service must not end the others'.
             logger.exception("connection %d (%s)", connection.number, connection.client_name)

@@ -6,33 +6,25 @@ tree, and then calls back here, where the client is answered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from moat_kv import codec, errors
 from moat_kv.engine.base import BATCH_LIMIT, Outcome
-from moat_kv.entry import Guard, Record, Write
+from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
 from moat_kv.proto.messages import Request
-from moat_kv.server.actions import BOOL, INT, LIST, NUMBER, PATH, TEXT, Action, readable
-from moat_kv.server.connection import Connection
-from moat_kv.tree import patch as patch_module
+from moat_kv.server import patching
+from moat_kv.server.actions import INT, LIST, PATH, TEXT, Action, readable
+from moat_kv.server.connection import WRITE_BYTES, Connection
+from moat_kv.server.writes import OPTIONS, SET_OPTIONS, make_write
 from moat_kv.tree import tree as tree_module
 
-_OPTIONS = {
-    "expect": INT,
-    "guard": LIST,
-    "fence": LIST,
-    "session": TEXT,
-    "strict": BOOL,
-}
-_SET_OPTIONS = {**_OPTIONS, "idem": BOOL, "ttl_s": NUMBER}
-#: So often a patch is tried anew when another write came between; each time somebody has won.
-PATCH_TRIES = 1_000
-#: A time to live is at most this, in seconds: ten years.
-TTL_LIMIT_S = 10 * 366 * 86_400
+#: So many nodes are looked at before others have their turn.
+SLICE_NODES = 2_000
 
 
 def set_(connection: Connection, request: Request) -> None:
@@ -67,47 +59,6 @@ def delete(connection: Connection, request: Request) -> None:
     submit(connection, request.seq, (write,), answer)
 
 
-def make_write(
-    connection: Connection, action: str, path: Path, value: bytes | None, options: dict[str, Any]
-) -> Write:
-    """The write that a client asks for, with its guards. Raises BadPath, BadArguments, ..."""
-    server = connection.server
-    if path.keys and path[0] is None:
-        readable(path)
-    write = Write(path, value, origin=server.origin, tick=server.next_tick())
-    if len(options) > 1 or "path" not in options:
-        _add_options(connection, action, write, options)
-    return write
-
-
-def _add_options(
-    connection: Connection, action: str, write: Write, options: dict[str, Any]
-) -> None:
-    guards = [_guard(action, kind, options[kind]) for kind in ("guard", "fence") if kind in options]
-    session = options.get("session")
-    if session is not None:
-        guards.append(connection.server.sessions.guard(connection, session))
-        write.session = session
-    write.guards = tuple(guards)
-    write.idem = options.get("idem", False)
-    expect = options.get("expect")
-    if expect is not None:
-        if expect < 0:
-            raise errors.BadArguments(action, "expect is a revision, or 0 for none")
-        write.expect = expect
-    ttl_s = options.get("ttl_s")
-    if ttl_s is not None:
-        if not 0 < ttl_s <= TTL_LIMIT_S:
-            raise errors.BadArguments(action, f"ttl_s is above 0 and at most {TTL_LIMIT_S}")
-        write.expires_at = connection.server.now() + ttl_s
-
-
-def _guard(action: str, kind: str, given: list[Any]) -> Guard:
-    if len(given) != 2 or type(given[0]) is not Path or type(given[1]) is not int or given[1] < 1:
-        raise errors.BadArguments(action, f"{kind} is [path, revision]")
-    return Guard(readable(given[0]), given[1], kind)
-
-
 def submit(
     connection: Connection,
     seq: int,
@@ -115,16 +66,17 @@ def submit(
     answer: Callable[[Sequence[Record]], None],
 ) -> None:
     """Hand a group to the engine; answer when it is durable and applied, or say why not."""
-    connection.unanswered += 1
+    held_bytes = sum([WRITE_BYTES + len(write.value or b"") for write in writes])
+    connection.hold(held_bytes)
 
     def done(outcome: Outcome) -> None:
-        connection.answered()
+        connection.answered(held_bytes)
         if isinstance(outcome, errors.MoatKvError):
             connection.fail(seq, outcome)
         else:
             answer(outcome)
 
-    connection.server.engine.submit(writes, done)
+    connection.server.submit(writes, done)
 
 
 def batch(connection: Connection, request: Request) -> None:
@@ -159,47 +111,9 @@ def _batch_write(connection: Connection, index: int, asked: Any) -> Write:
 
 def patch(connection: Connection, request: Request) -> None:
     """A new value computed from the present one, again until no other write came between."""
-    arguments = request.arguments
-    path, op = readable(arguments["path"]), arguments["op"]
-    operand = codec.unpack(_checked_value(request))
-    options: dict[str, Any] = {"path": path}
-    options |= {name: arguments[name] for name in ("fence", "session") if name in arguments}
-    tries = 0
-
-    def attempt() -> None:
-        head = connection.server.store.tree.find(path)
-        old, rev = patch_module.ABSENT, 0
-        if head is not None and head.value is not None:
-            old, rev = codec.unpack(head.value), head.rev
-        value = codec.pack(patch_module.patched(str(path), op, old, operand))
-        write = make_write(connection, "patch", path, value, options)
-        write.expect = rev
-        connection.server.engine.submit((write,), lambda outcome: done(value, outcome))
-
-    def done(value: bytes, outcome: Outcome) -> None:
-        nonlocal tries
-        tries += 1
-        if isinstance(outcome, errors.Conflict) and tries < PATCH_TRIES:
-            try:
-                attempt()
-            except errors.MoatKvError as exc:
-                outcome = exc
-            else:
-                return
-        connection.answered()
-        if isinstance(outcome, errors.MoatKvError):
-            connection.fail(request.seq, outcome)
-            return
-        record = outcome[0]
-        fields = {"rev": record.rev, "at": record.at, "id": record.id}
-        connection.reply(request.seq, fields, value)
-
-    connection.unanswered += 1
-    try:
-        attempt()
-    except errors.MoatKvError:
-        connection.unanswered -= 1
-        raise
+    path = readable(request.arguments["path"])
+    _checked_value(request)
+    connection.server.patches.add(patching.Patch(connection, request, path))
 
 
 def delete_tree(connection: Connection, request: Request) -> None:
@@ -212,33 +126,68 @@ def delete_tree(connection: Connection, request: Request) -> None:
     if min_depth < 0 or max_depth < -1:
         raise errors.BadArguments("delete_tree", "depths count from 0; -1 is without limit")
 
+    # What was asked for before this is deleted, what is asked for later is not.
+    asked_at = connection.server.next_tick()
+
     async def work() -> None:
-        count, revision = 0, connection.server.store.tree.revision
-        for group in _groups(_entries_below(connection, path, min_depth, max_depth)):
-            writes = [make_write(connection, "delete_tree", one, None, options) for one in group]
-            records = await commit(connection, writes)
-            ticks = {write.tick for write in writes}
-            count += sum(1 for record in records if record.tick in ticks and record.rev)
+        await commit(connection, ())  # until what was submitted before this has been applied
+        tree = connection.server.store.tree
+        count, revision = 0, tree.revision
+        async for group in _groups_below(connection, path, min_depth, max_depth, asked_at):
+            records = await _delete_group(connection, group, options, asked_at)
+            count += len(records)
             revision = max([revision, *(record.rev for record in records)])
         connection.reply(request.seq, {"count": count, "rev": revision})
 
     connection.run_later(request.seq, work)
 
 
-def _entries_below(
-    connection: Connection, path: Path, min_depth: int, max_depth: int
-) -> list[Path]:
+async def _groups_below(
+    connection: Connection, path: Path, min_depth: int, max_depth: int, asked_at: int
+) -> AsyncIterator[list[Path]]:
     node = connection.server.store.tree.find(path)
     if node is None:
-        return []
+        return
+    group: list[Path] = []
     walk = tree_module.walk(
         node, path.packed, min_depth=min_depth, max_depth=max_depth, at_root=not path
     )
-    return [Path.unpack(packed) for packed, found in walk if found.value is not None]
+    for nodes, (packed, found) in enumerate(walk, 1):
+        if found.value is not None and not _is_later(connection, found, asked_at):
+            group.append(Path.unpack(packed))
+        if len(group) == BATCH_LIMIT:
+            yield group
+            group = []
+        if nodes % SLICE_NODES == 0:
+            await anyio.lowlevel.checkpoint()
+    if group:
+        yield group
 
 
-def _groups(paths: list[Path]) -> list[list[Path]]:
-    return [paths[start : start + BATCH_LIMIT] for start in range(0, len(paths), BATCH_LIMIT)]
+def _is_later(connection: Connection, node: Head, asked_at: int) -> bool:
+    return node.tick > asked_at and node.origin == connection.server.origin
+
+
+async def _delete_group(
+    connection: Connection, paths: list[Path], options: dict[str, Any], asked_at: int
+) -> list[Record]:
+    """The deletions, of those that are still to be deleted when their turn has come."""
+    while True:
+        writes = []
+        for path in paths:
+            head = connection.server.store.tree.head(path)
+            if head is None or head.value is None or _is_later(connection, head, asked_at):
+                continue
+            write = make_write(connection, "delete_tree", path, None, options)
+            write.expect = head.rev
+            writes.append(write)
+        if not writes:
+            return []
+        try:
+            return list(await commit(connection, writes))
+        except errors.Conflict:
+            # Something has been written over, or deleted, on the way; look again.
+            continue
 
 
 async def commit(connection: Connection, writes: Sequence[Write]) -> Sequence[Record]:
@@ -250,7 +199,7 @@ async def commit(connection: Connection, writes: Sequence[Write]) -> Sequence[Re
         outcomes.append(outcome)
         finished.set()
 
-    connection.server.engine.submit(writes, done)
+    connection.server.submit(writes, done)
     await finished.wait()
     outcome = outcomes[0]
     if isinstance(outcome, errors.MoatKvError):
@@ -263,11 +212,11 @@ def _nothing(connection: Connection, request: Request) -> None:
 
 
 #: Checks the options of one write of a batch, with the words of the batch.
-_BATCH_OPTIONS = Action("batch", "write", {}, _SET_OPTIONS, _nothing)
+_BATCH_OPTIONS = Action("batch", "write", {}, SET_OPTIONS, _nothing)
 
 ACTIONS = (
-    Action("set", "write", {"path": PATH}, _SET_OPTIONS, set_),
-    Action("delete", "write", {"path": PATH}, _OPTIONS, delete),
+    Action("set", "write", {"path": PATH}, SET_OPTIONS, set_),
+    Action("delete", "write", {"path": PATH}, OPTIONS, delete),
     Action(
         "delete_tree",
         "write",
