@@ -18,6 +18,7 @@ import anyio.from_thread
 import anyio.to_thread
 
 from moat_kv import blocking, codec, errors
+from moat_kv.client import error_record
 from moat_kv.client.client import Client
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.notgiven import NotGiven
@@ -111,7 +112,7 @@ class _Worker:
             raise error
         if isinstance(error, SystemExit):
             raise ScriptEnded(f"the script called sys.exit({error.code!r})") from error
-        raise ScriptEnded(repr(error)) from error
+        raise ScriptEnded(error_record.describe(error)) from error
 
 
 def _stop_mirrors(client: Client) -> None:

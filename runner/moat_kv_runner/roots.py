@@ -144,14 +144,17 @@ class JobRoot(ClientRoot):
                 self._service = service
                 for each in listeners:
                     each.append(self._concerns)
-                for entry in [*self.all_children, *self.states.all_children]:
+                for entry in list(self.all_children):
                     self._concerns(entry.path)
                 task_status.started()
-                await anyio.sleep_forever()
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    # Those that end now are not begun anew.
+                    self._tasks = None
+                    for each in listeners:
+                        each.remove(self._concerns)
         finally:
-            for each in listeners:
-                each.remove(self._concerns)
-            self._tasks = None
             self._supervisors.clear()
 
     def _concerns(self, path: Path) -> None:

@@ -19,7 +19,6 @@ import anyio
 
 from moat_kv import errors
 from moat_kv.client import error_record
-from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_runner import (
     admin,
@@ -89,12 +88,8 @@ class Supervisor:
 
     @property
     def is_idle(self) -> bool:
-        """There is no job and nothing to clean up."""
-        return not self.entry.exists and self._claim is None and not self._has_state
-
-    @property
-    def _has_state(self) -> bool:
-        return self.entry.state.value is not NotGiven
+        """There is no job, and nothing to leave."""
+        return not self.entry.exists and self._claim is None
 
     async def run(self) -> None:
         """Until the job is gone, or cancelled."""
@@ -124,7 +119,7 @@ class Supervisor:
     async def _step(self, news: anyio.Event) -> None:
         """Whatever is next; returns when it is done, or when there is news."""
         if not self.entry.exists:
-            await self._clear(news)
+            await self._forget()
             return
         try:
             spec, problem = self.entry.spec(), None
@@ -144,7 +139,7 @@ class Supervisor:
         elif self._claim is None:
             await self._obtain(news, fit=readiness.is_fit(spec, self._service.code))
         elif problem is not None:
-            await self._wait_for(str(problem), news)
+            await self._wait_for(problem, news)
         else:
             await self._try(spec, news)
 
@@ -155,7 +150,7 @@ class Supervisor:
         due = schedule.due(spec, state)
         return due._replace(at=0.0) if self._again and due.at is not None else due
 
-    async def _obtain(self, news: anyio.Event, *, fit: bool = True) -> None:
+    async def _obtain(self, news: anyio.Event, *, fit: bool) -> None:
         """Claim the job when it is this runner's turn."""
         if self._claim_entry.holder is not None:
             self._free_at = None
@@ -199,12 +194,13 @@ class Supervisor:
         try:
             call = readiness.prepare(spec, service.code, service.modules)
         except errors.MoatKvError as exc:
-            await self._wait_for(str(exc), news)
+            await self._wait_for(exc, news)
             return
         await self._run(spec, call, signature)
 
-    async def _wait_for(self, reason: str, news: anyio.Event) -> None:
-        await self._note(reason=f"waiting: {reason}", computed=None)
+    async def _wait_for(self, lack: errors.MoatKvError, news: anyio.Event) -> None:
+        text = lack.reason if isinstance(lack, errors.BadValue) else lack
+        await self._note(reason=f"waiting: {text}", computed=None)
         await news.wait()
 
     async def _let_go(self, due: schedule.Due) -> None:
@@ -221,21 +217,11 @@ class Supervisor:
         if claim is not None:
             await claims.release(self._client, claim)
 
-    async def _clear(self, news: anyio.Event) -> None:
-        """The job was deleted: so is its state, and its error is over."""
-        if self._claim is None:
-            await self._obtain(news)
-            return
-        with self._fenced():
-            guard = self._claim.guard
-            await claims.patiently(
-                self._client, lambda: self._client.delete(self._state_path, fence=guard)
-            )
+    async def _forget(self) -> None:
+        """The job was deleted: its error is over; its state stays, as its past."""
         await self._resolve_error()
-        self._state = JobState()
+        await self._note(reason="deleted", computed=None)
         await self._release()
-        if self._has_state:
-            await news.wait()
 
     # Running ------------------------------------------------------------------------------------
 

@@ -1,0 +1,568 @@
+"""Jobs: when they run, what becomes of them, what stops and restarts them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from moat_kv import P, errors, open_client
+from moat_kv.client import error_record
+from moat_kv.code import CodeRoot, ModuleRoot
+from moat_kv.testing.server import running_server
+from moat_kv_runner import AllRunnerRoot, AnyRunnerRoot, SingleRunnerRoot, commands
+from tests.runner.bench import LIMIT_S, bench
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_library_form_runs_a_job() -> None:
+    async with running_server() as server, open_client(server.url) as client:
+        cr = await CodeRoot.as_handler(client)
+        await cr.add("forty.two", code="return 42")
+        r = await AnyRunnerRoot.as_handler(client, subpath=P("default"), code=cr)
+        job = r.follow(P("foo.test"), create=True)
+        job.code = P("forty.two")
+        begin = time.time()
+        await job.run_at(begin + 0.3)
+        with anyio.fail_after(LIMIT_S):
+            while job.state.result is None:
+                await anyio.sleep(0.02)
+        assert job.state.result == 42
+        assert job.state.started >= begin + 0.3
+        assert (
+            await client.get(P(":.moat.kv.run.any.default.foo.test"))
+        ).value.target == begin + 0.3
+        assert (await client.get(P(":.moat.kv.state.any.default.foo.test"))).value.result == 42
+
+
+async def test_library_form_of_the_other_kinds() -> None:
+    async with running_server() as server, open_client(server.url) as client:
+        cr = await CodeRoot.as_handler(client)
+        await cr.add("who", code="return _self.node, str(_self.path)", is_async=True)
+        for cls, place in (
+            (SingleRunnerRoot, ":.moat.kv.state.at.n1.default.job"),
+            (AllRunnerRoot, ":.moat.kv.state.all.default.n1.job"),
+        ):
+            root = await cls.as_handler(client, code=cr, name="n1")
+            job = root.follow(P("job"), create=True)
+            job.code = P("who")
+            await job.run_now()
+            with anyio.fail_after(LIMIT_S):
+                while job.state.result is None:
+                    await anyio.sleep(0.02)
+            assert job.state.result[0] == "n1"
+            assert (await client.get(P(place))).value.result == job.state.result
+
+
+async def test_attributes_of_a_job_are_drafts_until_saved() -> None:
+    async with running_server() as server, open_client(server.url) as client:
+        root = await AnyRunnerRoot.as_handler(client, serve=False)
+        job = root.follow(P("a"), create=True)
+        assert (job.delay, job.backoff, job.repeat, job.ok_after) == (100, 1.1, 0, 0)
+        assert (job.target, job.enabled, job.code, job.data) == (None, True, None, {})
+        job.delay = 5
+        job.data = {"x": 1}
+        assert job.delay == 5
+        await job.save()
+        await client.patch(job.absolute, "merge", {"info": "theirs"})
+        job.delay = 6
+        job.data = None  # as if it were never set
+        await job.save()
+        assert (await client.get(job.absolute)).value == {"delay": 6.0, "info": "theirs"}
+        with pytest.raises(errors.BadValue, match="repeat: 0 or more"):
+            job.repeat = -1
+        with pytest.raises(errors.BadValue, match="code: a path"):
+            job.code = 1
+
+
+async def test_job_without_target_does_not_start() -> None:
+    async with bench("n1") as b:
+        place = await b.job("return 1", target=None)
+        await b.job("return 2", path="other")
+        await b.state(path="other")
+        assert "value" not in await b.desk.get(b.state_path())
+        await commands.change(b.desk, place, target=time.time())
+        assert (await b.state()).result == 1
+
+
+async def test_job_runs_once_for_a_target() -> None:
+    async with bench("n1") as b:
+        await b.store("count", "await _client.patch(_P('n'), 'add', 1)")
+        place = await b.job(code=P("count"))
+        await b.state()
+        await commands.change(b.desk, place, info="no news")
+        await b.job(code=P("count"), path="other")
+        await b.state(path="other")
+        assert await b.get("n") == 2
+        await commands.change(b.desk, place, target=time.time())
+        await b.value(P("n"), lambda n: n == 3)
+
+
+async def test_target_in_the_future_is_waited_for() -> None:
+    async with bench("n1") as b:
+        begin = time.time()
+        await b.job("return 1", target=0.4)
+        state = await b.state()
+        assert begin + 0.4 <= (state.started or 0) < begin + 0.4 + LIMIT_S
+
+
+async def test_repeat_counts_from_the_end() -> None:
+    async with bench("n1") as b:
+        text = "import anyio\nawait anyio.sleep(0.1)\nawait _client.patch(_P('n'), 'add', 1)"
+        await b.job(text, repeat=0.1)
+        begin = time.monotonic()
+        await b.value(P("n"), lambda n: n >= 4)
+        assert time.monotonic() - begin >= 0.55
+        state = await b.state(lambda state: state.computed)
+        assert state.computed == pytest.approx((state.stopped or 0) + 0.1)
+        assert state.reason == "done"
+
+
+async def test_failure_backs_off_and_success_forgets_it() -> None:
+    text = """
+        n = (await _client.patch(_P("n"), "add", 1)).value
+        if n < 4:
+            raise RuntimeError(f"try {n}")
+        return n
+    """
+    async with bench("n1") as b:
+        place = await b.job(text, delay=0.05, backoff=2.0)
+        first = await b.state(lambda state: state.backoff == 1)
+        assert first.result is None
+        assert first.reason == "failed: RuntimeError: try 1"
+        assert first.computed == pytest.approx((first.stopped or 0) + 0.05 * 2)
+        record = await error_record.find(b.desk, "run", place)
+        assert record is not None
+        second = await b.state(lambda state: state.backoff == 2)
+        assert second.computed == pytest.approx((second.stopped or 0) + 0.05 * 4)
+        state = await b.state(lambda state: state.result)
+        assert (state.result, state.backoff, state.reason) == (4, 0, "done")
+        record = await error_record.find(b.desk, "run", place)
+        assert record is not None
+        assert (record.count, record.resolved_by) == (3, "success")
+
+
+async def test_claim_is_kept_while_the_job_goes_on_and_released_at_its_end() -> None:
+    async with bench("n1") as b:
+        text = "n = (await _client.patch(_P('n'), 'add', 1)).value\nreturn n, _self.fence"
+        place = await b.job(text, repeat=0.05)
+        first = (await b.state(lambda s: s.result and s.result[0] == 1)).result
+        later = (await b.state(lambda s: s.result and s.result[0] >= 3)).result
+        assert first[1] == later[1], "one claim, one fence"
+        claim = await b.value(b.claim_path())
+        assert claim["node"] == "n1"
+        await commands.disable(b.desk, place)
+        await b.gone(b.claim_path())
+        await commands.enable(b.desk, place)
+        anew = await b.state(lambda s: s.result and s.result[0] > later[0] and s.fence != later[1])
+        assert anew.result[1] > later[1], "a new claim has a higher fence"
+        assert anew.fence == anew.result[1]
+
+
+async def test_run_that_lasts_is_well_after_ok_after() -> None:
+    text = """
+        import anyio
+        n = (await _client.patch(_P("n"), "add", 1)).value
+        if n < 3:
+            raise RuntimeError(n)
+        await anyio.sleep_forever()
+    """
+    async with bench("n1") as b:
+        place = await b.job(text, delay=0.02, ok_after=0.1)
+        await b.state(lambda state: state.backoff == 2)
+        state = await b.state(lambda state: state.running and not state.backoff and state.pinged)
+        assert state.started is not None
+        await b.value(error_record.place("run", place, b.places), lambda value: value["resolved"])
+
+
+async def test_disabling_stops_a_run_and_enabling_begins_anew() -> None:
+    text = """
+        import anyio
+        await _client.patch(_P("n"), "add", 1)
+        await anyio.sleep_forever()
+    """
+    async with bench("n1") as b:
+        place = await b.job(text)
+        await b.value(P("n"), lambda n: n == 1)
+        await commands.disable(b.desk, place)
+        state = await b.state(lambda state: state.stopped)
+        assert (state.interrupted, state.reason) == (True, "stopped")
+        await b.gone(b.claim_path())
+        await commands.enable(b.desk, place)
+        await b.value(P("n"), lambda n: n == 2)
+        await commands.change(b.desk, place, target=None)
+        await b.state(lambda state: not state.running)
+        await commands.change(b.desk, place, target=time.time())
+        await b.value(P("n"), lambda n: n == 3)
+
+
+async def test_deleting_a_job_stops_it_and_resolves_its_error() -> None:
+    async with bench("n1") as b:
+        place = await b.job("raise RuntimeError", delay=1000)
+        await b.state(lambda state: state.backoff)
+        await b.desk.delete(place)
+        await b.gone(b.claim_path())
+        assert (await b.state()).reason == "deleted"
+        assert await error_record.records(b.desk) == []
+        running = await b.job("import anyio\nawait anyio.sleep_forever()", path="other")
+        await b.state(lambda state: state.running, path="other")
+        await b.desk.delete(running)
+        await b.state(path="other")
+        await b.gone(b.claim_path("other"))
+
+
+async def test_deleted_job_that_comes_back_runs_again() -> None:
+    async with bench("n1") as b:
+        place = await b.job("return 1")
+        await b.state(lambda state: state.result == 1)
+        await b.gone(b.claim_path())
+        await b.desk.delete(place)
+        await b.job("return 2")
+        await b.state(lambda state: state.result == 2)
+
+
+LASTING = """
+    import anyio
+    await _client.patch(_P("starts"), "append", [x, _self.fence])
+    await anyio.sleep_forever()
+"""
+
+
+async def test_changing_data_restarts_a_run() -> None:
+    async with bench("n1") as b:
+        place = await b.job(LASTING, variables=["x"], data={"x": 1})
+        await b.value(P("starts"), lambda starts: len(starts) == 1)
+        await commands.change(b.desk, place, info="does not matter", delay=3, target=time.time())
+        await commands.change(b.desk, place, data={"x": 2})
+        starts = await b.value(P("starts"), lambda starts: len(starts) == 2)
+        assert [x for x, _fence in starts] == [1, 2]
+        assert starts[0][1] == starts[1][1], "the claim is kept"
+        assert (await b.state(lambda state: state.running)).reason == "running"
+
+
+async def test_changing_code_restarts_its_jobs_and_no_others() -> None:
+    async with bench("n1") as b:
+        await b.job(LASTING, variables=["x"], data={"x": "this"})
+        await b.job(LASTING, path="other", variables=["x"], data={"x": "other"})
+        await b.value(P("starts"), lambda starts: len(starts) == 2)
+        await b.store("code.job", LASTING + "    # changed", variables=["x"])
+        starts = await b.value(P("starts"), lambda starts: len(starts) == 3)
+        assert starts[2][0] == "this"
+
+
+async def test_pointing_to_other_code_restarts_a_run() -> None:
+    async with bench("n1") as b:
+        place = await b.job(LASTING, variables=["x"], data={"x": 1})
+        await b.value(P("starts"))
+        await b.store("forty.two", "return 42", is_async=None)
+        await commands.change(b.desk, place, code=P("forty.two"))
+        assert (await b.state()).result == 42
+
+
+async def test_restart_stops_and_starts() -> None:
+    async with bench("n1") as b:
+        place = await b.job(LASTING, variables=["x"], data={"x": 1})
+        await b.value(P("starts"), lambda starts: len(starts) == 1)
+        await commands.restart(b.desk, place)
+        await b.value(P("starts"), lambda starts: len(starts) == 2)
+        other = await b.job("return time.time()", path="other", code=None)
+        await b.store("code.other", "import time\nreturn time.time()")
+        first = (await b.state(path="other")).result
+        await commands.restart(b.desk, other)
+        await b.state(lambda state: state.result and state.result > first, path="other")
+
+
+async def test_commands_need_a_job() -> None:
+    async with bench() as b:
+        place = commands.job_path(b.places, "any", P("default"), P("nothing"))
+        for command in (commands.enable, commands.disable, commands.restart):
+            with pytest.raises(errors.NotFound, match="no job"):
+                await command(b.desk, place)
+
+
+async def test_changed_module_restarts_what_needs_it_with_the_new_one() -> None:
+    text = """
+        import anyio
+        import stored_unit
+        await _client.patch(_P("starts"), "append", [name, stored_unit.factor()])
+        await anyio.sleep_forever()
+    """
+    async with bench("n1") as b:
+        modules = await ModuleRoot.as_handler(b.desk)
+        await modules.add(P("stored_base"), code="value = 1")
+        await modules.add(
+            P("stored_unit"),
+            code="import stored_base\ndef factor(): return stored_base.value",
+            requires=["stored_base"],
+        )
+        await b.store("uses", text, variables=["name"], requires=["stored_unit"])
+        await b.job(code=P("uses"), data={"name": "uses"})
+        await b.job(
+            "import anyio\nawait _client.patch(_P('starts'), 'append', ['other', 0])\n"
+            "await anyio.sleep_forever()",
+            path="other",
+        )
+        await b.value(P("starts"), lambda starts: len(starts) == 2)
+        await modules.add(P("stored_base"), code="value = 2")
+        starts = await b.value(P("starts"), lambda starts: len(starts) == 3)
+        assert starts[2] == ["uses", 2]
+
+
+WAITING: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no-code": ({}, {}, "the job names no code"),
+    "missing-code": ({"code": P("later")}, {}, "no procedure later"),
+    "does-not-compile": (
+        {"code": P("later")},
+        {"code": "return (", "is_async": None},
+        "later: line 1, column 8: '(' was never closed",
+    ),
+    "missing-variable": (
+        {"code": P("later")},
+        {"code": "return x", "vars": ["x"]},
+        "missing variable x",
+    ),
+    "missing-module": (
+        {"code": P("later")},
+        {"code": "return 1", "requires": ["stored_later"]},
+        "missing module stored_later, needed by later",
+    ),
+    "missing-package": (
+        {"code": P("later")},
+        {"code": "return 1", "requires": ["py:no-such>=1"]},
+        "missing module py:no-such>=1, needed by later; package no-such is not installed",
+    ),
+    "wrong-entry": ({"code": P("later"), "delay": "long"}, {"code": "return 1"}, "delay: a number"),
+    "unknown-attribute": (
+        {"code": P("later"), "crno": "* * * * *"},
+        {"code": "return 1"},
+        "crno: there is no such attribute of a job",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(WAITING))
+async def test_job_waits_with_a_reason_and_goes_on_by_itself(case: str) -> None:
+    attributes, stored, reason = WAITING[case]
+    async with bench("n1") as b:
+        later = b.places.proc + P("later")
+        if stored:
+            await b.desk.set(later, stored)
+        place = await b.job(**attributes)
+        state = await b.state(lambda state: state.reason)
+        assert (state.reason or "").startswith(f"waiting: {reason}")
+        assert (state.node, state.started) == ("n1", None)
+        await b.desk.set(later, {"code": "return 'went on'"})
+        await commands.change(b.desk, place, code=P("later"), delay=None, crno=None)
+        assert (await b.state()).result == "went on"
+
+
+async def test_module_that_comes_later_lets_the_job_go_on() -> None:
+    async with bench("n1") as b:
+        modules = await ModuleRoot.as_handler(b.desk)
+        await b.store("uses", "import stored_z\nreturn stored_z.x", requires=["stored_z"])
+        await b.job(code=P("uses"))
+        await b.state(lambda state: state.reason)
+        await modules.add(P("stored_z"), code="x = 5")
+        assert (await b.state()).result == 5
+
+
+async def test_run_whose_code_is_deleted_waits() -> None:
+    async with bench("n1") as b:
+        await b.job(LASTING, variables=["x"], data={"x": 1})
+        await b.value(P("starts"), lambda starts: len(starts) == 1)
+        await b.code.remove("code.job")
+        state = await b.state(lambda state: state.reason and state.reason.startswith("waiting"))
+        assert not state.running
+        await b.store("code.job", LASTING, variables=["x"])
+        await b.value(P("starts"), lambda starts: len(starts) == 2)
+
+
+async def test_raw_code_that_does_not_compile_becomes_an_error_record() -> None:
+    async with bench("n1") as b:
+        bad = b.places.proc + P("bad")
+        module = b.places.module + P("stored_bad")
+        await b.desk.set(bad, {"code": "return ("})
+        await b.desk.set(module, {"code": "return 1"})
+        for path, text in ((bad, "never closed"), (module, "outside function")):
+            where = error_record.place("code", path, b.places)
+            record = error_record.of_value(await b.value(where))
+            assert text in record.message
+            await b.desk.set(path, {"code": "x = 1"})
+            await b.value(where, lambda value: value["resolved"])
+
+
+VARIABLES = """
+    return [a, b, c, d.x, d.y, _cfg.runner.name]
+"""
+
+
+async def test_variables_come_from_data_before_default_and_injected_names_win() -> None:
+    async with bench("n1") as b:
+        default = {"a": 1, "b": 1, "d": {"x": 1, "y": 1}, "_cfg": 1}
+        await b.store("vars", VARIABLES, variables=["a", "b", "_cfg"], default=default)
+        await b.job(code=P("vars"), data={"b": 2, "c": 3, "d": {"y": 2}, "_cfg": 2})
+        assert (await b.state()).result == [1, 2, 3, 1, 2, "n1"]
+
+
+@pytest.mark.parametrize("is_async", [None, False], ids=["quick", "thread"])
+async def test_synchronous_code_runs_in_a_thread_with_a_blocking_client(
+    is_async: bool | None,
+) -> None:
+    text = """
+        import threading
+        _client.set(_P("a.b"), _client.get(_P("a.in")).value + 1)
+        names = sorted(name for name in globals() if name[0] == "_" and name[1] != "_")
+        return names, threading.get_ident(), [row.value for row in _client.get_tree(_P("a"))]
+    """
+    async with bench("n1") as b:
+        import threading
+
+        await b.desk.set(P("a.in"), 1)
+        await b.job(text, is_async=is_async)
+        names, thread, rows = (await b.state()).result
+        assert names == sorted(["_cfg", "_client", "_cls", "_digits", "_log", "_P", "_Path"])
+        assert thread != threading.get_ident()
+        assert sorted(rows) == [1, 2]
+
+
+async def test_thread_that_never_ends_does_not_keep_its_job_nor_writes_any_more() -> None:
+    text = """
+        import time
+        _client.set(_P("thread.begun"), 1)
+        while not gone.exists():
+            time.sleep(0.01)
+        try:
+            _client.set(_P("thread.late"), 1)
+        except BaseException as exc:
+            result.write_text(type(exc).__name__)
+    """
+    import pathlib
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        gone, result = pathlib.Path(folder) / "gone", pathlib.Path(folder) / "result"
+        text = f"import pathlib\ngone = pathlib.Path({str(gone)!r})\n" + (
+            f"result = pathlib.Path({str(result)!r})\n" + __import__("textwrap").dedent(text)
+        )
+        async with bench("n1") as b:
+            place = await b.job(text, is_async=False)
+            await b.value(P("thread.begun"))
+            await commands.disable(b.desk, place)
+            await b.gone(b.claim_path())
+            gone.touch()
+            with anyio.fail_after(LIMIT_S):
+                while not result.exists():
+                    await anyio.sleep(0.02)
+            assert "value" not in await b.desk.get(P("thread.late"))
+
+
+FAILING: dict[str, tuple[str, str, str | None]] = {
+    "exception": ("\n\nraise KeyError('x')", "KeyError: 'x'", "line 3, in procedure"),
+    "exit": ("import sys\nsys.exit(0)", "the script called sys.exit(0)", "sys.exit(0)"),
+    "base-exception": ("class E(BaseException): pass\nraise E('odd')", "E: odd", "raise E"),
+    "result": ("return object()", "object", None),
+    "group": ("raise ExceptionGroup('g', [OSError('x')])", "OSError: x", None),
+    "big-result": ("return b'x' * 2_000_000", "the result has 2000005 bytes", None),
+}
+
+
+@pytest.mark.parametrize("is_async", [True, None, False], ids=["async", "quick", "thread"])
+@pytest.mark.parametrize("case", list(FAILING))
+async def test_failing_run_is_recorded_with_its_stored_source(
+    case: str, is_async: bool | None
+) -> None:
+    text, message, trace = FAILING[case]
+    async with bench("n1") as b:
+        place = await b.job(text, is_async=is_async, delay=1000)
+        state = await b.state()
+        assert state.backoff == 1
+        assert state.reason is not None
+        assert state.reason.startswith("failed: ")
+        assert message in state.reason
+        record = await error_record.find(b.desk, "run", place)
+        assert record is not None
+        assert message in record.message
+        seen = record.nodes["n1"]
+        if trace is not None:
+            assert trace in (seen.trace or "")
+        if case == "exception":
+            assert "raise KeyError('x')" in (seen.trace or "")
+            assert "moat_kv_runner" not in (seen.trace or ""), "the runner's frames are left out"
+
+
+async def test_script_that_is_cancelled_from_within_fails() -> None:
+    text = """
+        import asyncio, sniffio
+        if sniffio.current_async_library() == "trio":
+            return "only asyncio lets a script do that"
+        other = asyncio.ensure_future(asyncio.sleep(100))
+        asyncio.get_running_loop().call_soon(other.cancel)
+        await other
+    """
+    async with bench("n1") as b:
+        await b.job(text, delay=1000)
+        state = await b.state()
+        expected = "something that the script waited for was cancelled"
+        assert state.result or expected in (state.reason or "")
+
+
+async def test_stdout_of_a_failing_job_does_not_matter_to_others() -> None:
+    async with bench("n1") as b:
+        for n in range(5):
+            await b.job("raise RuntimeError", path=f"bad.n{n}", delay=0.01)
+        await b.job("return 'fine'", path="good")
+        assert (await b.state(path="good")).result == "fine"
+
+
+async def test_script_that_cancels_itself_has_no_result() -> None:
+    async with bench("n1") as b:
+        await b.job("import anyio\n_self.cancel()\nawait anyio.sleep(1)\nreturn 1")
+        state = await b.state()
+        assert (state.result, state.reason, state.backoff) == (None, "done", 0)
+
+
+async def test_group_settings_give_defaults_to_jobs() -> None:
+    async with bench("n1") as b:
+        await b.desk.set(b.places.run + P("any.default"), {"defaults": {"delay": 0.01}})
+        await b.job("n = (await _client.patch(_P('n'), 'add', 1)).value\nassert n > 2")
+        await b.value(P("n"), lambda n: n == 3)
+
+
+async def test_jobs_of_every_kind_run_where_they_belong() -> None:
+    async with bench("n1", "n2") as b:
+        for kind in ("any", "at", "all"):
+            await b.job("return _self.node", path=f"job.{kind}", kind=kind, node="n2")
+        assert (await b.state(path="job.any")).result in ("n1", "n2")
+        assert (await b.state(path="job.at", kind="at", node="n2")).result == "n2"
+        for node in ("n1", "n2"):
+            assert (await b.state(path="job.all", kind="all", node=node)).result == node
+
+
+async def test_error_of_an_all_node_job_is_over_when_it_is_on_all_nodes() -> None:
+    text = """
+        if (await _client.get(_P("bad") / _self.node)).get("value"):
+            raise RuntimeError(_self.node)
+    """
+    async with bench("n1", "n2") as b:
+        await b.desk.set(P("bad.n1"), True)
+        await b.desk.set(P("bad.n2"), True)
+        place = await b.job(text, kind="all", delay=0.05, backoff=1)
+        where = error_record.place("run", place, b.places)
+        await b.value(where, lambda value: len(value["nodes"]) == 2)
+        await b.desk.set(P("bad.n1"), False)
+        half = await b.value(where, lambda value: value["nodes"]["n1"]["resolved"])
+        assert not half["resolved"]
+        await b.desk.set(P("bad.n2"), False)
+        await b.value(where, lambda value: value["resolved"])
+
+
+@pytest.mark.parametrize("bad", [{"kinds": ["some"]}, {"kinds": []}, {"name": "12"}], ids=str)
+async def test_runner_refuses_what_cannot_be(bad: dict[str, Any]) -> None:
+    from moat_kv_runner import run
+
+    async with running_server() as server, open_client(server.url) as client:
+        with pytest.raises(errors.BadConfig):
+            await run(client, **bad)
