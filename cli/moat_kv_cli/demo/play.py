@@ -1,0 +1,266 @@
+"""The plot: start everything, run a job of each kind, kill a node, see what becomes of it, sum up.
+
+The time limits are counted from the server's start; whatever has not been seen by then is told in
+the summary, which is read back from the tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import asyncclick as click
+
+import moat_kv
+from moat_kv import config
+from moat_kv_cli import command, failures, manifest
+from moat_kv_cli import main as main_module
+from moat_kv_cli.demo import children, findings, seen, show
+
+NODES = ("alpha", "beta")
+
+#: Seconds since the server's start: by when all kinds must have been seen; not before when, and by
+#: when at last a node is killed; by when the rest must have been seen.
+ALL_SEEN_S = 18.0
+KILL_S = 7.0
+MOVED_S = 35.0
+#: How long the last picture stays, in seconds.
+LINGER_S = 2.0
+
+EXAMPLES = pathlib.Path(__file__).resolve().parents[3] / "examples"
+
+
+@click.command(
+    cls=command.Command,
+    example="./dev demo\n./dev demo --keep        # look around with `moat kv` afterwards",
+)
+@click.option("--keep", is_flag=True, help="Leave it running at the end, and say how to look.")
+@click.option(
+    "--bus",
+    type=click.Choice(["auto", "owserver", "simulated"]),
+    default="auto",
+    help="The 1-wire bus; owserver where it is installed, else a simulated one.",
+)
+@click.option("--plain", is_flag=True, help="Lines, even on a terminal.")
+async def demo(keep: bool, bus: str, plain: bool) -> int:
+    """A server, two nodes, a bus and three kinds of job, live; ends by itself."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="moat-kv-demo-"))
+    family = children.Children(folder)
+    received: list[int] = []
+    found: list[findings.Finding] = []
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(_end_on_signal, received, tasks.cancel_scope)
+            with show.opened(live=False if plain else None) as screen:
+                found = await _play(family, bus, screen)
+            tasks.cancel_scope.cancel()
+        _sum_up(found)
+        if keep and found:
+            _tell_how_to_look(family)
+    finally:
+        if not (keep and found):
+            family.end_all()
+            shutil.rmtree(folder, ignore_errors=True)
+    if received:
+        return command.INTERRUPTED if signal.SIGINT in received else command.FAILED
+    return command.FINE if all(each.good for each in found) else command.FAILED
+
+
+async def _end_on_signal(
+    received: list[int],
+    scope: anyio.CancelScope,
+    *,
+    task_status: anyio.abc.TaskStatus[None],
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            received.append(number)
+            scope.cancel()
+
+
+# The plot ---------------------------------------------------------------------------------------
+
+
+async def _play(
+    family: children.Children, bus_kind: str, screen: show.Screen
+) -> list[findings.Finding]:
+    """All scenes, and what is found in the tree after them."""
+    bus, port = await anyio.to_thread.run_sync(family.bus, bus_kind)
+    screen.say(f"1-wire bus: {bus} on port {port}")
+    began = anyio.current_time()
+    url = await anyio.to_thread.run_sync(family.server)
+    screen.say(f"server: {url}, its data in {family.folder}")
+    async with moat_kv.open_client(url, config=config.Config()) as client:
+        watched = seen.Seen(client, await config.load_places(client))
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(watched.follow)
+            tasks.start_soon(watched.follow_group)
+            tasks.start_soon(_draw, screen, watched, family)
+            play = _Play(family, screen, watched, began, port)
+            killed = await play.scenes()
+            tasks.cancel_scope.cancel()
+        screen.draw(watched)
+        return await findings.read_back(client, NODES, killed)
+
+
+async def _draw(screen: show.Screen, watched: seen.Seen, family: children.Children) -> None:
+    """Keep the screen current, and notice a child that ended by itself."""
+    while True:
+        screen.draw(watched)
+        lost = family.unexpected_end()
+        if lost is not None:
+            raise command.Refused(f"{lost.name} ended by itself:\n{lost.last_lines()}")
+        await anyio.sleep(0.1)
+
+
+class _Play:
+    """The scenes, one after the other. `began`: by the event loop's clock."""
+
+    def __init__(
+        self,
+        family: children.Children,
+        screen: show.Screen,
+        watched: seen.Seen,
+        began: float,
+        bus_port: int,
+    ) -> None:
+        self._family = family
+        self._screen = screen
+        self._seen = watched
+        self._began = began
+        self._bus_port = bus_port
+
+    async def scenes(self) -> str | None:
+        """Returns the name of the node that was killed, if it came to that."""
+        nodes = {name: self._family.node(name, len(NODES)) for name in NODES}
+        self._screen.say(f"nodes: {', '.join(NODES)}, in one group that wants {len(NODES)} of them")
+        stored = [self._read("onewire"), self._read("demo")]
+        for each in stored:
+            await self._store(each, with_jobs=False)
+        self._screen.say("the example's modules and procedures are stored")
+        watched, until = self._seen, self._began + ALL_SEEN_S
+        if not await watched.until(lambda: set(watched.members) == set(NODES), until):
+            return None
+        jobs = [job for each in stored for job in each.jobs]
+        await self._start([job for job in jobs if job.run != "at"], node="")
+        if not await watched.until(lambda: self._holder() is not None, until):
+            return None
+        holder = self._holder()
+        other = next(name for name in NODES if name != holder)
+        self._screen.say(f"the 1-wire bus is taken to be wired to {other}")
+        await self._start([job for job in jobs if job.run == "at"], node=other)
+        await watched.until(self._all_seen, until)
+        await anyio.sleep_until(self._began + KILL_S)
+        holder = self._holder()
+        if holder is None:
+            return None
+        self._screen.say(f"killing {holder} (kill -9 {nodes[holder].pid})")
+        nodes[holder].kill()
+        await watched.until(lambda: self._moved(holder), self._began + MOVED_S)
+        await anyio.sleep(LINGER_S)
+        return holder
+
+    def _read(self, name: str) -> manifest.Manifest:
+        return manifest.read(EXAMPLES / name)
+
+    async def _store(self, found: manifest.Manifest, *, with_jobs: bool) -> None:
+        await manifest.store(
+            self._seen.client,
+            found,
+            node="",
+            group=seen.GROUP_NAME,
+            with_jobs=with_jobs,
+        )
+
+    async def _start(self, jobs: Sequence[manifest.Job], *, node: str) -> None:
+        """Store these jobs, pointed at this bus, and quicker than at home."""
+        quick = [
+            dataclasses.replace(job, node=node or None, value=self._tuned(job)) for job in jobs
+        ]
+        await self._store(manifest.Manifest(jobs=tuple(quick)), with_jobs=True)
+
+    def _tuned(self, job: manifest.Job) -> dict[str, object]:
+        data = dict(job.value.get("data") or {})
+        if job.run == "at":
+            data |= {"host": "127.0.0.1", "port": self._bus_port}
+        if job.value["code"][0] == "onewire":
+            data["interval_s"] = 1.0
+        return {**job.value, "data": data}
+
+    # What has been seen -------------------------------------------------------------------------
+
+    def _holder(self) -> str | None:
+        """The node that runs the any-node job."""
+        value = self._seen.value(seen.RADIO)
+        return value.get("node") if value.get("node") in NODES else None
+
+    def _all_seen(self) -> bool:
+        watched = self._seen
+        read = [job for job in watched.job("at", seen.READ_JOB) if isinstance(job.result, float)]
+        loads = {str(path[0]) for path in watched.below(seen.LOAD)}
+        return bool(
+            read
+            and watched.sensors
+            and self._holder() is not None
+            and loads >= set(NODES)
+            and watched.group_state == "complete"
+        )
+
+    def _moved(self, killed: str) -> bool:
+        holder = self._holder()
+        return holder not in (None, killed) and self._seen.group_state == "detached"
+
+
+# The end ----------------------------------------------------------------------------------------
+
+
+def _sum_up(found: Sequence[findings.Finding]) -> None:
+    print("\nread back from the tree:")
+    width = max(len(each.name) for each in found)
+    for each in found:
+        print(f"  {'ok    ' if each.good else 'FAILED'}  {each.name:<{width}}  {each.text}")
+    bad = [each.name for each in found if not each.good]
+    print(f"demo: not seen: {', '.join(bad)}" if bad else "demo: all was seen")
+
+
+def _tell_how_to_look(family: children.Children) -> None:
+    running = family.running()
+    print(
+        f"""
+it is still running; to look around:
+  export MOAT_KV_URL={family.url}
+  moat kv data : list -r
+  moat kv run info
+  moat kv error list
+  moat kv data home watch
+its logs are in {family.folder}
+to end it: kill {" ".join(map(str, running.values()))}; rm -r {family.folder}"""
+    )
+
+
+def main() -> None:
+    """The process's entry."""
+    debug = "--debug" in sys.argv
+    try:
+        code = anyio.run(_main)
+    except KeyboardInterrupt:
+        code = command.INTERRUPTED
+    except (Exception, BaseExceptionGroup) as exc:
+        code = main_module.report(failures.root_cause(exc), debug=debug, whole=exc)
+    sys.exit(code)
+
+
+async def _main() -> int:
+    code: int = await demo.main(
+        sys.argv[1:], prog_name="./dev demo", standalone_mode=False, obj=command.Invocation()
+    )
+    return code
