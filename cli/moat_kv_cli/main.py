@@ -108,7 +108,9 @@ async def _invoke(args: list[str]) -> int:
 def _stays(args: Sequence[str]) -> bool:
     """Whether uvloop is worth its import: for what runs long, and where it is installed."""
     words = [each for each in args if not each.startswith("-")]
-    if words[:2] != ["kv", "server"] and not {"all", "everything", "run"} & set(words[2:]):
+    # Global options with values may stand before these.
+    serves = ("kv", "server") in zip(words, words[1:], strict=False)
+    if not serves and not {"all", "everything", "run"} & set(words[2:]):
         return False
     import importlib.util
 
