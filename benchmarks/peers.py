@@ -58,9 +58,9 @@ class Place:
         settings = self.new("config")
         settings.write_text("")
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "moat_kv_cli", "--config", str(settings), "kv", "server"]
-        command += ["bench", "--data", str(data), "--engine", engine, "--port", "0"]
-        command += ["--unix", str(unix), "--ready-fd", str(writing)]
+        command = [sys.executable, "-m", "moat_kv_cli", "kv", "server", "bench"]
+        command += ["--config", str(settings), "--data", str(data), "--engine", engine]
+        command += ["--port", "0", "--unix", str(unix), "--ready-fd", str(writing)]
         began = time.perf_counter()
         with _process(command, pass_fds=[writing]) as process:
             os.close(writing)
