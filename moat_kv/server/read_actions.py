@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import msgpack
@@ -20,8 +19,11 @@ from moat_kv.tree import tree as tree_module
 from moat_kv.tree.node import Node
 from moat_kv.tree.watch import Watcher
 
-#: How many records one history request may ask for.
+#: How many records one history request may ask for, and how many are in memory at a time.
 HISTORY_LIMIT = 10_000
+HISTORY_SLICE = 16
+#: No engine counts further.
+REVISION_LIMIT = 2**63 - 1
 
 
 def hello(connection: Connection, request: Request) -> None:
@@ -72,14 +74,18 @@ def list_(connection: Connection, request: Request) -> None:
     connection.open_stream(request.seq, streams.RowStream(request.seq, _listed(path, node)))
 
 
-def _listed(path: Path, node: Node | None) -> Iterator[bytes]:
+def _listed(path: Path, node: Node | None) -> Iterator[bytes | None]:
+    """The rows, and None for each node that was looked at for them."""
     if node is None or node.children is None:
         return
     pack = msgpack.Packer(autoreset=True).pack
     for key, child in list(node.children.items()):
         if not path and key == tree_module.SYSTEM_KEY:
             continue
-        children = _living_children(child)
+        children = 0
+        for living in _look_at_children(child):
+            children += living
+            yield None
         if child.value is None and not children:
             continue
         name = Path(key_element(key)).packed
@@ -87,23 +93,21 @@ def _listed(path: Path, node: Node | None) -> Iterator[bytes]:
         yield pack([extension, child.value is not None, children])
 
 
-def _living_children(node: Node) -> int:
-    """How many children have something to show: a value, or children that have."""
-    if node.children is None:
-        return 0
-    return sum(1 for child in list(node.children.values()) if _is_living(child))
+def _look_at_children(node: Node) -> Iterator[bool]:
+    """True for each child that has something to show: a value, or children that have.
 
-
-def _is_living(node: Node) -> bool:
-    # Nearly always decided at the first node; only a subtree of tombstones is searched.
-    nodes = [node]
-    while nodes:
-        node = nodes.pop()
-        if node.value is not None:
-            return True
-        if node.children is not None:
-            nodes.extend(node.children.values())
-    return False
+    False for what had to be looked at besides: a subtree of tombstones is searched.
+    """
+    for child in list(node.children.values()) if node.children is not None else ():
+        nodes = [child]
+        while nodes:
+            one = nodes.pop()
+            if one.value is not None:
+                yield True
+                break
+            if one.children is not None:
+                nodes.extend(one.children.values())
+            yield False
 
 
 def watch(connection: Connection, request: Request) -> None:
@@ -163,16 +167,35 @@ def history(connection: Connection, request: Request) -> None:
     limit = arguments.get("limit", 20)
     if not 1 <= limit <= HISTORY_LIMIT:
         raise errors.BadArguments("history", f"limit is from 1 to {HISTORY_LIMIT}")
+    before = arguments.get("before")
+    if before is not None and not 0 <= before <= REVISION_LIMIT:
+        raise errors.BadArguments("history", "before is a revision")
     seq = request.seq
+    stream = streams.FedStream(seq, lambda: connection.stream_ready(seq))
+    connection.open_stream(seq, stream)
 
     async def read() -> None:
-        records = await connection.server.engine.history(
-            path, limit=limit, before=arguments.get("before")
-        )
-        packed = (rows.pack_row(path.packed, record) for record in islice(records, limit))
-        connection.open_stream(seq, streams.RowStream(seq, packed))
+        try:
+            await _feed_history(connection, stream, path, limit, before)
+        except errors.MoatKvError as exc:
+            stream.fail(exc)
 
     connection.run_later(seq, read)
+
+
+async def _feed_history(
+    connection: Connection, stream: streams.FedStream, path: Path, limit: int, before: int | None
+) -> None:
+    while not stream.closed:
+        count = min(limit, HISTORY_SLICE)
+        records = await connection.server.engine.history(path, limit=count, before=before)
+        limit -= len(records)
+        last = limit == 0 or len(records) < count
+        stream.put([rows.pack_row(path.packed, record) for record in records], last=last)
+        if last:
+            return
+        before = records[-1].rev
+        await stream.taken()
 
 
 def state(connection: Connection, request: Request) -> None:

@@ -6,9 +6,13 @@ and returns at once, so that a long answer delays nobody.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anyio
+
+from moat_kv import errors
 from moat_kv.entry import Record
 from moat_kv.path import Path
 from moat_kv.proto import messages, rows
@@ -82,9 +86,12 @@ def _slice(
 
 
 class RowStream:
-    """Rows that are known beforehand: the answer to list and history."""
+    """Rows that are made one after the other: the answer to list.
 
-    def __init__(self, seq: int, packed: Iterator[Any]) -> None:
+    `packed` gives None wherever something was done without there being a row.
+    """
+
+    def __init__(self, seq: int, packed: Iterator[bytes | None]) -> None:
         self.finished = False
         self._seq = seq
         self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
@@ -94,10 +101,11 @@ class RowStream:
         produced, self._head = self._head, []
         part: list[bytes] = []
         size = 0
-        for row in self._packed:
-            part.append(row)
-            size += len(row)
-            if len(part) >= SLICE_ROWS or size >= SLICE_BYTES:
+        for steps, row in enumerate(self._packed, 1):
+            if row is not None:
+                part.append(row)
+                size += len(row)
+            if len(part) >= SLICE_ROWS or size >= SLICE_BYTES or steps >= SLICE_NODES:
                 break
         else:
             self.finished = True
@@ -113,6 +121,62 @@ class RowStream:
 
     def close(self) -> None:
         self._packed = iter(())
+
+
+class FedStream:
+    """Rows that somebody fetches in portions: the answer to history.
+
+    Whoever feeds it waits in `taken` until the client has room for more.
+    """
+
+    def __init__(self, seq: int, ready: Callable[[], None]) -> None:
+        self.finished = False
+        self.closed = False
+        self._seq = seq
+        self._ready = ready
+        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
+        self._packed: list[bytes] = []
+        self._last = False
+        self._error: errors.MoatKvError | None = None
+        self._taken = anyio.Event()
+
+    def put(self, packed: list[bytes], *, last: bool) -> None:
+        """The next rows; the ones before have been taken."""
+        self._packed = packed
+        self._last = last
+        self._taken = anyio.Event()
+        self._ready()
+
+    def fail(self, error: errors.MoatKvError) -> None:
+        """There are no further rows, and that is why."""
+        self._error = error
+        self._ready()
+
+    async def taken(self) -> None:
+        """Until what was put last is on its way, or nobody wants more."""
+        await self._taken.wait()
+
+    def produce(self) -> list[bytes]:
+        produced, self._head = self._head, []
+        if self._packed:
+            produced.append(rows.pack_item(self._seq, self._packed, {}))
+            self._packed = []
+        if self._error is not None:
+            fields = messages.error_fields(self._error)
+            produced.append(messages.pack((self._seq, State.ERROR, fields, None)))
+        elif self._last:
+            produced.append(messages.pack((self._seq, State.END, {}, None)))
+        self.finished = self._last or self._error is not None
+        self._taken.set()
+        return produced
+
+    @property
+    def more(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+        self._taken.set()
 
 
 class WatchStream:
@@ -167,6 +231,9 @@ class WatchStream:
         if self._watcher.overrun:
             self._watcher.overrun = False
             self._reset = "too many changes waited"
+        if self._since is not None and self._store.tree.floor > self._since:
+            # The walk would meet only what is left of the deletions that were asked for.
+            self._reset = "deletions were dropped meanwhile"
         if self._reset is not None:
             produced.append(rows.pack_item(self._seq, (), {"reset": self._reset}))
             self._reset = self._since = None
@@ -200,7 +267,7 @@ class WatchStream:
         return True
 
     def _changes(self) -> bytes:
-        records = self._watcher.take(SLICE_ROWS)
+        records = self._watcher.take(SLICE_ROWS, SLICE_BYTES)
         fields: dict[str, Any] = {}
         if not self._watcher.pending:
             fields["mark"] = self._store.tree.revision
@@ -222,8 +289,9 @@ _last: tuple[Record | None, bytes] = (None, b"")
 def packed_change(record: Record) -> bytes:
     """A change's row, packed once for all its watchers."""
     global _last
-    if _last[0] is record:
-        return _last[1]
+    last, row = _last  # taken as one: there may be servers in several threads
+    if last is record:
+        return row
     row = rows.pack_row(record.path.packed, record)
     _last = (record, row)
     return row
@@ -236,21 +304,25 @@ class QueueStream:
     """
 
     LIMIT = 1_000
+    LIMIT_BYTES = 2 * 1024 * 1024
 
     def __init__(self, seq: int, ready: Callable[[], None], close: Callable[[], None]) -> None:
         self.finished = False
         self._seq = seq
         self._ready = ready
         self._close = close
-        self._waiting: list[tuple[Path, bytes]] = []
+        self._waiting: deque[tuple[Path, bytes]] = deque()
+        self._size_bytes = 0
         self._lost = 0
         self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
 
     def put(self, topic: Path, data: bytes) -> None:
-        if len(self._waiting) >= self.LIMIT:
-            del self._waiting[0]
+        waiting = self._waiting
+        waiting.append((topic, data))
+        self._size_bytes += len(data)
+        while len(waiting) > self.LIMIT or self._size_bytes > self.LIMIT_BYTES:
+            self._size_bytes -= len(waiting.popleft()[1])
             self._lost += 1
-        self._waiting.append((topic, data))
         self._ready()
 
     def produce(self) -> list[bytes]:
@@ -258,11 +330,12 @@ class QueueStream:
         if self._lost:
             produced.append(messages.pack((self._seq, State.ITEM, {"lost": self._lost}, None)))
             self._lost = 0
-        waiting, self._waiting = self._waiting[:SLICE_ROWS], self._waiting[SLICE_ROWS:]
-        produced.extend(
-            messages.pack((self._seq, State.ITEM, {"topic": topic}, data))
-            for topic, data in waiting
-        )
+        size = 0
+        while self._waiting and len(produced) < SLICE_ROWS and size < SLICE_BYTES:
+            topic, data = self._waiting.popleft()
+            size += len(data)
+            produced.append(messages.pack((self._seq, State.ITEM, {"topic": topic}, data)))
+        self._size_bytes -= size
         return produced
 
     @property

@@ -124,32 +124,37 @@ def walk(
     """Each node from here downwards with its packed path, a parent before its children.
 
     `prefix` is the packed path of `node` itself, or empty for paths relative to it. `max_depth`
-    -1 is without limit. Nodes without a value come too. The tree may change between two steps;
-    children that are added to a node after it was reached may be left out. `at_root` leaves the
-    system data out.
+    -1 is without limit. Nodes without a value come too, and an empty one stands for each that is
+    above `min_depth`: a step is never long. The tree may change between two steps; children that
+    are added to a node after it was reached may be left out. `at_root` leaves the system data out.
     """
-    if min_depth <= 0:
-        yield prefix, node
+    yield prefix, node if min_depth <= 0 else _NOTHING
     if max_depth == 0 or not node.children:
         return
-    stack = [(1, prefix, _children(node, at_root))]
+    stack = [(1, prefix, node, _keys(node, at_root))]
     while stack:
-        depth, above, remaining = stack[-1]
+        depth, above, parent, remaining = stack[-1]
         if not remaining:
             stack.pop()
             continue
-        key, child = remaining.pop()
+        key = remaining.pop()
+        child = parent.children.get(key) if parent.children is not None else None
+        if child is None:
+            continue  # gone since
         packed = above + key_packed(key)
-        if depth >= min_depth:
-            yield packed, child
+        yield packed, child if depth >= min_depth else _NOTHING
         if child.children and (max_depth < 0 or depth < max_depth):
-            stack.append((depth + 1, packed, _children(child, False)))
+            stack.append((depth + 1, packed, child, _keys(child, False)))
 
 
-def _children(node: Node, at_root: bool) -> list[tuple[Key, Node]]:
-    """A node's children, last first, so that they can be taken from the end."""
-    children = list(node.children.items()) if node.children else []
-    children.reverse()
-    if at_root:
-        children = [pair for pair in children if pair[0] != SYSTEM_KEY]
-    return children
+#: Stands for nodes that are not asked for. Never changed.
+_NOTHING = Node()
+
+
+def _keys(node: Node, at_root: bool) -> list[Key]:
+    """The keys of a node's children, last first, so that they can be taken from the end."""
+    keys = list(node.children) if node.children else []
+    keys.reverse()
+    if at_root and SYSTEM_KEY in keys:
+        keys.remove(SYSTEM_KEY)
+    return keys

@@ -76,16 +76,20 @@ class Watcher:
             pending[record.path] = record
         self._wake()
 
-    def take(self, count: int) -> list[entry.Record]:
-        """The next changes, oldest first, at most that many."""
+    def take(self, count: int, size_bytes: int = 1 << 62) -> list[entry.Record]:
+        """The next changes, oldest first: at most that many, at most one beyond that size."""
         pending = self.pending
-        if len(pending) <= count:
-            records = list(pending.values())
+        records: list[entry.Record] = []
+        for record in islice(pending.values(), count):
+            records.append(record)
+            size_bytes -= len(record.value or b"")
+            if size_bytes < 0:
+                break
+        if len(records) == len(pending):
             pending.clear()
-            return records
-        records = list(islice(pending.values(), count))
-        for record in records:
-            del pending[record.path]
+        else:
+            for record in records:
+                del pending[record.path]
         return records
 
 
