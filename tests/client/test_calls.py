@@ -1,0 +1,398 @@
+"""What users call, against a real server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from moat_kv import Chain, Mark, NotGiven, P, Path, errors, open_client
+from moat_kv.client import streams
+from moat_kv.testing.server import running_server
+from tests.client.waiting import both, take, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_entry_that_is_not_there_has_no_value_and_revision_0() -> None:
+    async with both() as (_, client):
+        result = await client.get(P("no.such"))
+        assert "value" not in result
+        assert dict(result) == {"rev": 0, "chain": None}
+        assert result.get("value", "none") == "none"
+        with pytest.raises(AttributeError):
+            _ = result.value
+
+
+async def test_a_result_is_a_mapping_and_has_attributes() -> None:
+    async with both() as (_, client):
+        written = await client.set(P("a.b"), {"temp": 21.5, "none": None})
+        result = await client.get(P("a.b"))
+        assert result.value.temp == result["value"]["temp"] == 21.5
+        assert result.rev == written.rev == 1
+        assert (result.at, result.id, result.chain) == (written.at, written.id, written.chain)
+        assert list(result) == ["value", "rev", "at", "id", "chain"]
+        assert "value" not in written
+        with pytest.raises(KeyError):
+            _ = result["none"]
+        none = await client.set(P("n"), None)
+        assert (await client.get(P("n")))["value"] is None
+        assert none.rev == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 0, -1.5, "täxt", b"\0bytes", [1, [2]], {"a": {1: None}}, 2**70, P("a:1.b")],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_value_comes_back_as_it_was(value: Any) -> None:
+    async with both() as (_, client):
+        await client.set(P("v"), value)
+        assert (await client.get(P("v"))).value == value
+
+
+async def test_a_path_must_be_a_path() -> None:
+    async with both() as (_, client):
+        text: Any = "a.b"
+        for call in (client.get, client.delete, client.list, client.history, client.delete_tree):
+            with pytest.raises(TypeError, match=r"write P\('a.b'\)"):
+                await call(text)
+        for make in (client.watch, client.get_tree, client.mirror, client.monitor, client.op_set):
+            with pytest.raises(TypeError):
+                make(text, *([1] if make == client.op_set else []))
+        with pytest.raises(TypeError):
+            await client.set(text, 1)
+
+
+async def test_a_chain_lets_only_one_of_two_writers_through() -> None:
+    async with both() as (_, client):
+        path = P("a")
+        first = await client.set(path, 1, chain=None)
+        with pytest.raises(errors.Conflict):
+            await client.set(path, 2, chain=None)
+        second = await client.set(path, 2, chain=first.chain)
+        with pytest.raises(errors.Conflict) as caught:
+            await client.set(path, 3, chain=first.chain)
+        assert caught.value.have == second.rev
+        deleted = await client.delete(path, chain=(await client.get(path)).chain)
+        assert deleted.chain is None
+        again = await client.set(path, 4, chain=deleted.chain)
+        assert again.chain == (await client.get(path)).chain
+        with pytest.raises(errors.Conflict, match="another epoch"):
+            await client.set(path, 5, chain=Chain("other", again.rev))
+        with pytest.raises(ValueError, match="one of them"):
+            await client.set(path, 5, chain=None, expect=0)
+        with pytest.raises(TypeError):
+            await client.set(path, 5, chain=again.rev)  # type: ignore[arg-type]
+
+
+async def test_write_options_reach_the_engine() -> None:
+    async with both() as (_, client):
+        one = await client.set(P("a"), 1)
+        assert (await client.set(P("a"), 1, idem=True)).rev == one.rev
+        with pytest.raises(errors.Conflict):
+            await client.set(P("a"), 2, expect=7)
+        with pytest.raises(errors.GuardFailed):
+            await client.set(P("b"), 1, guard=(P("a"), one.rev + 5))
+        with pytest.raises(errors.StaleFence):
+            await client.delete(P("a"), fence=(P("a"), one.rev + 5))
+        await client.set(P("b"), 1, guard=(P("a"), one.rev), strict=True)
+        await client.set(P("brief"), 1, ttl_s=0.05)
+        with anyio.fail_after(5):
+            while "value" in await client.get(P("brief")):
+                await anyio.sleep(0.01)
+
+
+async def test_a_bound_view_sends_its_fence_with_each_write() -> None:
+    async with both() as (_, client):
+        claim = await client.set(P("claim"), "me")
+        job = client.bound(fence=(P("claim"), claim.rev))
+        await job.set(P("x"), 1)
+        await job.batch([job.op_set(P("y"), 1)])
+        await job.patch(P("n"), "add", 1)
+        await client.set(P("claim"), "somebody else")
+        writes: list[Any] = [
+            lambda: job.set(P("x"), 2),
+            lambda: job.delete(P("x")),
+            lambda: job.delete_tree(P("x")),
+            lambda: job.batch([job.op_set(P("y"), 2)]),
+            lambda: job.batch([job.op_delete(P("y"))]),
+            lambda: job.patch(P("n"), "add", 1),
+            lambda: job.bound(session=None).set(P("x"), 2),
+        ]
+        for write in writes:
+            with pytest.raises(errors.StaleFence):
+                await write()
+        assert (await job.get(P("x"))).value == 1
+        await client.set(P("x"), 3)
+
+
+async def test_a_batch_is_all_or_nothing() -> None:
+    async with both() as (_, client):
+        done = await client.batch([client.op_set(P("a"), 1), client.op_set(P("b"), 2)])
+        assert [(str(one.path), one.rev) for one in done] == [("a", 1), ("b", 2)]
+        with pytest.raises(errors.Conflict):
+            await client.batch(
+                [client.op_delete(P("a")), client.op_set(P("b"), 3, chain=done[0].chain)]
+            )
+        assert (await client.get(P("a"))).value == 1
+        assert [one.chain for one in await client.batch([client.op_delete(P("a"))])] == [None]
+        too_many = [client.op_set(Path("x", n), n) for n in range(1001)]
+        with pytest.raises(errors.BatchTooLarge):
+            await client.batch(too_many)
+        assert await client.batch([]) == []
+
+
+async def test_patch_returns_the_new_value() -> None:
+    async with both() as (_, client):
+        assert (await client.patch(P("n"), "add", 2)).value == 2
+        assert (await client.patch(P("n"), "add", 3)).value == 5
+        with pytest.raises(errors.CannotPatch):
+            await client.patch(P("n"), "append", 1)
+
+
+async def test_get_tree_gives_relative_paths_within_the_depths() -> None:
+    async with both() as (_, client):
+        for text in (":", "a", "a.b", "a.b.c", "x"):
+            await client.set(P(text), text)
+
+        async def rows(path: str, **depths: int) -> list[tuple[str, str]]:
+            return [(str(row.path), row.value) async for row in client.get_tree(P(path), **depths)]
+
+        assert await rows("a") == [(":", "a"), ("b", "a.b"), ("b.c", "a.b.c")]
+        assert await rows("a", min_depth=1) == [("b", "a.b"), ("b.c", "a.b.c")]
+        assert await rows("a", max_depth=1) == [(":", "a"), ("b", "a.b")]
+        assert len(await rows(":")) == 5
+        assert await rows("none") == []
+        row = await anext(client.get_tree(P("a.b")))
+        assert row.chain == (await client.get(P("a.b"))).chain
+
+
+async def fill(client: Any, count: int, pad: str = "") -> None:
+    for start in range(0, count, 500):
+        numbers = range(start, min(start + 500, count))
+        await client.batch([client.op_set(Path("t", n), [n, pad]) for n in numbers])
+
+
+async def test_leaving_get_tree_early_stops_the_server() -> None:
+    async with both() as (running, client):
+        await fill(client, 5_000, "x" * 500)
+        (connection,) = running.server.connections
+        seen = []
+        async for row in client.get_tree(P("t")):
+            seen.append(row.value)
+            if len(seen) == 3:
+                break
+        await until(lambda: not connection._streams)
+        assert not client.shared.link._streams
+        with anyio.move_on_after(5) as scope:
+            async for _ in client.get_tree(P("t")):
+                scope.cancel()
+        await until(lambda: not connection._streams)
+        rows = client.get_tree(P("t"))
+        await rows.__anext__()
+        await rows.aclose()
+        assert [row async for row in rows] == []
+        await until(lambda: not connection._streams)
+        assert (await client.get(P("t:5"))).value[0] == 5
+
+
+async def test_a_slow_reader_of_get_tree_holds_back_the_server_but_not_its_own_calls() -> None:
+    async with both() as (running, client):
+        await fill(client, 15_000, "x" * 500)
+        rows = client.get_tree(P("t"))
+        first = await rows.__anext__()
+        await anyio.sleep(0.5)
+        link = client.shared.link
+        (answer,) = link._streams
+        waiting = len(getattr(answer, "_rows"))  # noqa: B009  # not of the base
+        assert streams.LAG_ROWS <= waiting < 12_000
+        (connection,) = running.server.connections
+        assert connection._streams
+        numbers = [first.value[0]]
+        async for row in rows:
+            numbers.append(row.value[0])
+            if len(numbers) % 1_000 == 0:
+                assert (await client.get(Path("t", row.value[0]))).value == row.value
+        assert sorted(numbers) == list(range(15_000))
+
+
+async def test_list_names_children_of_any_kind() -> None:
+    async with both() as (_, client):
+        for path in (P("d.a"), P("d.a.x"), P("d.a.y"), P("d:1"), P("d:t.z"), P("d:n")):
+            await client.set(path, 0)
+        found = {repr(one.name): (one.has_value, one.children) for one in await client.list(P("d"))}
+        assert found == {
+            "'a'": (True, 2),
+            "1": (True, 0),
+            "True": (False, 1),
+            "None": (True, 0),
+        }
+
+
+async def test_history_is_newest_first() -> None:
+    async with both() as (_, client):
+        for value in range(5):
+            await client.set(P("h"), value)
+        await client.delete(P("h"))
+        rows = await client.history(P("h"), limit=3)
+        assert [row.get("value", "deleted") for row in rows] == ["deleted", 4, 3]
+        assert rows[0].chain is None
+        older = await client.history(P("h"), before=rows[-1].rev)
+        assert [row.value for row in older] == [2, 1, 0]
+
+
+async def test_delete_tree_counts() -> None:
+    async with both() as (_, client):
+        await fill(client, 1500)
+        assert await client.delete_tree(P("t"), min_depth=1) == 1500
+        assert await client.delete_tree(P("t")) == 0
+
+
+async def test_many_calls_are_in_flight_on_one_line() -> None:
+    async with both() as (running, client):
+
+        async def work(number: int) -> None:
+            for step in range(5):
+                await client.set(Path("n", number), step)
+                assert (await client.get(Path("n", number))).value == step
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(200):
+                tasks.start_soon(work, number)
+        assert len(running.server.connections) == 1
+        assert running.server.engine.revision == 1000
+
+
+async def test_messages_are_broadcast_as_values_and_as_bytes() -> None:
+    async with both() as (_, client):
+        async with client.monitor(P("t")) as values, client.monitor(P("t"), raw=True) as raws:
+            await client.ping()
+            await client.send(P("t.x"), {"a": 1})
+            await client.send(P("t"), raw=b"\xff\x00")
+            first, second = await take(values, 2)
+            assert (first.topic, first.value) == (P("t.x"), {"a": 1})
+            assert second.value == b"\xff\x00"
+            assert not hasattr(first, "raw")
+            first, second = await take(raws, 2)
+            assert (first.raw, second.raw) == (b"\x81\xa1a\x01", b"\xff\x00")
+            assert not hasattr(first, "value")
+        with pytest.raises(TypeError):
+            await client.send(P("t"))
+        with pytest.raises(TypeError):
+            await client.send(P("t"), 1, raw=b"")
+
+
+async def test_a_slow_reader_of_messages_loses_the_oldest_and_is_told_how_many() -> None:
+    async with both() as (_, client), client.monitor(P("t")) as monitor:
+        await client.ping()
+        for number in range(1500):
+            await client.send(P("t"), number)
+        await until(lambda: monitor.lost == 500)
+        assert (await take(monitor))[0].value == 500
+
+
+async def test_facts_about_the_server_and_any_action() -> None:
+    async with both(name="me") as (running, client):
+        assert (client.name, client.connected) == ("me", True)
+        assert client.server.node == "test"
+        assert client.server.url == running.url
+        assert (await client.state())["connections"] == 1
+        assert 0 < await client.ping() < 5
+        assert (await client.request("ping", {})).fields["revision"] == 0
+        with pytest.raises(errors.UnknownAction):
+            await client.request("dance", {})
+        with pytest.raises(errors.BadArguments, match="no argument 'much'"):
+            await client.request("ping", {"much": 1})
+
+
+async def test_what_cannot_be_sent_is_refused_and_harms_nothing() -> None:
+    async with both() as (_, client):
+        with pytest.raises(errors.BadValue):
+            await client.set(P("a"), object())
+        with pytest.raises(errors.BadValue, match="delete the entry"):
+            await client.set(P("a"), NotGiven)
+        with pytest.raises(errors.FrameTooLarge):
+            await client.set(P("a"), b"x" * 2_000_000)
+        with pytest.raises(errors.BadPath):
+            await client.set(Path(None, "session"), 1)
+        with pytest.raises(errors.BadArguments):
+            client.watch(P("a"), since="yesterday")  # type: ignore[arg-type]
+        with pytest.raises(errors.Behind):
+            async with client.watch(P("a"), since=Mark(rev=99, epoch=client.server.epoch)) as watch:
+                await take(watch)
+        assert (await client.set(P("a"), 1)).rev == 1
+
+
+# The client's life ------------------------------------------------------------------------------
+
+
+async def test_an_error_in_the_body_passes_as_it_is() -> None:
+    async with running_server() as running:
+        with pytest.raises(errors.Conflict):
+            async with open_client(running.url) as client:
+                await client.set(P("a"), 1, expect=5)
+
+
+async def test_tasks_of_the_client_end_before_its_line() -> None:
+    written = anyio.Event()
+
+    async def handler(client: Any) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await client.set(P("farewell"), 1)
+                written.set()
+
+    async with running_server() as running:
+        async with open_client(running.url) as client:
+            client.task_group.start_soon(handler, client)
+            await anyio.wait_all_tasks_blocked()
+        assert written.is_set()
+        await until(lambda: not running.server.connections)
+
+
+async def test_a_failing_task_of_the_client_ends_its_body() -> None:
+    async def handler() -> None:
+        raise LookupError("mine")
+
+    async with running_server() as running:
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # raised by the context
+            async with open_client(running.url) as client:
+                client.task_group.start_soon(handler)
+                await anyio.sleep_forever()
+    assert caught.group_contains(LookupError)
+
+
+async def test_a_client_that_is_cancelled_closes_its_line_and_its_session() -> None:
+    async with running_server() as running:
+        with anyio.move_on_after(0.2) as scope:
+            async with open_client(running.url) as client, client.session():
+                assert running.server.describe()["sessions"] == 1
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        assert running.server.describe()["sessions"] == 0
+        await until(lambda: not running.server.connections)
+
+
+async def test_a_client_that_is_cancelled_at_any_step_of_its_start_leaves_nothing() -> None:
+    async with running_server() as running:
+        for delay_s in (0, 0.0005, 0.001, 0.002, 0.004):
+            with anyio.move_on_after(delay_s):
+                async with open_client(running.url):
+                    await anyio.sleep(delay_s)
+        await until(lambda: not running.server.connections)
+
+
+async def test_a_closed_client_says_so() -> None:
+    async with both() as (_, client):
+        pass
+    with pytest.raises(errors.Disconnected, match="closed"):
+        await client.set(P("a"), 1)
+    with pytest.raises(errors.Disconnected, match="closed"):
+        await client.get(P("a"))
+    with pytest.raises(errors.Disconnected, match="closed"):
+        async with client.watch(P("a")):
+            pass
