@@ -6,6 +6,7 @@ imported when they are used, so that a quick command stays quick.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ def _stays(args: Sequence[str]) -> bool:
     """Whether uvloop is worth its import: for what runs long, and where it is installed."""
     words = [each for each in args if not each.startswith("-")]
     # Global options with values may stand before these.
-    serves = ("kv", "server") in zip(words, words[1:], strict=False)
+    serves = ("kv", "server") in itertools.pairwise(words)
     if not serves and not {"all", "everything", "run"} & set(words[2:]):
         return False
     import importlib.util

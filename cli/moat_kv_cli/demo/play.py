@@ -55,22 +55,25 @@ async def demo(keep: bool, bus: str, plain: bool) -> int:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moat-kv-demo-"))
     family = children.Children(folder)
     received: list[int] = []
-    found: list[findings.Finding] = []
+    kept = False
     try:
+        found: list[findings.Finding] = []
         async with anyio.create_task_group() as tasks:
             await tasks.start(_end_on_signal, received, tasks.cancel_scope)
             with show.opened(live=False if plain else None) as screen:
                 found = await _play(family, bus, screen)
             tasks.cancel_scope.cancel()
+        if received:
+            print(f"demo: ended by {signal.Signals(received[0]).name}", flush=True)
+            return command.INTERRUPTED if signal.SIGINT in received else command.FAILED
         _sum_up(found)
-        if keep and found:
+        if keep:
             _tell_how_to_look(family)
+            kept = True
     finally:
-        if not (keep and found):
+        if not kept:
             family.end_all()
             shutil.rmtree(folder, ignore_errors=True)
-    if received:
-        return command.INTERRUPTED if signal.SIGINT in received else command.FAILED
     return command.FINE if all(each.good for each in found) else command.FAILED
 
 
