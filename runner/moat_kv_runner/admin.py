@@ -102,6 +102,8 @@ class CallAdmin:
         # Watches that fetch: those that have not told all yet, and those that have.
         self._fetching: set[feeds.Watcher] = set()
         self._fetched: set[feeds.Watcher] = set()
+        # Some have told all since the last `ReadyMsg`.
+        self._ready_is_due = False
 
     # Facts --------------------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class CallAdmin:
         )
         if fetch:
             self._fetching.add(watcher)
-        return self._start(watcher)
+        return await self._start(watcher)
 
     async def monitor(
         self,
@@ -157,7 +159,7 @@ class CallAdmin:
     ) -> feeds.Monitor:
         """Have broadcast messages at and below a topic sent to `_info` as `cls`."""
         _check_class(cls, messages.MQTTmsg)
-        return self._start(feeds.Monitor(self._client, self.info, path, cls=cls, raw=raw))
+        return await self._start(feeds.Monitor(self._client, self.info, path, cls=cls, raw=raw))
 
     async def timer(
         self, delay: float, cls: type[messages.TimerMsg] = messages.TimerMsg
@@ -174,7 +176,7 @@ class CallAdmin:
     ) -> feeds.Task:
         """Run an async function beside the script; if it fails, so does the run."""
         call = functools.partial(guarded, functools.partial(proc, *args, **kwargs))
-        return self._start(feeds.Task(call))
+        return await self._start(feeds.Task(call))
 
     async def open_context(self, manager: Any) -> Any:
         """Enter a context manager, async or plain; it is left when the run ends, the last first."""
@@ -308,8 +310,8 @@ class CallAdmin:
             raise RuntimeError("the run is over")
         return self._tasks
 
-    def _start(self, handle: _H) -> _H:
-        self._running.start_soon(handle.run_in_task)
+    async def _start(self, handle: _H) -> _H:
+        await self._running.start(handle.run_in_task)
         return handle
 
     def watch_ready(self, watcher: feeds.Watcher) -> None:
@@ -317,17 +319,18 @@ class CallAdmin:
         if watcher in self._fetching:
             self._fetching.discard(watcher)
             self._fetched.add(watcher)
+            self._ready_is_due = True
             self._tell_ready()
 
     def watch_ended(self, watcher: feeds.Watcher) -> None:
-        """A watch was cancelled."""
+        """A watch was cancelled; others may have waited for it to tell all."""
         self._fetched.discard(watcher)
-        if watcher in self._fetching:
-            self._fetching.discard(watcher)
-            self._tell_ready()
+        self._fetching.discard(watcher)
+        self._tell_ready()
 
     def _tell_ready(self) -> None:
-        if self._fetched and not self._fetching:
+        if self._ready_is_due and not self._fetching:
+            self._ready_is_due = False
             self.info.push_ready(messages.ReadyMsg(len(self._fetched)))
 
 

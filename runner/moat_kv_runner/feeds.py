@@ -45,13 +45,13 @@ class Handle:
         self._scope.cancel()
         return DONE
 
-    async def work(self) -> None:
-        """What it does; runs in a task of the run."""
+    async def work(self, begun: Callable[[], None]) -> None:
+        """What it does, in a task of the run; `begun` is called when it misses nothing more."""
         raise NotImplementedError
 
-    async def run_in_task(self) -> None:
+    async def run_in_task(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         with self._scope:
-            await self.work()
+            await self.work(task_status.started)
 
 
 class Task(Handle):
@@ -61,7 +61,8 @@ class Task(Handle):
         super().__init__()
         self._call = call
 
-    async def work(self) -> None:
+    async def work(self, begun: Callable[[], None]) -> None:
+        begun()
         await self._call()
 
 
@@ -116,8 +117,9 @@ class Monitor(Handle):
         self._info.drop(self)
         return super().cancel()
 
-    async def work(self) -> None:
+    async def work(self, begun: Callable[[], None]) -> None:
         async with self._monitor as monitor:
+            begun()
             async for message in monitor:
                 if not self._info.push(self._cls(message), self):
                     return
@@ -155,8 +157,9 @@ class Watcher(Handle):
         self._admin.watch_ended(self)
         return DONE
 
-    async def work(self) -> None:
+    async def work(self, begun: Callable[[], None]) -> None:
         async with self._watch as watch:
+            begun()
             async for event in watch:
                 if not await self._take(event):
                     return
