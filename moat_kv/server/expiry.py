@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 #: After a write that could not be stored it is tried again, in seconds.
 RETRY_S = 1.0
+#: So many times that may have passed over (their entries were written anew) are kept at least.
+STALE_LIMIT = 1_000
 
 
 class Expiry:
@@ -38,8 +40,20 @@ class Expiry:
 
     def add(self, record: Record) -> None:
         assert record.expires_at is not None
-        heapq.heappush(self._due, (record.expires_at, record.rev, record.path))
-        if self._due[0][1] == record.rev:
+        self._push(record.expires_at, record.rev, record.path)
+        bound = self._server.store.tree.bound
+        if len(self._due) > STALE_LIMIT + 2 * len(bound):
+            # An entry that is renewed long before its time would otherwise leave all these times.
+            self._due = [
+                (one.expires_at, one.rev, path)
+                for path, one in bound.items()
+                if one.expires_at is not None
+            ]
+            heapq.heapify(self._due)
+
+    def _push(self, due_at: float, rev: int, path: Path) -> None:
+        heapq.heappush(self._due, (due_at, rev, path))
+        if self._due[0][1] == rev:
             self._sooner.set()
 
     async def run(self) -> None:
@@ -65,6 +79,6 @@ class Expiry:
         def done(outcome: Outcome) -> None:
             if isinstance(outcome, errors.MoatKvError) and not isinstance(outcome, errors.Conflict):
                 logger.warning("%s should have ended, tried again: %s", path, outcome)
-                heapq.heappush(self._due, (server.now() + RETRY_S, rev, path))
+                self._push(server.now() + RETRY_S, rev, path)
 
-        server.engine.submit((write,), done)
+        server.submit((write,), done)

@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
+
 from moat_kv import codec, errors
 from moat_kv.path import Path
 
+#: What the members of one group may say of themselves, in bytes, so that it fits a frame.
+GROUP_BYTES = 4 * 1024 * 1024
+#: How many memberships one session may have.
+SESSION_LIMIT = 1_000
+
 
 class _Group:
-    __slots__ = ("members", "watchers")
+    __slots__ = ("members", "size_bytes", "watchers")
 
     def __init__(self) -> None:
+        self.size_bytes = 0
         # name -> role -> (session, packed info)
         self.members: dict[str, dict[str, tuple[str, bytes]]] = {}
         self.watchers: dict[Callable[[], None], None] = {}
@@ -27,18 +35,31 @@ class Groups:
 
     def __init__(self) -> None:
         self._groups: dict[Path, _Group] = {}
+        # The memberships of each session: (group, name, role).
+        self._joined: dict[str, set[tuple[Path, str, str]]] = {}
 
     def join(self, path: Path, name: str, role: str, session: str, info: bytes) -> None:
         """Be present until leaving, or until the session ends. Joining again changes the info.
 
         Raises NameTaken if another session is present under this name and role.
         """
-        group = self._groups.setdefault(path, _Group())
-        roles = group.members.setdefault(name, {})
-        there = roles.get(role)
+        group = self._groups.get(path) or _Group()
+        there = group.members.get(name, {}).get(role)
         if there is not None and there[0] != session:
             raise errors.NameTaken("member", name, group=str(path), role=role)
-        roles[role] = (session, info)
+        joined = self._joined.get(session, set())
+        if there is None and len(joined) >= SESSION_LIMIT:
+            reason = f"a session has at most {SESSION_LIMIT} memberships"
+            raise errors.BadArguments("group_join", reason)
+        size_bytes = group.size_bytes + _size(name, role, info)
+        if there is not None:
+            size_bytes -= _size(name, role, there[1])
+        if size_bytes > GROUP_BYTES:
+            raise errors.BadArguments("group_join", f"{path} has too many members")
+        group.size_bytes = size_bytes
+        self._groups[path] = group
+        self._joined[session] = joined | {(path, name, role)}
+        group.members.setdefault(name, {})[role] = (session, info)
         self._tell(group)
 
     def leave(self, path: Path, name: str, role: str, session_ids: set[str]) -> None:
@@ -47,30 +68,26 @@ class Groups:
         there = group.members.get(name, {}).get(role) if group is not None else None
         if group is None or there is None or there[0] not in session_ids:
             return
-        self._remove(group, name, role)
-        self._tell(group)
-        self._drop_if_empty(path, group)
+        joined = self._joined[there[0]]
+        joined.discard((path, name, role))
+        if not joined:
+            del self._joined[there[0]]
+        self._remove(path, name, role)
 
     def session_ended(self, session: str) -> None:
-        for path, group in list(self._groups.items()):
-            gone = [
-                (name, role)
-                for name, roles in group.members.items()
-                for role, (owner, _info) in roles.items()
-                if owner == session
-            ]
-            for name, role in gone:
-                self._remove(group, name, role)
-            if gone:
-                self._tell(group)
-                self._drop_if_empty(path, group)
+        """All its memberships end."""
+        for path, name, role in self._joined.pop(session, ()):
+            self._remove(path, name, role)
 
-    @staticmethod
-    def _remove(group: _Group, name: str, role: str) -> None:
+    def _remove(self, path: Path, name: str, role: str) -> None:
+        group = self._groups[path]
         roles = group.members[name]
-        del roles[role]
+        _session, info = roles.pop(role)
+        group.size_bytes -= _size(name, role, info)
         if not roles:
             del group.members[name]
+        self._tell(group)
+        self._drop_if_empty(path, group)
 
     @staticmethod
     def _tell(group: _Group) -> None:
@@ -97,10 +114,18 @@ class Groups:
         group = self._groups.get(path)
         members = group.members if group is not None else {}
         fields = {"members": {name: {"roles": sorted(roles)} for name, roles in members.items()}}
-        infos = {
-            name: codec.unpack(next(iter(roles.values()))[1]) for name, roles in members.items()
-        }
-        return fields, codec.pack(infos)
+        infos = [_packer.pack_map_header(len(members))]
+        for name, roles in members.items():
+            _session, info = next(iter(roles.values()))
+            infos += (codec.pack(name), info)
+        return fields, b"".join(infos)
 
     def describe(self) -> dict[str, list[str]]:
         return {str(path): sorted(group.members) for path, group in self._groups.items()}
+
+
+_packer = msgpack.Packer(autoreset=True)
+
+
+def _size(name: str, role: str, info: bytes) -> int:
+    return 4 * (len(name) + len(role)) + len(info) + 32

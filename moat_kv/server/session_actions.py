@@ -6,8 +6,13 @@ from moat_kv import codec, errors
 from moat_kv.path import Path
 from moat_kv.proto.messages import Request
 from moat_kv.server import streams
-from moat_kv.server.actions import NUMBER, PATH, TEXT, Action, readable
+from moat_kv.server.actions import INT, NUMBER, PATH, TEXT, Action, readable
 from moat_kv.server.connection import Connection
+
+#: What a member may say of itself, in bytes of msgpack.
+INFO_LIMIT_BYTES = 16 * 1024
+#: The length of a member's name, and of its role, in characters.
+NAME_LIMIT = 200
 
 
 def session_open(connection: Connection, request: Request) -> None:
@@ -47,13 +52,18 @@ def group_join(connection: Connection, request: Request) -> None:
     arguments = request.arguments
     session = connection.server.sessions.of(connection, arguments["session"])
     info = request.value if request.value is not None else codec.pack(None)
-    codec.check(info)
-    name = arguments["name"]
-    if not name or len(name) > 200:
-        raise errors.BadArguments("group_join", "name has 1 to 200 characters")
-    connection.server.groups.join(
-        readable(arguments["group"]), name, arguments.get("role", "member"), session.id, info
-    )
+    if len(info) > INFO_LIMIT_BYTES:
+        raise errors.BadArguments("group_join", f"the info has at most {INFO_LIMIT_BYTES} bytes")
+    # It travels inside of a mapping.
+    codec.check(info, codec.MAX_DEPTH - 1)
+    name, role = arguments["name"], arguments.get("role", "member")
+    for what, text in (("name", name), ("role", role)):
+        if not 0 < len(text) <= NAME_LIMIT:
+            reason = f"{what} has 1 to {NAME_LIMIT} characters"
+            raise errors.BadArguments("group_join", reason)
+    connection.server.groups.join(readable(arguments["group"]), name, role, session.id, info)
+    # Whoever is a member owns something: the session is to outlive a restart.
+    connection.server.sessions.record(session)
     connection.reply(request.seq, {})
 
 
@@ -97,10 +107,14 @@ def send(connection: Connection, request: Request) -> None:
 def monitor(connection: Connection, request: Request) -> None:
     """Messages at a topic and below it, from now on."""
     wanted, seq = readable(request.arguments["topic"]), request.seq
+    max_depth = request.arguments.get("max_depth", -1)
+    if max_depth < -1:
+        raise errors.BadArguments("monitor", "a max_depth of -1 is without limit")
     monitors = connection.server.store.monitors
 
     def deliver(topic: Path, data: bytes) -> None:
-        stream.put(topic, data)
+        if max_depth < 0 or len(topic) - len(wanted) <= max_depth:
+            stream.put(topic, data)
 
     def forget() -> None:
         monitors.pop(deliver, None)
@@ -122,5 +136,5 @@ ACTIONS = (
     Action("group_leave", "write", _MEMBER, {"role": TEXT}, group_leave),
     Action("group_watch", "read", {"group": PATH}, {}, group_watch),
     Action("send", "write", {"topic": PATH}, {}, send),
-    Action("monitor", "read", {"topic": PATH}, {}, monitor),
+    Action("monitor", "read", {"topic": PATH}, {"max_depth": INT}, monitor),
 )

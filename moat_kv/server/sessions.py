@@ -38,7 +38,11 @@ TTL_RANGE_S = (0.2, 86_400.0)
 SWEEP_S = 0.1
 #: A sweep that comes later than this was held up (a stopped process, a sleeping machine); the
 #: clients' pings may still wait in the sockets, so everybody gets the lost time back.
-HELD_UP_S = 1.0
+HELD_UP_S = 0.2
+#: What could not be deleted with its session is tried again after so many seconds.
+RETRY_S = 1.0
+#: How many sessions one line may have; each costs memory for as long as its client asks for.
+LINE_LIMIT = 1_000
 
 PLACE = Path(SYSTEM, "session")
 
@@ -88,6 +92,8 @@ class Sessions:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._live: dict[str, Session] = {}
+        # Sessions that have ended, of whose entries some could not be deleted yet.
+        self._unswept: set[str] = set()
         #: Called with the id of each session that has ended.
         self.on_end: list[Callable[[str], None]] = []
 
@@ -105,6 +111,8 @@ class Sessions:
             raise errors.BadArguments("session_open", f"ttl_s is from {low} to {high:.0f}")
         if not 0 <= grace_s <= ttl_s:
             raise errors.BadArguments("session_open", f"grace_s is from 0 to ttl_s ({ttl_s:g})")
+        if len(connection.sessions) >= LINE_LIMIT:
+            raise errors.BadArguments("session_open", f"more than {LINE_LIMIT} sessions on a line")
         secret = secrets.token_urlsafe(24)
         session = Session(secrets.token_hex(8), _hash(secret), ttl_s, grace_s)
         self._live[session.id] = session
@@ -143,13 +151,18 @@ class Sessions:
     def guard(self, connection: Connection, id: str) -> Guard:
         """What guards a write in a session's name; makes the session a record before its first."""
         session = self.of(connection, id)
+        self.record(session)
+        return Guard(session.path, EXISTS, "session")
+
+    def record(self, session: Session) -> None:
+        """Make the session a record, which outlives the server, now that it owns something."""
         if not session.recorded:
             session.recorded = True
             facts = {
                 "secret_hash": session.secret_hash,
                 "ttl_s": session.ttl_s,
                 "grace_s": session.grace_s,
-                "client": connection.client_name,
+                "client": session.connection.client_name if session.connection else "",
             }
             write = self._write(session.path, codec.pack(facts))
 
@@ -157,8 +170,13 @@ class Sessions:
                 # The write that follows fails too then, and a later one makes the record anew.
                 session.recorded = not isinstance(outcome, errors.MoatKvError)
 
-            self._server.engine.submit((write,), done)
-        return Guard(session.path, EXISTS, "session")
+            self._server.submit((write,), done)
+
+    def explained(self, error: errors.MoatKvError) -> errors.MoatKvError:
+        """The error that a write got; a session whose record could not be stored has not ended."""
+        if isinstance(error, errors.SessionExpired) and error.session in self._live:
+            return errors.StorageFailed("the log", "the record of the session is missing there")
+        return error
 
     def line_broken(self, connection: Connection) -> None:
         """The client's line is gone; its sessions' grace begins."""
@@ -177,6 +195,7 @@ class Sessions:
         del self._live[session.id]
         if session.connection is not None:
             session.connection.sessions.discard(session.id)
+            session.connection = None
         logger.info("session %s has ended: %s", session.id, reason)
         if session.recorded:
             self._remove_record(session)
@@ -194,7 +213,7 @@ class Sessions:
                 # What was on its way when the record went; nothing can follow.
                 self.sweep_entries(session.id)
 
-        self._server.engine.submit((self._write(session.path, None),), swept)
+        self._server.submit((self._write(session.path, None),), swept)
         self.sweep_entries(session.id)
 
     def sweep_entries(self, id: str) -> None:
@@ -205,12 +224,14 @@ class Sessions:
             if node is not None and node.value is not None:
                 write = self._write(path, None)
                 write.expect = node.rev
-                self._server.engine.submit((write,), self._swept)
+                self._server.submit((write,), lambda outcome: self._swept(id, outcome))
 
-    @staticmethod
-    def _swept(outcome: Outcome) -> None:
-        if isinstance(outcome, errors.MoatKvError) and not isinstance(outcome, errors.Conflict):
-            logger.error("an entry of a session that has ended stays: %s", outcome)
+    def _swept(self, id: str, outcome: Outcome) -> None:
+        if not isinstance(outcome, errors.MoatKvError) or isinstance(outcome, errors.Conflict):
+            return
+        if id not in self._unswept:
+            logger.error("an entry of session %s, which has ended, stays yet: %s", id, outcome)
+        self._unswept.add(id)
 
     def _write(self, path: Path, value: bytes | None) -> Write:
         return Write(path, value, origin=self._server.origin, tick=self._server.next_tick())
@@ -233,7 +254,7 @@ class Sessions:
 
     async def run(self) -> None:
         """End what is overdue, for as long as the server lives."""
-        swept_at = anyio.current_time()
+        swept_at = retried_at = anyio.current_time()
         while True:
             await anyio.sleep(SWEEP_S)
             now = anyio.current_time()
@@ -242,10 +263,19 @@ class Sessions:
             if held_up_s > HELD_UP_S:
                 self._give_back(held_up_s)
                 continue
+            if self._unswept and now - retried_at >= RETRY_S:
+                retried_at = now
+                self._sweep_again()
             for session in list(self._live.values()):
                 reason = session.overdue(now)
                 if reason is not None:
                     self.end(session, reason)
+
+    def _sweep_again(self) -> None:
+        unswept, self._unswept = self._unswept, set()
+        for id in unswept:
+            if id not in self._live:
+                self.sweep_entries(id)
 
     def _give_back(self, lost_s: float) -> None:
         for session in self._live.values():

@@ -6,7 +6,8 @@ tree, and then calls back here, where the client is answered.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -72,7 +73,7 @@ def submit(
     def done(outcome: Outcome) -> None:
         connection.answered(held_bytes)
         if isinstance(outcome, errors.MoatKvError):
-            connection.fail(seq, outcome)
+            connection.fail(seq, connection.server.sessions.explained(outcome))
         else:
             answer(outcome)
 
@@ -133,10 +134,12 @@ def delete_tree(connection: Connection, request: Request) -> None:
         await commit(connection, ())  # until what was submitted before this has been applied
         tree = connection.server.store.tree
         count, revision = 0, tree.revision
-        async for group in _groups_below(connection, path, min_depth, max_depth, asked_at):
-            records = await _delete_group(connection, group, options, asked_at)
-            count += len(records)
-            revision = max([revision, *(record.rev for record in records)])
+        below = _groups_below(connection, path, min_depth, max_depth, asked_at)
+        async with aclosing(below) as groups:
+            async for group in groups:
+                records = await _delete_group(connection, group, options, asked_at)
+                count += len(records)
+                revision = max([revision, *(record.rev for record in records)])
         connection.reply(request.seq, {"count": count, "rev": revision})
 
     connection.run_later(request.seq, work)
@@ -144,7 +147,7 @@ def delete_tree(connection: Connection, request: Request) -> None:
 
 async def _groups_below(
     connection: Connection, path: Path, min_depth: int, max_depth: int, asked_at: int
-) -> AsyncIterator[list[Path]]:
+) -> AsyncGenerator[list[Path], None]:
     node = connection.server.store.tree.find(path)
     if node is None:
         return

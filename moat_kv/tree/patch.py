@@ -29,7 +29,10 @@ def _add(old: Any, operand: Any) -> Any:
         return operand
     if not _is_number(old):
         raise _Unfit(f"the value is a {_kind(old)}, not a number")
-    return old + operand
+    try:
+        return old + operand
+    except OverflowError as exc:
+        raise _Unfit(f"an integer and a float that do not go together ({exc})") from exc
 
 
 def _append(old: Any, operand: Any) -> Any:
@@ -47,12 +50,28 @@ def _union(old: Any, operand: Any) -> Any:
         old = []
     if not isinstance(old, list):
         raise _Unfit(f"the value is a {_kind(old)}, not a list")
-    # By type and value: True, 1 and 1.0 are different members.
     united = list(old)
+    there = {_identity(item) for item in old}
     for item in operand:
-        if not any(type(item) is type(there) and item == there for there in united):
+        identity = _identity(item)
+        if identity not in there:
+            there.add(identity)
             united.append(item)
     return united
+
+
+def _identity(item: Any) -> Any:
+    """What two members have in common if they are the same: type and value, all the way down.
+
+    True, 1 and 1.0 are different members. Hashable, because comparing each with each would take
+    hours for what fits a frame.
+    """
+    if isinstance(item, Mapping):
+        pairs = [(_identity(key), _identity(value)) for key, value in item.items()]
+        return dict, frozenset(pairs)
+    if isinstance(item, list):
+        return list, tuple([_identity(one) for one in item])
+    return type(item), item
 
 
 def _merge(old: Any, operand: Any) -> Any:
