@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import msgpack
@@ -39,6 +41,8 @@ EXT_BIG_INT: Final = 2
 EXT_PATH: Final = 3
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_first = itemgetter(0)
 
 _Number = TypeVar("_Number", int, float)
 
@@ -180,16 +184,63 @@ def check(data: Packed, max_depth: int = MAX_DEPTH) -> None:
     """Raise BadValue unless `unpack` can read this, at most `max_depth` (0 to 1000) deep.
 
     As cheap as unpacking without our own types; exact about the depth only where a count of what
-    looks like containers says that it could be too deep.
+    looks like containers says that it could be too deep. Above 16 KiB the keys of mappings are
+    looked at before they come into a dictionary: see `_Keys`.
     """
     if len(data) > max_depth and _may_be_deep(data, max_depth):
         _refuse_deep(data, max_depth)
+    hook = _Keys().count if len(data) > _CROWD_BYTES else None
     try:
-        msgpack.unpackb(data, strict_map_key=False, ext_hook=_unpack_ext)
+        msgpack.unpackb(data, strict_map_key=False, ext_hook=_unpack_ext, object_pairs_hook=hook)
     except BadValue:
         raise
     except (ValueError, TypeError, OverflowError) as error:
         raise _unpack_error(error) from error
+
+
+#: Shorter values cannot hold so many keys of one hash that it matters.
+_CROWD_BYTES: Final = 16 * 1024
+#: How many numbers one mapping may have as keys, and how many keys of other kinds (but texts and
+#: byte strings) one value.
+MAX_NUMBER_KEYS: Final = 10_000
+MAX_OTHER_KEYS: Final = 1_000
+_FREE_KEYS: Final = (str, bytes)
+
+
+class _Keys:
+    """Counts the keys of a value's mappings.
+
+    Python's hashes of integers and timestamps hold no secret: whoever writes them can have all
+    collide, and then a mapping of 60,000, which fits a frame, takes a minute to build, in every
+    process that reads the value.
+    """
+
+    def __init__(self) -> None:
+        self._others = 0
+
+    def count(self, pairs: list[tuple[Any, Any]]) -> list[Any]:
+        """Raise BadValue for what is no key, or one too many; stands for the mapping."""
+        for key, _ in pairs:
+            if type(key) is not str:
+                break
+        else:
+            return []
+        kinds = Counter(map(type, map(_first, pairs)))
+        if list in kinds:  # mappings are lists here, too
+            raise BadValue("a mapping's key is an array or a mapping")
+        numbers = kinds[int] + kinds[float]
+        self._others += len(pairs) - numbers - sum([kinds[kind] for kind in _FREE_KEYS])
+        if kinds[int]:
+            big = sum([type(key) is int and not -(2**63) <= key < 2**64 for key, _ in pairs])
+            numbers -= big
+            self._others += big
+        if numbers > MAX_NUMBER_KEYS:
+            raise BadValue(f"a mapping with more than {MAX_NUMBER_KEYS} numbers as keys")
+        if self._others > MAX_OTHER_KEYS:
+            raise BadValue(
+                f"more than {MAX_OTHER_KEYS} keys that are no texts, byte strings or numbers"
+            )
+        return []
 
 
 def _unpack_ext(code: int, data: bytes) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from moat_kv import errors
+from moat_kv import codec, errors
 
 #: Stands for "there is no value yet".
 ABSENT = object()
@@ -64,14 +64,14 @@ def _identity(item: Any) -> Any:
     """What two members have in common if they are the same: type and value, all the way down.
 
     True, 1 and 1.0 are different members. Hashable, because comparing each with each would take
-    hours for what fits a frame.
+    hours for what fits a frame; by packed form, because integers' hashes can be made to collide.
     """
     if isinstance(item, Mapping):
         pairs = [(_identity(key), _identity(value)) for key, value in item.items()]
         return dict, frozenset(pairs)
     if isinstance(item, list):
         return list, tuple([_identity(one) for one in item])
-    return type(item), item
+    return item if type(item) is str else codec.pack(item)
 
 
 def _merge(old: Any, operand: Any) -> Any:
