@@ -288,7 +288,7 @@ async def state(invocation: command.Invocation, /, only_result: bool, out: outpu
         await job.entry()
         found = await job.state_of()
     if only_result:
-        _print_results(found, job.path, output.Printer("value") if out.given is None else out)
+        _print_results(found, job.path, out if out.asked else output.Printer("value"))
     elif not found:
         raise _no_result(job.path, "no runner has taken it yet")
     elif job.which.kind == "all":

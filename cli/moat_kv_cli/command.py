@@ -58,9 +58,9 @@ class Invocation:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
-        """A client, connected to the server that the flags, the environment or the file name.
+        """A client of the server that the flags, the environment or the file name.
 
-        It does not reconnect for ever: a command that lost its server says so and ends.
+        Raises CannotConnect at once if none answers.
         """
         import moat_kv
 
@@ -87,6 +87,14 @@ def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         setattr(invocation, param.name, value)
 
 
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from moat_kv import version
+
+        click.echo(f"moat-kv {version.VERSION}")
+        raise click.exceptions.Exit(FINE)
+
+
 def _global_options(*, hidden: bool) -> list[click.Parameter]:
     common: dict[str, Any] = {"expose_value": False, "callback": _keep, "hidden": hidden}
     return [
@@ -108,7 +116,16 @@ def _global_options(*, hidden: bool) -> list[click.Parameter]:
     ]
 
 
-_SHOWN = _global_options(hidden=False)
+#: Of the topmost groups only: further in, a version is that of a procedure.
+_VERSION = click.Option(
+    ["--version"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+_SHOWN = [*_global_options(hidden=False), _VERSION]
 _HIDDEN = _global_options(hidden=True)
 
 
@@ -190,9 +207,14 @@ class LazyGroup(Group):
         if args[0] not in self._lazy and args[0] not in self.commands:
             if ctx.resilient_parsing:
                 return None, None, args[1:]
-            known = ", ".join(self.list_commands(ctx))
-            raise click.UsageError(f"no command {args[0]!r}; there are: {known}", ctx)
+            raise click.UsageError(self._unknown(ctx, args[0]), ctx)
         return await super().resolve_command(ctx, args)
+
+    def _unknown(self, ctx: click.Context, word: str) -> str:
+        for name, inner in self.commands.items():
+            if isinstance(inner, click.Group) and word in inner.list_commands(ctx):
+                return f"write `{ctx.command_path} {name} {word}`"
+        return f"no command {word!r}; there are: {', '.join(self.list_commands(ctx))}"
 
 
 class Refused(click.ClickException):

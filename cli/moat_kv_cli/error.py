@@ -80,7 +80,8 @@ async def show(
     out.facts({name: value for name, value in facts.items() if value is not None})
     for name, seen in nodes.items():
         when = output.local_time(seen["at"])
-        out.note(f"\non {name}, {seen['count']} times, last {when}: {seen['message']}")
+        often = "once" if seen["count"] == 1 else f"{seen['count']} times"
+        out.note(f"\non {name}, {often}, last {when}: {seen['message']}")
         if seen.get("data") is not None:
             out.value({"data": seen["data"]})
         if seen.get("trace"):

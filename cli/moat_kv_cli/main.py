@@ -6,6 +6,7 @@ imported when they are used, so that a quick command stays quick.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
@@ -91,6 +92,10 @@ def report(exc: BaseException, *, debug: bool, whole: BaseException | None = Non
 def main() -> None:
     """Run the command that the process was started with, and end the process."""
     args = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a letter is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     if "_MOAT_COMPLETE" in os.environ:
         from moat_kv_cli import complete
 

@@ -40,18 +40,17 @@ def option(function: _F) -> _F:
 def _printer(ctx: click.Context, param: click.Parameter, value: str | None) -> Printer | None:
     if ctx.resilient_parsing:
         return None
-    if value is None:
-        invocation = ctx.find_object(command.Invocation)
-        # A wrong settings file is told of when the command runs; help has to work nevertheless.
-        value = invocation.config.output if invocation is not None else None
-    return Printer(value)
+    if value is not None:
+        return Printer(value, asked=True)
+    invocation = ctx.find_object(command.Invocation)
+    return Printer(invocation.config.output if invocation is not None else None)
 
 
 class Printer:
-    """Prints in one format. `format` is one of `FORMATS` or `PLAIN`."""
+    """Prints in one format, of `FORMATS` or `PLAIN`; `asked`: the user has said so with `-o`."""
 
-    def __init__(self, format: str | None = None) -> None:
-        self.given = format
+    def __init__(self, format: str | None = None, *, asked: bool = False) -> None:
+        self.asked = asked
         self.format = format or (TABLE if sys.stdout.isatty() else PLAIN)
 
     @property
@@ -124,7 +123,7 @@ class Printer:
 
     def done(self, row: Row) -> None:
         """Print what a write returned, if somebody asked for it with `-o`."""
-        if self.given not in (None, TABLE):
+        if self.asked:
             self.facts(row)
 
     def note(self, text: str) -> None:

@@ -43,7 +43,7 @@ async def test_open_errors_are_listed(moat: Moat) -> None:
 async def test_an_error_is_shown_with_its_traces(moat: Moat) -> None:
     out = await moat.fine("error", "show", "a.b")
     assert "subsystem  run" in out
-    assert "on n2, 1 times" in out
+    assert "on n2, once" in out
     assert "Traceback" in out
     same = await moat.fine("error", "show", ":.moat.kv.error.run.a.b")
     assert same == out

@@ -10,56 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def environment(tmp_path: pathlib.Path, **more: str) -> dict[str, str]:
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "runner", ROOT / "cli")))
-    return {
-        **os.environ,
-        "PYTHONPATH": paths,
-        "XDG_CONFIG_HOME": str(tmp_path),
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-        "MOAT_KV_URL": f"unix://{tmp_path}/s",
-        **more,
-    }
-
-
-def moat(tmp_path: pathlib.Path, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "moat_kv_cli", "kv", *args],
-        env=environment(tmp_path, **more),
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
-@contextmanager
-def server(
-    tmp_path: pathlib.Path, *args: str, **more: str
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server that is ready, and the line that says so."""
-    words = ["kv", "server", "n1", "--port", "0", "--unix", str(tmp_path / "s"), *args]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moat_kv_cli", *words],
-        env=environment(tmp_path, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        yield process, line
-    finally:
-        process.kill()
-        process.communicate()
+from tests.cli.processes import environment, moat, server
 
 
 @pytest.mark.parametrize(

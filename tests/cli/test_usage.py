@@ -119,6 +119,17 @@ async def test_bad_usage_is_one_line_and_128(offline: Moat, words: str, line: st
     assert ended.out == ""
 
 
+async def test_without_kv_the_way_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await main.invoke(["data", "a"]) == 128
+    assert capsys.readouterr().err == "moat: write `moat kv data` (--help says more)\n"
+
+
+async def test_the_version_is_printed(offline: Moat) -> None:
+    from moat_kv import version
+
+    assert await offline.fine("--version") == f"moat-kv {version.VERSION}\n"
+
+
 async def test_a_literal_may_be_long_but_not_endless(offline: Moat) -> None:
     ended = await offline("data", "a", "set", "-e", ":", "[" + "1," * 3000 + "]")
     assert "at most 4096 characters" in ended.error_line

@@ -1,0 +1,93 @@
+"""`moat kv run all` as a process: jobs run, results are printed, signals end it cleanly."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli import processes
+from tests.cli.processes import moat, staying
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder of a server that has a procedure."""
+    with processes.server(tmp_path, "--engine", "memory"):
+        stored = moat(tmp_path, "code", "the.answer", "set", "-s", "-", stdin="return 42")
+        assert (stored.returncode, stored.stderr) == (0, "")
+        yield tmp_path
+
+
+def result_of(place: pathlib.Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`... state -r`, again until there is a result."""
+    deadline = time.monotonic() + processes.PATIENCE_S
+    while True:
+        shown = moat(place, *words, "state", "-r")
+        if shown.returncode != 3 or time.monotonic() > deadline:
+            return shown
+
+
+def test_a_job_runs_and_its_result_is_printed(place: pathlib.Path) -> None:
+    made = moat(place, "run", "at", "a.question", "set", "-c", "the.answer", "-t", "0")
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+    with staying(place, "run", "all", "-g", "default") as (runner, line):
+        assert line.startswith("runner ")
+        assert line.endswith(" is ready: jobs for any node of group default\n")
+        shown = result_of(place, "run", "at", "a.question")
+        assert (shown.stdout, shown.stderr, shown.returncode) == ("42\n", "", 0)
+        runner.send_signal(signal.SIGTERM)
+        out, err = runner.communicate(timeout=20)
+        assert (runner.returncode, out, err) == (0, "", "")
+
+
+def test_one_process_runs_jobs_of_all_kinds(place: pathlib.Path) -> None:
+    kinds: list[list[str]] = [["run"], ["run", "-n", "pi"], ["run", "-n", "-"]]
+    for words in kinds:
+        moat(place, *words, "at", "j", "set", "-c", "the.answer", "-t", "0")
+    with staying(place, "run", "everything", "--name", "pi") as (runner, line):
+        assert line == (
+            "runner pi is ready: jobs for any node, this node, all nodes of group default\n"
+        )
+        results = [result_of(place, *words, "at", "j").stdout for words in kinds]
+        assert results == ["42\n", "42\n", "pi  42\n"]
+        info = json.loads(moat(place, "run", "info", "-o", "json").stdout)
+        assert info["nodes"] == {"pi": ["all", "any", "at"]}
+        assert info["jobs"][0]["state"] == "done"
+        runner.send_signal(signal.SIGINT)
+        out, err = runner.communicate(timeout=20)
+        assert (runner.returncode, out, err) == (130, "", "")
+
+
+def test_a_failing_job_says_why(place: pathlib.Path) -> None:
+    moat(place, "code", "bad", "set", "-s", "-", stdin="x = 1\nreturn x / 0")
+    moat(place, "job", "-n", "pi", "at", "b", "set", "-c", "bad", "-t", "0")
+    with staying(place, "job", "-n", "pi", "run"):
+        shown = result_of(place, "job", "-n", "pi", "at", "b")
+        assert shown.stderr == "moat: job b: failed: ZeroDivisionError: division by zero\n"
+        assert shown.returncode == 1
+        listed = json.loads(moat(place, "error", "list", "-o", "json").stdout)
+        assert [each["path"] for each in listed] == [":.moat.kv.run.at.pi.default.b"]
+        trace = moat(place, "error", "show", listed[0]["path"]).stdout
+        assert "    return x / 0\n" in trace
+
+
+def test_a_name_that_is_taken_is_4(place: pathlib.Path) -> None:
+    with staying(place, "run", "all", "--name", "pi"):
+        second = moat(place, "run", "all", "--name", "pi")
+        lines = second.stderr.splitlines()
+        assert lines[-1].startswith("moat: the runner name pi is taken")
+        assert second.returncode == 4
+        with staying(place, "run", "all", "--name", "other") as (_, line):
+            assert line.startswith("runner other is ready")
+
+
+def test_a_runner_without_a_server_is_2(tmp_path: pathlib.Path) -> None:
+    ended = moat(tmp_path, "run", "all")
+    assert ended.stderr.startswith("moat: cannot connect to unix://")
+    assert ended.returncode == 2
