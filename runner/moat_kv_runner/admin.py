@@ -95,7 +95,7 @@ class CallAdmin:
         #: What the script reads as `_info`.
         self.info = InfoQueue(facts.queue_limit)
         self.info.push_state(state)
-        self.info.push_ready(messages.ReadyMsg(0))
+        self.info.push_start(messages.ReadyMsg(0))
         self._tasks: anyio.abc.TaskGroup | None = None
         self._outer: anyio.abc.TaskGroup | None = None
         self._contexts: list[feeds.Context] = []

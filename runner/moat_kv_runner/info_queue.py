@@ -24,6 +24,7 @@ import anyio
 LIMIT = 100
 
 _STATE = "state"
+_START = "start"
 _READY = "ready"
 
 
@@ -96,6 +97,10 @@ class InfoQueue:
         if not self._ended:
             self._add(_STATE, message)
 
+    def push_start(self, message: Any) -> None:
+        """`ReadyMsg(0)`, once."""
+        self._add(_START, message)
+
     def push_ready(self, message: Any) -> None:
         """A `ReadyMsg` for what was put in so far; one that still waits is out of date."""
         if not self._ended:
@@ -163,4 +168,4 @@ class InfoQueue:
 
 
 def _counts(key: Hashable) -> bool:
-    return key != _STATE and key != _READY
+    return key not in (_STATE, _START, _READY)

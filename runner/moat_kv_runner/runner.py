@@ -31,13 +31,16 @@ async def run(
     name: str | None = None,
     nodes: int | None = None,
     places: config.Places | None = None,
+    ttl_s: float | None = None,
+    grace_s: float | None = None,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the group's jobs of these kinds until cancelled; never returns.
 
     `name` is this runner's in the group, by default the configuration's, else the host's; `nodes`
     is N, how many runners make the group complete, by default as the group's settings say.
-    `task_status` is told the name when jobs are being run.
+    `ttl_s` and `grace_s` are those of its session (see `Client.session`): how soon others take over
+    when it falls silent, or its line breaks. `task_status` is told the name when jobs can run.
 
     Raises NameTaken if another runner has the name, BadConfig for a name that cannot be one.
     """
@@ -55,5 +58,7 @@ async def run(
         for kind in KINDS
         if kind in kinds
     ]
-    service = await serving.Service.make(client, mirrors, name=name, group=group, places=places)
+    service = await serving.Service.make(
+        client, mirrors, name=name, group=group, places=places, ttl_s=ttl_s, grace_s=grace_s
+    )
     await service.serve(task_status=task_status)

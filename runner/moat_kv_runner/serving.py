@@ -48,6 +48,8 @@ class Service:
         places: config.Places,
         code: CodeRoot,
         modules: ModuleRoot,
+        ttl_s: float | None = None,
+        grace_s: float | None = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -60,6 +62,7 @@ class Service:
         self.queue_limit = client.config.runner.queue
         self.config = script_config.view_of(client.config, places, name=name, group=group)
         self._roots = list(roots)
+        self._session_times = {"ttl_s": ttl_s, "grace_s": grace_s}
         self._has_served = False
         #: None: the group cannot be seen.
         self._members: results.Members | None = None
@@ -74,6 +77,8 @@ class Service:
         group: Path,
         places: config.Places,
         code: CodeRoot | None = None,
+        ttl_s: float | None = None,
+        grace_s: float | None = None,
     ) -> Self:
         """With mirrors of code and modules; `code` may be one that is there already."""
         return cls(
@@ -84,6 +89,8 @@ class Service:
             places=places,
             code=code or await CodeRoot.as_handler(client, places=places),
             modules=await ModuleRoot.as_handler(client, places=places),
+            ttl_s=ttl_s,
+            grace_s=grace_s,
         )
 
     # The group ----------------------------------------------------------------------------------
@@ -127,7 +134,7 @@ class Service:
         with self._listening():
             while True:
                 try:
-                    async with self.client.session() as self.session:
+                    async with self.client.session(**self._session_times) as self.session:
                         await self._join()
                         await self._serve_session(task_status)
                 except (*claims.PASSING, errors.SessionExpired) as exc:

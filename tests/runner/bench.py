@@ -55,21 +55,27 @@ class Bench:
         kinds: Collection[str] = ("any", "at", "all"),
         nodes: int | None = None,
         queue: int = 100,
+        url: str | None = None,
+        ttl_s: float = 3.0,
+        grace_s: float = 0.5,
     ) -> Node:
-        """Start a runner; returns when it runs jobs."""
+        """Start a runner; returns when it runs jobs. `url`: of a relay to the server."""
         node = Node(name)
 
         async def live(*, task_status: anyio.abc.TaskStatus[str]) -> None:
             try:
                 with node.scope:
                     config = Config(runner=RunnerConfig(queue=queue))
-                    async with open_client(self.server.url, config=config) as node.client:
+                    opened = open_client(url or self.server.url, name=name, config=config)
+                    async with opened as node.client:
                         await run(
                             node.client,
                             kinds=kinds,
                             group=GROUP,
                             name=name,
                             nodes=nodes,
+                            ttl_s=ttl_s,
+                            grace_s=grace_s,
                             task_status=task_status,
                         )
             finally:
@@ -172,9 +178,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(*nodes: str, **options: Any) -> AsyncIterator[Bench]:
-    """A server with these runners, all of which are stopped at the end."""
-    async with running_server() as server, open_client(server.url) as desk:
+async def bench(*nodes: str, tcp: bool = False, **options: Any) -> AsyncIterator[Bench]:
+    """A server with these runners, all of which are stopped at the end. `tcp`: for relays."""
+    async with running_server(tcp=tcp) as server, open_client(server.url) as desk:
         async with anyio.create_task_group() as tasks:
             made = Bench(server, desk, tasks)
             made.code = await CodeRoot.as_handler(desk)

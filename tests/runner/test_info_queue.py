@@ -20,7 +20,7 @@ async def drain(queue: InfoQueue) -> list[Any]:
 async def test_messages_come_in_order() -> None:
     queue = InfoQueue()
     queue.push_state("state")
-    queue.push_ready(0)
+    queue.push_start(0)
     await queue.put_change("w", "a", "a=1")
     queue.push("timer")
     assert await drain(queue) == ["state", 0, "a=1", "timer"]
@@ -58,12 +58,13 @@ async def test_newer_group_state_replaces_an_unread_one() -> None:
     assert await drain(queue) == ["complete", "timer"]
 
 
-async def test_newer_ready_message_goes_to_the_end() -> None:
+async def test_newer_ready_message_goes_to_the_end_and_the_first_one_stays() -> None:
     queue = InfoQueue()
+    queue.push_start(0)
     queue.push_ready(1)
     await queue.put_change("w", "a", "a=1")
     queue.push_ready(2)
-    assert await drain(queue) == ["a=1", 2]
+    assert await drain(queue) == [0, "a=1", 2]
 
 
 async def test_timers_that_overflow_end_the_queue_with_none() -> None:
