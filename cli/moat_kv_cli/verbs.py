@@ -86,16 +86,15 @@ class PathGroup(command.Group):
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(f"PATH {name}", each.get_short_help_str()) for name, each in self._shown()]
+        shown = [(name, each) for name, each in self.commands.items() if not each.hidden]
+        limit = formatter.width - max(len(name) for name, _ in shown) - len("  PATH   ")
+        rows = [(f"PATH {name}", each.get_short_help_str(limit)) for name, each in shown]
         with formatter.section("Verbs"):
             formatter.write_dl(rows)
         if self.others:
             with formatter.section("Commands"):
                 others = self.others.items()
                 formatter.write_dl([(name, each.get_short_help_str()) for name, each in others])
-
-    def _shown(self) -> list[tuple[str, click.Command]]:
-        return [(name, each) for name, each in self.commands.items() if not each.hidden]
 
 
 class PathType(click.ParamType[Path]):
