@@ -22,11 +22,17 @@ class Proxy:
         self._open: list[tuple[anyio.abc.ByteStream, anyio.abc.ByteStream]] = []
         self._answers = anyio.Event()
         self._answers.set()
+        self._requests = anyio.Event()
+        self._requests.set()
         self._refusing = False
 
     def hold_answers(self) -> None:
         """From now on answers wait here."""
         self._answers = anyio.Event()
+
+    def hold_requests(self) -> None:
+        """From now on requests wait here."""
+        self._requests = anyio.Event()
 
     def release_answers(self) -> None:
         self._answers.set()
@@ -60,8 +66,7 @@ class Proxy:
         try:
             while True:
                 data = await source.receive()
-                if answers:
-                    await self._answers.wait()
+                await (self._answers if answers else self._requests).wait()
                 await sink.send(data)
         except LINE_ERRORS:
             await anyio.aclose_forcefully(source)

@@ -1,0 +1,208 @@
+"""Sessions and memberships: kept alive, resumed, lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from moat_kv import MemberInfo, P, errors, open_client
+from moat_kv.client.results import Members
+from moat_kv.testing.server import running_server
+from tests.client.proxy import proxied
+from tests.client.waiting import both, take, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_session_takes_its_entries_with_it() -> None:
+    async with both() as (_, client):
+        async with client.session() as session:
+            assert (session.ttl_s, session.grace_s) == (10, 2)
+            await client.set(P("a"), 1, session=session)
+            await client.bound(session=session).set(P("b"), 1)
+            await client.batch([client.op_set(P("c"), 1, session=session.id)])
+            assert not session.ended
+        assert session.ended
+        assert not session.lost.is_set()
+        for text in "abc":
+            await until_gone(client, text)
+        for given in (session, session.id):
+            with pytest.raises(errors.SessionExpired):
+                await client.set(P("a"), 1, session=given)
+        await session.close()
+
+
+async def until_gone(client: Any, text: str) -> None:
+    with anyio.fail_after(5):
+        while "value" in await client.get(P(text)):
+            await anyio.sleep(0.01)
+
+
+async def test_a_session_is_kept_alive_by_itself() -> None:
+    async with both() as (_, client), client.session(ttl_s=0.3) as session:
+        await client.set(P("a"), 1, session=session)
+        await anyio.sleep(1)
+        assert not session.ended
+        assert (await client.get(P("a"))).value == 1
+
+
+async def test_a_session_is_resumed_after_a_short_break() -> None:
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        open_client(proxy.url) as client,
+        client.session() as session,
+    ):
+        await client.set(P("a"), 1, session=session)
+        await client.join(P("g"), "me", session=session, info=1)
+        for lines in (2, 3):
+            await proxy.cut()
+            while not (proxy.lines == lines and client.connected):
+                await anyio.sleep(0.005)
+            await client.set(P("b"), lines, session=session)
+        assert not session.ended
+        assert (await client.get(P("a"))).value == 1
+        assert running.server.describe()["groups"] == {"g": ["me"]}
+
+
+async def test_a_session_whose_line_is_broken_for_too_long_is_given_up_before_the_server_ends_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        open_client(proxy.url) as client,
+        open_client(running.url) as other,
+        client.session(ttl_s=5, grace_s=1) as session,
+    ):
+        await client.set(P("a"), 1, session=session)
+        await proxy.cut(refuse=True)
+        with anyio.fail_after(5):
+            await session.lost.wait()
+        assert session.ended
+        assert "value" in await other.get(P("a"))
+        await until_gone(other, "a")
+        proxy.accept()
+        await until(lambda: client.connected)
+        with pytest.raises(errors.SessionExpired):
+            await client.set(P("a"), 2, session=session)
+        assert "is lost" in caplog.text
+
+
+async def test_a_session_that_gets_no_answers_is_given_up_within_its_time_to_live() -> None:
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        open_client(proxy.url) as client,
+        open_client(running.url) as other,
+        client.session(ttl_s=1) as session,
+    ):
+        await client.set(P("a"), 1, session=session)
+        # What the client sends goes nowhere, too.
+        proxy.hold_requests()
+        proxy.hold_answers()
+        with anyio.fail_after(5):
+            await session.lost.wait()
+        assert "value" in await other.get(P("a"))
+        await until_gone(other, "a")
+        proxy.release_answers()
+
+
+async def test_a_session_that_the_server_has_ended_is_lost() -> None:
+    async with both() as (running, client), client.session(ttl_s=0.5) as session:
+        running.server.sessions.end(running.server.sessions._live[session.id], "by the test")
+        with anyio.fail_after(5):
+            await session.lost.wait()
+        assert session.ended
+
+
+async def test_a_restarted_server_does_not_know_the_session_any_more() -> None:
+    async with proxied(None) as proxy, running_server("one", tcp=True) as one:
+        proxy.target = int(one.url.rpartition(":")[2])
+        async with (
+            running_server("two", tcp=True) as two,
+            open_client(proxy.url) as client,
+            client.session() as session,
+        ):
+            await client.join(P("g"), "me", session=session)
+            proxy.target = int(two.url.rpartition(":")[2])
+            await proxy.cut()
+            with anyio.fail_after(5):
+                await session.lost.wait()
+            await until(lambda: client.connected)
+            assert two.server.describe()["groups"] == {}
+            async with client.session() as fresh:
+                await client.set(P("a"), 1, session=fresh)
+
+
+async def test_what_a_session_may_be_is_up_to_the_server() -> None:
+    async with both() as (_, client):
+        with pytest.raises(errors.BadArguments):
+            async with client.session(ttl_s=0):
+                raise AssertionError("opened")
+
+
+# Groups -----------------------------------------------------------------------------------------
+
+
+async def test_members_are_seen_with_their_roles_and_infos() -> None:
+    async with both() as (_, client), client.watch_group(P("g")) as group:
+        assert await take(group) == [{}]
+        async with client.session() as session:
+            await client.join(P("g"), "one", session=session, info={"load": 1})
+            (members,) = await take(group)
+            assert isinstance(members, Members)
+            assert members["one"].roles == ("member",)
+            assert members["one"].info.load == 1
+            await client.join(P("g"), "one", session=session, role="boss")
+            (members,) = await take(group)
+            assert members["one"].roles == ("boss", "member")
+            await client.leave(P("g"), "one", "boss")
+            await client.leave(P("g"), "one", "boss")
+            (members,) = await take(group)
+            assert members["one"].roles == ("member",)
+        assert await take(group) == [{}]
+
+
+async def test_a_name_is_taken_while_its_session_lives() -> None:
+    async with both() as (running, client), open_client(running.url) as other:
+        async with client.session() as session, other.session() as theirs:
+            await client.join(P("g"), "one", session=session)
+            with pytest.raises(errors.NameTaken):
+                await other.join(P("g"), "one", session=theirs)
+            await session.close()
+            await other.join(P("g"), "one", session=theirs)
+            with pytest.raises(errors.SessionExpired):
+                await client.join(P("g"), "two", session=session)
+
+
+async def test_a_slow_reader_of_a_group_gets_the_newest_members_only() -> None:
+    async with both() as (_, client), client.session() as session:
+        async with client.watch_group(P("g")) as group:
+            for number in range(20):
+                await client.join(P("g"), f"m{number}", session=session)
+            await until(lambda: group._newest and len(group._newest[0] or {}) == 20)
+            (members,) = await take(group)
+            assert len(members) == 20
+
+
+async def test_a_break_is_seen_in_a_group_and_memberships_come_back() -> None:
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        open_client(proxy.url) as client,
+        client.session() as session,
+        client.watch_group(P("g")) as group,
+    ):
+        await client.join(P("g"), "me", session=session)
+        await client.join(P("g"), "left", session=session)
+        await client.leave(P("g"), "left")
+        await until(lambda: group._newest and list(group._newest[0] or {}) == ["me"])
+        await take(group)
+        await proxy.cut(refuse=True)
+        assert await take(group) == [None]
+        proxy.accept()
+        while (await take(group))[0] != {"me": MemberInfo(roles=("member",), info=None)}:
+            pass
