@@ -114,28 +114,31 @@ COLUMNS = ["path", "code", "state", "node", "started", "stopped", "result", "inf
 
 async def job_rows(client: Client, which: placement.Placement, below: Path) -> list[dict[str, Any]]:
     """A row for each job; one for each node where all nodes run it."""
-    jobs, states = placement.places_of(which, await config.load_places(client))
+    places = await config.load_places(client)
+    jobs, states = placement.places_of(which, places)
     found = {each.path: each.value async for each in client.get_tree(states)}
+    claimed = {each.path async for each in client.get_tree(places.claim + which.prefix)}
+    nodes = sorted({str(each[0]) for each in found}) if which.kind == "all" else [""]
     rows = []
     async for each in client.get_tree(jobs + below):
         path = below + each.path
         if not path or not isinstance(each.value, dict):
             continue  # the group's own settings
-        if which.kind == "all":
-            nodes = [node for node, *_ in found if Path(node) + path in found]
-            past = [(str(node), found[Path(node) + path]) for node in nodes]
-        else:
-            past = [("", found[path])] if path in found else []
-        rows += [_row(path, each.value, node, state) for node, state in past or [("", {})]]
+        places_of = {node: Path(node) + path if node else path for node in nodes}
+        past = {node: place for node, place in places_of.items() if place in found}
+        for node, place in (past or {"": path}).items():
+            state = spec.parse_state(found.get(place))
+            rows.append(_row(path, each.value, node, state, is_claimed=place in claimed))
     return rows
 
 
-def _row(path: Path, job: dict[str, Any], node: str, state: Any) -> dict[str, Any]:
-    known = spec.parse_state(state)
+def _row(
+    path: Path, job: dict[str, Any], node: str, known: spec.JobState, *, is_claimed: bool
+) -> dict[str, Any]:
     shown = {
         "path": str(path),
         "code": job.get("code"),
-        "state": word(job, known),
+        "state": word(job, known, is_claimed=is_claimed),
         "node": known.node or node or None,
         "started": known.started,
         "stopped": known.stopped,
@@ -146,10 +149,11 @@ def _row(path: Path, job: dict[str, Any], node: str, state: Any) -> dict[str, An
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def word(job: Mapping[str, Any], state: spec.JobState) -> str:
+def word(job: Mapping[str, Any], state: spec.JobState, *, is_claimed: bool) -> str:
     """What a job does, in a word or two."""
     if state.running:
-        return "running"
+        # Its runner cannot say so any more if it has died, but then it has lost its claim.
+        return "running" if is_claimed else "cut off"
     if job.get("enabled") is False:
         return "disabled"
     target = job.get("target")

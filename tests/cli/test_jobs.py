@@ -224,21 +224,28 @@ async def test_states_are_shown_with_times(moat: Moat, client: moat_kv.Client) -
 async def test_all_node_jobs_have_a_state_for_each_node(moat: Moat, client: moat_kv.Client) -> None:
     await moat.fine("run", "-n", "-", "at", "x", "set", "-c", "the.answer", "-t", "0")
     base = P(":.moat.kv.state.all.default")
+    await moat.fine("run", "-n", "-", "at", "y", "set", "-c", "the.answer")
     for node, result in (("n1", 41), ("n2", 42)):
         await client.set(base / node / "x", {"started": 1, "stopped": 2, "result": result})
+    await client.set(base / "n1" / "y", {"started": 1, "stopped": 2})
     out = await moat.fine("run", "-n", "-", "at", "x", "state", "-r")
     assert out == "n1  41\nn2  42\n"
     rows = await moat.fine("run", "-n", "-", "at", "x", "state", "-o", "json")
     assert [(each["node"], each["result"]) for each in json.loads(rows)] == [("n1", 41), ("n2", 42)]
     rows = await moat.fine("run", "-n", "-", "at", ":", "list", "-o", "jsonl")
     listed = [json.loads(line) for line in rows.splitlines()]
-    assert [(each["path"], each["node"]) for each in listed] == [("x", "n1"), ("x", "n2")]
+    assert [(each["path"], each["node"]) for each in listed] == [
+        ("x", "n1"),
+        ("x", "n2"),
+        ("y", "n1"),
+    ]
 
 
 @pytest.mark.usefixtures("answer")
 async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Client) -> None:
     states: dict[str, Any] = {
         "running": {"started": 5e9, "stopped": 1},
+        "cut off": {"started": 5e9},
         "done": {"started": 5e9, "stopped": 5e9 + 1, "result": 1},
         "failed": {"started": 5e9, "stopped": 5e9 + 1, "backoff": 2},
         "stopped": {"started": 5e9, "stopped": 5e9 + 1, "interrupted": True},
@@ -247,19 +254,19 @@ async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Clien
     for name, state in states.items():
         await moat.fine("run", "at", name, "set", "-c", "the.answer", "-t", "0")
         await client.set(P(":.moat.kv.state.any.default") / name, state)
+    await client.set(P(":.moat.kv.claim.any.default.running"), {"node": "n1"})
     await moat.fine("run", "at", "disabled", "set", "-c", "the.answer", "-t", "0")
     await moat.fine("run", "at", "disabled", "disable")
     await moat.fine("run", "at", "not started", "set", "-c", "the.answer")
     await client.set(P(":.moat.kv.run.any.default"), {"nodes": 2})
     rows = (await moat.fine("run", "at", ":", "list", "-o", "jsonl")).splitlines()
     listed = {each["path"]: each["state"] for each in map(json.loads, rows)}
-    assert listed == {
-        name.replace(" ", ":_"): name for name in [*states, "disabled", "not started"]
-    }
+    names = [*states, "disabled", "not started"]
+    assert listed == {name.replace(" ", ":_"): name for name in names}
     info = json.loads(await moat.fine("run", "info", "-o", "json"))
     assert info["settings"] == {"nodes": 2}
     assert info["nodes"] == {}
-    assert len(info["jobs"]) == 7
+    assert len(info["jobs"]) == 8
     assert "jobs for  any node of group default" in await moat.fine("run", "info")
 
 

@@ -128,42 +128,41 @@ class Seen:
         rows = []
         for kind in ("at", "any", "all"):
             states = self.below(self.places.state / kind)
+            claims = self.below(self.places.claim / kind)
             for path, job in self.below(self.places.run / kind).items():
                 if isinstance(job, Mapping) and "code" in job:
-                    rows += _rows(kind, path, job, states)
+                    rows += _rows(kind, path, job, states, claims)
         return rows
-
-    def word(self, job: JobSeen) -> str:
-        """What a job does; one whose runner has gone does not run, whatever it last said."""
-        gone = job.word == "running" and job.node not in self.members
-        return "lost" if gone else job.word
 
     def job(self, kind: str, path: Path) -> list[JobSeen]:
         return [each for each in self.jobs() if (each.kind, each.path) == (kind, path)]
 
 
 def _rows(
-    kind: str, place: Path, job: Mapping[str, Any], states: Mapping[Path, Any]
+    kind: str,
+    place: Path,
+    job: Mapping[str, Any],
+    states: Mapping[Path, Any],
+    claims: Mapping[Path, Any],
 ) -> list[JobSeen]:
     head = len(GROUP_NAME) + (kind == "at")
     path = place[head:]
     if kind == "all":
-        found = {
-            str(each[head]): value
-            for each, value in states.items()
-            if len(each) > head and each[:head] == place[:head] and each[head + 1 :] == path
-        }
+        # Each node has a state of its own, with its name before the job's path.
+        nodes = sorted({str(each[head]) for each in states if len(each) > head})
+        places = {node: place[:head] / node + path for node in nodes}
     else:
-        found = {"": states[place]} if place in states else {}
+        places = {str(place[0]) if kind == "at" else "": place}
+    found = {node: each for node, each in places.items() if each in states}
     rows = []
-    for node, value in sorted((found or {"": None}).items()):
-        state = spec.parse_state(value)
+    for node, each in (found or {"": place}).items():
+        state = spec.parse_state(states.get(each))
         rows.append(
             JobSeen(
                 path=path,
                 kind=kind,
-                node=state.node or node or (str(place[0]) if kind == "at" else ""),
-                word=at.word(job, state),
+                node=state.node or node,
+                word=at.word(job, state, is_claimed=each in claims),
                 result=state.result,
             )
         )

@@ -56,7 +56,7 @@ class Lines:
             self._once(f"sensor {name}", f"sensor {name}: {value}")
         for job in seen.jobs():
             where = f" on {job.node}" if job.node else ""
-            text = f"job {job.path} ({_KINDS[job.kind]}){where}: {seen.word(job)}"
+            text = f"job {job.path} ({_KINDS[job.kind]}){where}: {job.word}"
             self._once(text, text)
         if seen.members:
             self._on_change("members", f"group: {', '.join(seen.members)}")
@@ -105,7 +105,7 @@ _STYLES = {
     "running": "green",
     "done": "green",
     "failed": "red",
-    "lost": "red",
+    "cut off": "red",
     "waiting": "yellow",
 }
 _GROUP_STYLES = {"complete": "green", "partial": "yellow", "detached": "red", "broken": "red"}
@@ -121,7 +121,7 @@ def picture(seen: Seen) -> RenderableType:
     jobs = table.Table("job", "kind", "node", "state", "result", title="jobs")
     for job in seen.jobs():
         result = "" if job.result is None else plain.inline(job.result)
-        word = text.Text(seen.word(job), style=_STYLES.get(seen.word(job), ""))
+        word = text.Text(job.word, style=_STYLES.get(job.word, ""))
         jobs.add_row(str(job.path), _KINDS[job.kind], job.node, word, result)
     state = text.Text.assemble(
         "group: ",
