@@ -7,6 +7,7 @@ whether such a change concerns a run that is under way.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,9 @@ def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Call:
         raise errors.BadValue("the job names no code")
     entry = code.entry(spec.code)
     procedure, needs = entry.procedure, entry.needs
+    wanted = entry.value.get("backend")
+    if procedure.is_async and wanted not in (None, backend()):
+        raise errors.BadValue(f"{procedure.name} is for {wanted}, this runner is on {backend()}")
     variables = procedures.merged(entry.default, spec.data)
     injected = INJECTED + INJECTED_ASYNC if procedure.is_async else INJECTED
     for name in procedure.variables:
@@ -50,6 +54,12 @@ def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Call:
             raise errors.MissingVariable(name, procedure.name)
     modules.order(needs, needed_by=procedure.name)
     return Call(procedure=procedure, variables=variables, needs=needs)
+
+
+def backend() -> str:
+    """The event loop that runs here: `asyncio` or `trio`."""
+    trio = sys.modules.get("trio")
+    return "trio" if trio is not None and trio.lowlevel.in_trio_run() else "asyncio"
 
 
 def is_fit(spec: JobSpec, code: CodeRoot) -> bool:

@@ -51,6 +51,7 @@ class JobRoot(ClientRoot):
         self._nodes = nodes
         self.states: job.StateRoot
         self.claims: claims.ClaimRoot
+        self._is_served = False
         self._service: serving.Service | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._supervisors: dict[Path, supervision.Supervisor] = {}
@@ -102,11 +103,16 @@ class JobRoot(ClientRoot):
         root.claims = await claims.ClaimRoot.as_handler(
             client, path=cls.state_below(places.claim, subpath, name)
         )
-        if serve and root._service is None:
-            service = await serving.Service.make(
-                client, [root], name=name, group=subpath, places=places, code=code
-            )
-            await client.task_group.start(service.serve)
+        if serve and not root._is_served:
+            root._is_served = True
+            try:
+                service = await serving.Service.make(
+                    client, [root], name=name, group=subpath, places=places, code=code
+                )
+                await client.task_group.start(service.serve)
+            except BaseException:
+                root._is_served = False
+                raise
         return root
 
     # The group's settings -----------------------------------------------------------------------

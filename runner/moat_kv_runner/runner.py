@@ -2,9 +2,9 @@
 
 The command line calls `run`, and ends it by cancellation: jobs are cancelled, claims released, the
 session closed. The way of a job, in files: `roots` (where it is), `job` (what it says),
-`supervision` (its life here), `schedule` and `placing` (when, and who), `claims` (whose it is),
-`readiness` (with what), `execution` (the run), `admin`, `feeds` and `info_queue` (what the script
-sees), `messages`. `serving` holds it together.
+`supervision` (its life here), `schedule` and `placing` (when, and who), `claims` and `holding`
+(whose it is), `readiness` (with what), `execution` (the run), `admin`, `feeds`, `info_queue` and
+`messages` (what the script sees). `serving` holds it together.
 """
 
 from __future__ import annotations

@@ -3,16 +3,14 @@
 `roots.JobRoot` keeps a `Supervisor` for each job that its runner may have to do with, and wakes it
 whenever something may have changed: the job, its state, its claim, code, modules, the group. Each
 step is judged anew from what is there (`schedule`, `placing`, `readiness`), so nothing is lost by
-being woken once too often. The state entry is written only under the claim, with its fence.
+being woken once too often. What is written is written through `holding`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
@@ -24,12 +22,13 @@ from moat_kv_runner import (
     admin,
     claims,
     execution,
+    holding,
     messages,
     placing,
     readiness,
     schedule,
 )
-from moat_kv_runner.job import JobEntry, JobSpec, JobState, parse_state
+from moat_kv_runner.job import JobEntry, JobSpec
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -59,22 +58,18 @@ class Supervisor:
         self._root = root
         self._service = service
         self._client = service.client
-        self._claim_entry = cast(claims.ClaimEntry, root.claims.follow(path, create=True))
-        self._state_path = root.states.base + path
-        self._claim: claims.Claim | None = None
-        # What is stored, while the claim is held.
-        self._state = JobState()
+        self._held = holding.Holding(root, service, path)
         self._news = anyio.Event()
         # From when the turn in placing counts: when the job became due and free.
         self._free_at: float | None = None
+        # This node lacks a package, and lets these others try.
+        self._left_to: frozenset[str] = frozenset()
         # The run that is under way.
         self._admin: admin.CallAdmin | None = None
         self._under_way = False
         self._stop: Stop | None = None
         # It was cancelled to be started anew.
         self._again = False
-        # An open error record of this job may be there.
-        self._may_have_failed = True
 
     def wake(self) -> None:
         """Something may have changed."""
@@ -89,7 +84,7 @@ class Supervisor:
     @property
     def is_idle(self) -> bool:
         """There is no job, and nothing to leave."""
-        return not self.entry.exists and self._claim is None
+        return not self.entry.exists and self._held.claim is None
 
     async def run(self) -> None:
         """Until the job is gone, or cancelled."""
@@ -99,17 +94,20 @@ class Supervisor:
                     await self._step(self._news)
                 except messages.LostClaim as exc:
                     logger.warning("%s: lost the claim: %s", self.path, exc)
-                    self._claim, self._under_way = None, False
+                    self._held.claim, self._under_way = None, False
                 except errors.SessionExpired:
                     # The client is about to notice; then all jobs end.
-                    self._claim, self._under_way = None, False
-                    await self._service.session.lost.wait()
+                    self._held.claim, self._under_way = None, False
+                    session = self._service.session
+                    with anyio.move_on_after(session.ttl_s):
+                        await session.lost.wait()
                 except claims.PASSING as exc:
                     logger.info("%s: %s", self.path, exc)
                     with anyio.move_on_after(1):
                         await claims.line_change(self._client)
                 except Exception:
                     logger.exception("%s: a fault of the runner", self.path)
+                    self._under_way = False
                     await anyio.sleep(FAULT_S)
         finally:
             await self._leave()
@@ -136,23 +134,24 @@ class Supervisor:
         elif due.at > now:
             with anyio.move_on_after(min(due.at - now, LONGEST_SLEEP_S)):
                 await news.wait()
-        elif self._claim is None:
+        elif self._held.claim is None:
             await self._obtain(news, fit=readiness.is_fit(spec, self._service.code))
         elif problem is not None:
-            await self._wait_for(problem, news)
+            await self._wait_for(problem, news, fit=True)
         else:
             await self._try(spec, news)
 
     def _due(self, spec: JobSpec, problem: errors.BadValue | None) -> schedule.Due:
         if problem is not None:
             return schedule.Due(0.0, "the job's entry is wrong", True)
-        state = self._state if self._claim is not None else self.entry.state.state
-        due = schedule.due(spec, state)
+        is_held = self._held.claim is not None
+        due = schedule.due(spec, self._held.state if is_held else self.entry.state.state)
         return due._replace(at=0.0) if self._again and due.at is not None else due
 
     async def _obtain(self, news: anyio.Event, *, fit: bool) -> None:
         """Claim the job when it is this runner's turn."""
-        if self._claim_entry.holder is not None:
+        is_left = not fit and self._left_to and self._others() == self._left_to
+        if is_left or self._held.holder is not None:
             self._free_at = None
             await news.wait()
             return
@@ -164,21 +163,10 @@ class Supervisor:
             with anyio.move_on_after(wait_s):
                 await news.wait()
             return
-        claim = await claims.take(
-            self._client,
-            self._claim_entry.absolute,
-            node=self._service.name,
-            session=self._service.session,
-        )
         self._free_at = None
-        if claim is None:
+        if not await self._held.take():
             # The mirror has not shown it yet; it will.
             await news.wait()
-            return
-        self._claim = claim
-        # What others wrote before they let go may not be in the mirror yet either.
-        stored = await claims.patiently(self._client, lambda: self._client.get(self._state_path))
-        self._state = parse_state(stored.get("value"))
 
     def _turn_s(self, fit: bool) -> float:
         candidates = self._service.candidates(self._root)
@@ -187,6 +175,11 @@ class Supervisor:
         name = self._service.name
         return placing.wait_s(self.entry.absolute.packed, candidates, own_name=name, fit=fit)
 
+    def _others(self) -> frozenset[str]:
+        """The other runners that may have the job."""
+        candidates = self._service.candidates(self._root) or ()
+        return frozenset(candidates) - {self._service.name}
+
     async def _try(self, spec: JobSpec, news: anyio.Event) -> None:
         """Run the job, or wait for what it lacks."""
         service = self._service
@@ -194,45 +187,44 @@ class Supervisor:
         try:
             call = readiness.prepare(spec, service.code, service.modules)
         except errors.MoatKvError as exc:
-            await self._wait_for(exc, news)
+            await self._wait_for(exc, news, fit=readiness.is_fit(spec, service.code))
             return
         await self._run(spec, call, signature)
 
-    async def _wait_for(self, lack: errors.MoatKvError, news: anyio.Event) -> None:
+    async def _wait_for(self, lack: errors.MoatKvError, news: anyio.Event, *, fit: bool) -> None:
+        """Say what the job lacks, and wait for it; what only this node lacks is left to others."""
         text = lack.reason if isinstance(lack, errors.BadValue) else lack
-        await self._note(reason=f"waiting: {text}", computed=None)
+        await self._held.note(reason=f"waiting: {text}", computed=None)
+        self._left_to = frozenset() if fit else self._others()
+        if self._left_to:
+            await self._held.release()
         await news.wait()
 
     async def _let_go(self, due: schedule.Due) -> None:
         """Others may have it; the state says why it is not running."""
         self._again = False
-        if self._claim is None:
+        if self._held.claim is None:
             return
-        if self._state.reason is None or self._state.reason.startswith("waiting: "):
-            await self._note(reason=due.why, computed=due.at)
-        await self._release()
-
-    async def _release(self) -> None:
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            await claims.release(self._client, claim)
+        reason = self._held.state.reason
+        if reason is None or reason.startswith("waiting: "):
+            await self._held.note(reason=due.why, computed=due.at)
+        await self._held.release()
 
     async def _forget(self) -> None:
         """The job was deleted: its error is over; its state stays, as its past."""
-        await self._resolve_error()
-        await self._note(reason="deleted", computed=None)
-        await self._release()
+        await self._held.resolve_error()
+        await self._held.note(reason="deleted", computed=None)
+        await self._held.release()
 
     # Running ------------------------------------------------------------------------------------
 
     async def _run(
         self, spec: JobSpec, call: readiness.Call, signature: readiness.Signature
     ) -> None:
-        assert self._claim is not None
         self._again, self._stop = False, None
         started = schedule.started_at(time.time(), spec.target)
-        await self._write(started=started, reason="running", computed=None, interrupted=False)
-        facts = self._facts(self._claim)
+        await self._held.write(started=started, reason="running", computed=None, interrupted=False)
+        facts = self._facts()
         self._admin = admin.CallAdmin(facts, state=self._service.state_of(self._root))
         self._under_way = True
         result, error = _NOTHING, None
@@ -240,7 +232,7 @@ class Supervisor:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch_for_stop, signature, tasks.cancel_scope)
                 if spec.ok_after:
-                    tasks.start_soon(self._well_after, spec.ok_after)
+                    tasks.start_soon(self._well_after, spec.ok_after, tasks.cancel_scope)
                 try:
                     result = await execution.execute(
                         call,
@@ -257,8 +249,9 @@ class Supervisor:
         await self._finish(result, error)
         self._under_way = False
 
-    def _facts(self, claim: claims.Claim) -> admin.RunFacts:
-        service = self._service
+    def _facts(self) -> admin.RunFacts:
+        service, claim = self._service, self._held.claim
+        assert claim is not None  # the state was written under it a moment ago
         return admin.RunFacts(
             client=self._client.bound(fence=claim.guard),
             runner_client=self._client,
@@ -284,8 +277,7 @@ class Supervisor:
             await news.wait()
 
     def _reason_to_stop(self, signature: readiness.Signature) -> Stop | None:
-        claim, seen = self._claim, self._claim_entry
-        if claim is None or seen.rev > claim.fence:
+        if self._held.is_lost:
             return "lost"
         if not self.entry.exists:
             return "stopped"
@@ -298,135 +290,75 @@ class Supervisor:
         now = readiness.signature(spec, self._service.code, self._service.modules)
         return "restart" if now != signature else None
 
-    async def _well_after(self, seconds: float) -> None:
+    async def _well_after(self, seconds: float, scope: anyio.CancelScope) -> None:
         await anyio.sleep(seconds)
-        await self._work_well()
+        try:
+            await self._work_well()
+        except messages.LostClaim:
+            self._stop = "lost"
+            scope.cancel()
 
     async def _work_well(self) -> None:
         """The run has shown that it works: earlier failures are forgotten."""
-        if self._state.backoff:
-            await self._write(backoff=0)
-        await self._resolve_error()
+        if self._held.state.backoff:
+            await self._held.write(backoff=0)
+        await self._held.resolve_error()
 
     async def _finish(self, result: Any, error: BaseException | None) -> None:
-        now = time.time()
+        now, held = time.time(), self._held
+        if self._stop is not None and error is not None:
+            text = error_record.describe(error)
+            logger.warning("%s: failed while it was being stopped: %s", self.path, text)
         if self._stop == "lost":
-            raise messages.LostClaim(str(self._claim_entry.absolute))
+            raise messages.LostClaim(str(self.path))
         if self._stop == "restart":
-            self._state = dataclasses.replace(self._state, stopped=now, interrupted=True)
+            held.state = dataclasses.replace(held.state, stopped=now, interrupted=True)
             self._again = True
         elif self._stop == "stopped":
-            await self._write(stopped=now, interrupted=True, reason="stopped")
+            await held.write(stopped=now, interrupted=True, reason="stopped")
         elif error is not None:
             await self._failed(error, now)
         else:
             # A script that has cancelled itself returns nothing.
-            await self._resolve_error()
             value = None if result is _NOTHING else result
-            await self._write(stopped=now, result=value, backoff=0, **self._outlook(now, 0, "done"))
+            await held.resolve_error()
+            computed = self._next_due(now, 0)
+            await held.write(stopped=now, result=value, backoff=0, reason="done", computed=computed)
 
     async def _failed(self, error: BaseException, now: float) -> None:
-        assert self._claim is not None
+        claim = self._held.claim
         if isinstance(error, messages.LostClaim):
             raise error
-        if isinstance(error, errors.StaleFence) and error.path == str(self._claim.path):
+        if isinstance(error, errors.StaleFence) and claim and error.path == str(claim.path):
             raise messages.lost_claim(error)
-        failures = schedule.after_failure(self._state.backoff)
+        failures = schedule.after_failure(self._held.state.backoff)
         text = error_record.describe(error)
         logger.info("%s: failed: %s", self.path, text)
-        if not isinstance(error, messages.ErrorRecorded):
-            await self._record_error(error)
-        self._may_have_failed = True
-        outlook = self._outlook(now, failures, f"failed: {text}")
-        await self._write(stopped=now, result=None, backoff=failures, **outlook)
+        await self._held.record_error(error)
+        await self._held.write(
+            stopped=now,
+            result=None,
+            backoff=failures,
+            reason=f"failed: {text}",
+            computed=self._next_due(now, failures),
+        )
 
-    def _outlook(self, now: float, failures: int, reason: str) -> dict[str, Any]:
-        """`computed` and `reason` at the end of a run."""
-        past = dataclasses.replace(self._state, stopped=now, backoff=failures)
+    def _next_due(self, stopped: float, failures: int) -> float | None:
+        past = dataclasses.replace(self._held.state, stopped=stopped, backoff=failures)
         try:
-            due = schedule.due(self.entry.spec(), past)
+            return schedule.due(self.entry.spec(), past).at
         except errors.BadValue:
-            due = schedule.Due(None, reason)
-        return {"computed": due.at, "reason": reason}
-
-    # Writing ------------------------------------------------------------------------------------
-
-    async def _note(self, *, reason: str | None, computed: float | None) -> None:
-        """Write the state if it says something else."""
-        if self._claim is None:
-            return
-        state = self._state
-        mine = (state.node, state.fence) == (self._service.name, self._claim.fence)
-        if not mine or (state.reason, state.computed) != (reason, computed):
-            await self._write(reason=reason, computed=computed)
-
-    async def _write(self, **changes: Any) -> None:
-        """Write the state entry under the claim. Raises LostClaim."""
-        claim = self._claim
-        if claim is None:
-            raise messages.LostClaim(str(self._claim_entry.absolute))
-        state = dataclasses.replace(
-            self._state,
-            pinged=time.time(),
-            node=self._service.name,
-            fence=claim.fence,
-            **changes,
-        )
-        value = state.as_value()
-        with self._fenced():
-            await claims.patiently(
-                self._client, lambda: self._client.set(self._state_path, value, fence=claim.guard)
-            )
-        self._state = state
-
-    @contextlib.contextmanager
-    def _fenced(self) -> Iterator[None]:
-        try:
-            yield
-        except errors.StaleFence as exc:
-            raise messages.lost_claim(exc) from exc
-
-    async def _record_error(self, error: BaseException) -> None:
-        service, job = self._service, self.entry.absolute
-        await claims.patiently(
-            self._client,
-            lambda: error_record.record(
-                self._client,
-                admin.SUBSYSTEM,
-                job,
-                node=service.name,
-                exc=error,
-                places=service.places,
-            ),
-        )
-
-    async def _resolve_error(self) -> None:
-        if not self._may_have_failed:
-            return
-        service, job = self._service, self.entry.absolute
-        node = service.name if self._root.every_node else None
-        await claims.patiently(
-            self._client,
-            lambda: error_record.resolve(
-                self._client,
-                admin.SUBSYSTEM,
-                job,
-                by=error_record.BY_SUCCESS,
-                node=node,
-                places=service.places,
-            ),
-        )
-        self._may_have_failed = False
+            return None
 
     async def _leave(self) -> None:
         """The runner ends, or the job is gone; what runs was cut off and may go on elsewhere."""
-        if self._claim is None or self._service.session.ended:
+        if self._held.claim is None or self._service.session.ended:
             return
         with anyio.move_on_after(LEAVE_S, shield=True) as scope:
             try:
                 if self._under_way:
-                    await self._write(reason="its runner was stopped", computed=None)
-                await self._release()
+                    await self._held.write(reason="its runner was stopped", computed=None)
+                await self._held.release()
             except (errors.MoatKvError, messages.LostClaim) as exc:
                 logger.warning("%s: left without releasing it: %s", self.path, exc)
         if scope.cancelled_caught:

@@ -1,0 +1,155 @@
+"""A job that this runner holds: its claim, and what is written under it.
+
+`supervision` decides, and has it done here: taking and releasing the claim, writing the state entry
+(only with the claim's fence), recording and resolving the job's error. Trouble that passes is
+waited for; a claim that has passed on is LostClaim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from moat_kv import errors
+from moat_kv.client import error_record
+from moat_kv.path import Path
+from moat_kv_runner import admin, claims, messages
+from moat_kv_runner.job import JobState, parse_state
+
+if TYPE_CHECKING:
+    from moat_kv_runner.roots import JobRoot
+    from moat_kv_runner.serving import Service
+
+
+class Holding:
+    """One job's claim and state, as far as this runner has them."""
+
+    def __init__(self, root: JobRoot, service: Service, path: Path) -> None:
+        self._root = root
+        self._service = service
+        self._client = service.client
+        self._job = root.base + path
+        self._state_path = root.states.base + path
+        self._entry = cast(claims.ClaimEntry, root.claims.follow(path, create=True))
+        #: None while another runner may have the job.
+        self.claim: claims.Claim | None = None
+        #: What is stored, while there is a claim.
+        self.state = JobState()
+        # An open error record of this job may be there.
+        self._may_have_failed = True
+
+    @property
+    def holder(self) -> str | None:
+        """Who has the job, as the mirror of claims shows it."""
+        return self._entry.holder
+
+    @property
+    def is_lost(self) -> bool:
+        """The claim is seen to be gone, or somebody else's."""
+        if self.claim is None:
+            return True
+        shown, fence = self._entry.rev, self.claim.fence
+        if shown > fence:
+            return True
+        return shown != fence and self._root.claims.seen_rev >= fence
+
+    async def take(self) -> bool:
+        """Claim the job; False if somebody else was faster. Raises SessionExpired."""
+        claim = await claims.take(
+            self._client,
+            self._entry.absolute,
+            node=self._service.name,
+            session=self._service.session,
+        )
+        if claim is None:
+            return False
+        self.claim = claim
+        # What others wrote before they let go may not be in the mirror yet.
+        stored = await claims.patiently(self._client, lambda: self._client.get(self._state_path))
+        self.state = parse_state(stored.get("value"))
+        return True
+
+    async def release(self) -> None:
+        """Let others have the job."""
+        claim, self.claim = self.claim, None
+        if claim is not None:
+            await claims.release(self._client, claim)
+
+    async def write(self, **changes: Any) -> None:
+        """Change the state entry. Raises LostClaim."""
+        claim = self._claimed()
+        state = dataclasses.replace(
+            self.state,
+            pinged=time.time(),
+            node=self._service.name,
+            fence=claim.fence,
+            **changes,
+        )
+        value = state.as_value()
+        with fenced():
+            await claims.patiently(
+                self._client, lambda: self._client.set(self._state_path, value, fence=claim.guard)
+            )
+        self.state = state
+
+    async def note(self, *, reason: str | None, computed: float | None) -> None:
+        """Change the state entry if it says something else, or is another holder's."""
+        claim, state = self._claimed(), self.state
+        is_ours = (state.node, state.fence) == (self._service.name, claim.fence)
+        if not is_ours or (state.reason, state.computed) != (reason, computed):
+            await self.write(reason=reason, computed=computed)
+
+    def _claimed(self) -> claims.Claim:
+        if self.claim is None:
+            raise messages.LostClaim(str(self._entry.absolute))
+        return self.claim
+
+    # The job's error ----------------------------------------------------------------------------
+
+    async def record_error(self, error: BaseException) -> None:
+        """The job has failed; the record is its own, or one that the script has made already."""
+        self._may_have_failed = True
+        if isinstance(error, messages.ErrorRecorded):
+            return
+        service = self._service
+        await claims.patiently(
+            self._client,
+            lambda: error_record.record(
+                self._client,
+                admin.SUBSYSTEM,
+                self._job,
+                node=service.name,
+                exc=error,
+                places=service.places,
+            ),
+        )
+
+    async def resolve_error(self) -> None:
+        """The job works, or is gone."""
+        if not self._may_have_failed:
+            return
+        service = self._service
+        await claims.patiently(
+            self._client,
+            lambda: error_record.resolve(
+                self._client,
+                admin.SUBSYSTEM,
+                self._job,
+                by=error_record.BY_SUCCESS,
+                node=service.name if self._root.every_node else None,
+                places=service.places,
+            ),
+        )
+        self._may_have_failed = False
+
+
+@contextlib.contextmanager
+def fenced() -> Iterator[None]:
+    """Raise LostClaim where a fence is stale."""
+    try:
+        yield
+    except errors.StaleFence as exc:
+        raise messages.lost_claim(exc) from exc
