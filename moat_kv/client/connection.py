@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from moat_kv import errors
+from moat_kv import errors, waiting
 from moat_kv.client import direct, handshake
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
@@ -79,8 +79,8 @@ class Stream(Protocol):
 class _Call:
     __slots__ = ("done", "failure", "reply", "sweep")
 
-    def __init__(self, sweep: int) -> None:
-        self.done = anyio.Event()
+    def __init__(self, done: waiting.Waiter, sweep: int) -> None:
+        self.done = done
         self.reply: messages.Reply | None = None
         self.failure: Exception | None = None
         # The sweep at which it began.
@@ -120,7 +120,8 @@ class Connection:
         self._unstarted: dict[int, int] = {}
         self._sweep = 0
         self._heard = True
-        self._wake = anyio.Event()
+        self._make_waiter = waiting.maker()
+        self._wake = self._make_waiter()
         self._idle = False
         self._ended = anyio.Event()
         self._resume: anyio.Event | None = None
@@ -136,7 +137,7 @@ class Connection:
         before anything is sent.
         """
         seq = self._post(action, arguments, value)
-        call = self._calls[seq] = _Call(self._sweep)
+        call = self._calls[seq] = _Call(self._make_waiter(), self._sweep)
         try:
             await call.done.wait()
         except BaseException:
@@ -250,7 +251,7 @@ class Connection:
                 if self._rest:
                     data, self._rest = self._rest, b""
                 elif not outgoing:
-                    self._wake = anyio.Event()
+                    self._wake = self._make_waiter()
                     self._idle = True
                     await self._wake.wait()
                     continue
