@@ -9,8 +9,6 @@ from collections.abc import Callable
 FIRST_S = 0.05
 LONGEST_S = 5.0
 FACTOR = 2.0
-#: A line that held for so many seconds is no reason to go on waiting longer and longer.
-HEALTHY_S = 5.0
 
 
 class Backoff:
@@ -19,12 +17,17 @@ class Backoff:
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self._chance = chance
         self._wait_s = FIRST_S
+        self._waited_s = 0.0
 
     def next_s(self) -> float:
         """The next wait, in seconds."""
-        wait_s = self._wait_s * (0.5 + 0.5 * self._chance())
+        self._waited_s = self._wait_s * (0.5 + 0.5 * self._chance())
         self._wait_s = min(self._wait_s * FACTOR, LONGEST_S)
-        return wait_s
+        return self._waited_s
 
-    def reset(self) -> None:
-        self._wait_s = FIRST_S
+    def held(self, held_s: float) -> None:
+        """A line was there for so many seconds. If that was longer than the wait for it, the next
+        wait is short again; a server that always drops us at once is not hurried.
+        """
+        if held_s > self._waited_s:
+            self._wait_s = FIRST_S

@@ -241,8 +241,7 @@ class Link:
                 if not self._reconnect:
                     self._give_up(f"{self._why_down}, and reconnecting is switched off")
                     return
-                if time.monotonic() - began > backoff.HEALTHY_S:
-                    waits.reset()
+                waits.held(time.monotonic() - began)
                 line = await self._next_line(waits)
 
     async def _next_line(self, waits: backoff.Backoff) -> handshake.Line:

@@ -7,12 +7,14 @@ import random
 from moat_kv.client import backoff
 
 
-def test_waits_double_up_to_the_longest_and_start_anew_after_a_reset() -> None:
+def test_waits_double_up_to_the_longest_and_start_anew_after_a_line_that_held() -> None:
     waits = backoff.Backoff(chance=lambda: 1.0)
     taken = [waits.next_s() for _ in range(12)]
     assert taken[:4] == [0.05, 0.1, 0.2, 0.4]
     assert taken[-1] == backoff.LONGEST_S == max(taken)
-    waits.reset()
+    waits.held(backoff.LONGEST_S)
+    assert waits.next_s() == backoff.LONGEST_S
+    waits.held(backoff.LONGEST_S + 1)
     assert waits.next_s() == backoff.FIRST_S
 
 
