@@ -104,6 +104,9 @@ class Server:
         """
         async with self.engine.running(self.store):
             self.stopping = False
+            # The last records may be gone (dropped deletions, or lost under relaxed syncing), but
+            # clients have seen their revisions.
+            self.store.tree.revision = max(self.store.tree.revision, self.engine.revision)
             try:
                 self.sessions.recover()
                 async with anyio.create_task_group() as tasks:

@@ -458,18 +458,6 @@ async def test_a_group_stays_small_enough_for_a_frame(monkeypatch: pytest.Monkey
             await line.ask("group_join", "y" * 9_500, name="m", **member)  # its own, changed
 
 
-async def test_a_members_session_outlives_a_restart() -> None:
-    engine = MemoryEngine()
-    async with running_server(engine=engine) as running, connected(running.url) as line:
-        opened = (await line.ask("session_open")).fields
-        id, secret = opened["session"], opened["secret"]
-        await line.ask("group_join", group=P("g"), name="n", session=id)
-        await until(lambda: running.server.store.tree.entries == 1)
-    async with running_server(engine=engine) as running, connected(running.url) as line:
-        await line.ask("session_resume", session=id, secret=secret)
-        await line.ask("group_join", group=P("g"), name="n", session=id)
-
-
 async def test_a_write_whose_sessions_record_has_no_room_does_not_say_that_it_ended() -> None:
     class NoRecord(MemoryEngine):
         def submit(self, writes: Sequence[Write], done: Done) -> None:
