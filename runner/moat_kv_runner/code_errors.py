@@ -52,7 +52,11 @@ async def keep(service: Service) -> None:
             while waiting:
                 path, entry = waiting.popitem()
                 problem = entry.problem if entry.value is not NotGiven else None
-                await _note(service, path, problem, open_here)
+                try:
+                    await _note(service, path, problem, open_here)
+                except errors.MoatKvError:
+                    # One record's trouble must not end the runner.
+                    logger.exception("cannot keep the error record of %s", path)
             await news.wait()
     finally:
         for end in ends:
