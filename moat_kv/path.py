@@ -48,8 +48,8 @@ __all__ = [
 #: How many elements a path has at most.
 MAX_ELEMENTS: Final = 64
 #: What `unpack_cached` keeps: so many paths, and so many bytes of them in packed form.
-_CACHED_PATHS: Final = 65536
-_CACHED_BYTES: Final = 16 << 20
+_CACHED_PATHS: Final = 16384
+_CACHED_BYTES: Final = 4 << 20
 
 
 @final
@@ -71,8 +71,9 @@ class Path:
     keys: tuple[Key, ...]
     #: At least as many bytes as the packed form has.
     _size_bound: int
-    # Set when they are first asked for:
-    _packed: bytes
+    # When it is first asked for; None until then, because a missing attribute costs an exception.
+    _packed: bytes | None
+    # When it is first asked for; missing until then.
     _hash: int
 
     def __init__(self, *elements: ElementLike) -> None:
@@ -87,6 +88,7 @@ class Path:
                 _set_elements(self, elements)
                 _set_keys(self, elements)
                 _set_size_bound(self, bound)
+                _set_packed(self, None)
                 return
         self._init_checked(elements)
 
@@ -125,6 +127,7 @@ class Path:
         _set_elements(path, elements)
         _set_keys(path, keys)
         _set_size_bound(path, size_bound)
+        _set_packed(path, None)
         return path
 
     @staticmethod
@@ -138,12 +141,11 @@ class Path:
     @property
     def packed(self) -> bytes:
         """The msgpack of each element, one after the other; at most 1,024 bytes."""
-        try:
-            return self._packed
-        except AttributeError:
+        packed = self._packed
+        if packed is None:
             packed = pack_elements(self.elements)
             _set_packed(self, packed)
-            return packed
+        return packed
 
     # What a sequence can do
 
@@ -284,7 +286,7 @@ _new = object.__new__
 _set_elements: Callable[[Path, tuple[Any, ...]], None] = Path.__dict__["elements"].__set__
 _set_keys: Callable[[Path, tuple[Any, ...]], None] = Path.__dict__["keys"].__set__
 _set_size_bound: Callable[[Path, int], None] = Path.__dict__["_size_bound"].__set__
-_set_packed: Callable[[Path, bytes], None] = Path.__dict__["_packed"].__set__
+_set_packed: Callable[[Path, bytes | None], None] = Path.__dict__["_packed"].__set__
 _set_hash: Callable[[Path, int], None] = Path.__dict__["_hash"].__set__
 
 
@@ -319,6 +321,11 @@ def _refuse_extension(code: int, data: bytes) -> None:
     raise ValueError(f"extension type {code} cannot be in a path")
 
 
+#: The heads of strings of up to 31 bytes, and of arrays of up to 15 elements.
+_SHORT_STRINGS: Final = bytes(range(0xA0, 0xC0))
+_SHORT_ARRAYS: Final = [bytes([head]) for head in range(0x90, 0xA0)]
+
+
 def _unpack(data: bytes) -> Path:
     if len(data) > MAX_BYTES:
         raise BadPath(described(data), f"a packed path has at most {MAX_BYTES} bytes")
@@ -330,27 +337,33 @@ def _unpack(data: bytes) -> Path:
         # normalised) would make two packed forms of one path.
         if path.packed != data:
             raise BadPath(described(data), "not the canonical packed form")
-    _set_packed(path, data)
+        _set_packed(path, data)
     return path
 
 
 def _unpack_names(data: bytes) -> Path | None:
-    """The quick way for short ASCII names, at most 31 characters each; None if it is not that."""
-    names: list[str] = []
-    pos, end = 0, len(data)
+    """The quick way for at most 15 short ASCII names; None if it is not that.
+
+    Then there are as many names as bytes that look like the head of a short string, and msgpack
+    can read them as one array (0.9 µs for three names; a loop over them in Python takes 2).
+    """
+    count = len(data) - len(data.translate(None, _SHORT_STRINGS))
     try:
-        while pos < end:
-            stop = pos + data[pos] - 0x9F
-            if not pos < stop <= pos + 32:
-                return None
-            names.append(data[pos + 1 : stop].decode("ascii"))
-            pos = stop
-    except UnicodeDecodeError:
+        names = tuple(msgpack.unpackb(_SHORT_ARRAYS[count] + data))
+        text = "".join(names)
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if pos != end or len(names) > MAX_ELEMENTS:
+    # With longer heads, or other than ASCII characters, there were more bytes than this.
+    if len(text) + count != len(data) or not text.isascii():
         return None
-    elements = tuple(names)
-    return Path._trusted(elements, elements, end)
+    path = _new(Path)
+    _set_elements(path, names)
+    _set_keys(path, names)
+    _set_size_bound(path, len(data))
+    _set_packed(path, data)
+    # What comes from outside is nearly always looked up.
+    _set_hash(path, hash(names))
+    return path
 
 
 def _unpack_elements(data: bytes) -> list[Any]:
@@ -378,11 +391,12 @@ class _Unpacked(dict[bytes, Path]):
 
     def __missing__(self, data: bytes) -> Path:
         path = _unpack(data)
-        self._size_bytes += len(path.packed)
+        data = path.packed  # `bytes`, whatever was asked with
+        self._size_bytes += len(data)
         if len(self) >= _CACHED_PATHS or self._size_bytes > _CACHED_BYTES:
             self.clear()
-            self._size_bytes = len(path.packed)
-        self[path.packed] = path
+            self._size_bytes = len(data)
+        self[data] = path
         return path
 
 

@@ -30,7 +30,6 @@ from moat_kv.engine import (
     sqlite_connection,
     sqlite_lock,
     sqlite_open,
-    sqlite_rows,
     sqlite_saving,
     sqlite_store,
     worker,
@@ -236,8 +235,10 @@ class SqliteEngine(base.Engine):
         while self._waiting and records < COMMIT_RECORDS and size_bytes < COMMIT_BYTES:
             group = self._waiting.popleft()
             groups.append(group)
-            records += len(group[0])
-            size_bytes += sum(len(write.value) for write in group[0] if write.value is not None)
+            for write in group[0]:
+                records += 1
+                if write.value is not None:
+                    size_bytes += len(write.value)
         return groups
 
     async def _commit(self, groups: Sequence[_Group]) -> None:
@@ -245,7 +246,7 @@ class SqliteEngine(base.Engine):
         judged = judge.Judge(self._replica, self._given)
         outcomes = [judged.admit(writes, self._at) for writes, _ in groups]
         if judged.records:
-            entries = self._with_prev(judged.records)
+            entries = list(zip(judged.records, judged.prevs, strict=True))
             self._given = judged.revision
             try:
                 await self._saver.keep(entries)
@@ -263,19 +264,6 @@ class SqliteEngine(base.Engine):
             self._compactor.note(sum(1 for record, prev in entries if prev or record.value is None))
         for (_, done), outcome in zip(groups, outcomes, strict=True):
             done(outcome)
-
-    def _with_prev(self, records: Sequence[Record]) -> list[sqlite_rows.Entry]:
-        """Each record with the revision of its path's record before it, 0 if there is none."""
-        within: dict[Path, int] = {}
-        entries = []
-        for record in records:
-            prev = within.get(record.path)
-            if prev is None:
-                head = self._replica.head(record.path)
-                prev = head.rev if head is not None else 0
-            within[record.path] = record.rev
-            entries.append((record, prev))
-        return entries
 
     def _raise_floor(self, floor: int) -> None:
         self.floor = floor

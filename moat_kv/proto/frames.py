@@ -19,8 +19,9 @@ SKIP_LIMIT = 64 * 1024 * 1024
 #: So much of an oversized frame is kept, to find its sequence number and answer it.
 HEAD_BYTES = 16
 
-_LENGTH = struct.Struct(">I")
-HEADER_BYTES = _LENGTH.size
+#: A frame's header: how long its body is.
+LENGTH = struct.Struct(">I")
+HEADER_BYTES = LENGTH.size
 
 
 class Oversized:
@@ -66,7 +67,7 @@ class FrameReader:
         frames: list[bytes | Oversized] = []
         start, size = 0, len(data)
         while size - start >= HEADER_BYTES:
-            (length,) = _LENGTH.unpack_from(data, start)
+            (length,) = LENGTH.unpack_from(data, start)
             body = start + HEADER_BYTES
             if length > self.limit:
                 if length > SKIP_LIMIT:
@@ -97,4 +98,4 @@ class FrameReader:
 
 def frame(body: bytes) -> bytes:
     """One frame that holds this body."""
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body

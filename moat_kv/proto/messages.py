@@ -55,10 +55,14 @@ def _extension(code: int, data: bytes) -> Any:
 
 
 def _default(value: Any) -> Any:
-    if isinstance(value, path.Path):
-        return msgpack.ExtType(PATH_EXTENSION, value.packed)
+    if type(value) is path.Path:
+        # Past ExtType's own constructor, whose checks take as long as packing the rest.
+        return _new(msgpack.ExtType, (PATH_EXTENSION, value.packed))
     raise errors.BadValue(f"{type(value).__name__} cannot be sent here")
 
+
+_new = tuple.__new__
+_pack_length = frames.LENGTH.pack
 
 #: Packers that nobody uses just now. Packing a path runs Python code, where another thread (a
 #: blocking client beside a server) may come in: each call takes a packer out for itself.
@@ -74,7 +78,7 @@ def pack(message: Request | Reply | tuple[int, Any, dict[str, Any], bytes | None
     body = packer.pack(message)
     # One that has failed is not put back: what it holds by then is nobody's message.
     _packers.append(packer)
-    return frames.frame(body)
+    return _pack_length(len(body)) + body
 
 
 def _unpack(body: bytes) -> list[Any]:
@@ -93,6 +97,15 @@ def unpack_request(body: bytes) -> Request:
     """The request in a frame. Raises BadFrame, with the fact `seq` if that was readable."""
     message = _unpack(body)
     seq, action, arguments, value = message
+    if (
+        type(seq) is int
+        and seq > 0
+        and type(action) is str
+        and type(arguments) is dict
+        and (value is None or type(value) is bytes)
+    ):
+        # Past NamedTuple's own constructor, which is Python: for each request of each client.
+        return _new(Request, message)
     if type(seq) is not int or seq < 1:
         raise errors.BadFrame("seq is an integer from 1")
     if type(action) is not str:
@@ -111,7 +124,7 @@ def unpack_reply(body: bytes) -> Reply:
     seq, state, fields, value = _unpack(body)
     if type(seq) is not int or type(state) is not int:
         raise errors.BadFrame("seq and state are integers")
-    return Reply(seq, state, fields or {}, value)
+    return _new(Reply, (seq, state, fields or {}, value))
 
 
 def peek_seq(head: bytes) -> int:

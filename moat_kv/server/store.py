@@ -19,15 +19,13 @@ class Store:
 
     def __init__(self) -> None:
         self.tree = Tree()
+        self.head: Callable[[Path], Head | None] = self.tree.head
         self.watchers = WatchIndex()
         self.monitors: dict[Callable[[Path, bytes], None], Path] = {}
         #: Entries that belong to a session, by the session's id. Kept while the entry lives.
         self.session_entries: dict[str, set[Path]] = {}
         #: Called for each applied record that ends by itself (`server.expiry`).
         self.on_expiring: Callable[[Record], None] | None = None
-
-    def head(self, path: Path) -> Head | None:
-        return self.tree.head(path)
 
     def apply(self, records: Sequence[Record]) -> None:
         tree, watchers = self.tree, self.watchers

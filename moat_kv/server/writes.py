@@ -34,7 +34,8 @@ def make_write(
     if path.keys and path[0] is None:
         readable(path)
     write = Write(path, value, origin=server.origin, tick=server.next_tick())
-    if len(options) > 1 or "path" not in options:
+    # An action's arguments hold the path, too; most writes have no option at all.
+    if options and (len(options) > 1 or "path" not in options):
         _add_options(connection, action, write, options)
     return write
 

@@ -52,8 +52,17 @@ class Tree:
 
     def head(self, path: Path) -> Node | None:
         """The newest record's state at a path, tombstones included; None if never written."""
-        node = self.find(path)
-        return node if node is not None and node.rev else None
+        # As `find`, whose call would be a fifth of the time: each write asks this.
+        node = self.root
+        for key in path.keys:
+            children = node.children
+            if children is None:
+                return None
+            found = children.get(key)
+            if found is None:
+                return None
+            node = found
+        return node if node.rev else None
 
     def apply(self, record: entry.Record) -> None:
         """Take one record; its revision is above all that were taken before."""
