@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from moat_kv.client.mirror import ClientRoot
 
 
+#: What all entries without children share, so that a leaf costs less; never changed.
+_NO_CHILDREN: dict[Any, ClientEntry] = {}
+
+
 class ClientEntry:
     """One entry of a mirror.
 
@@ -33,19 +37,42 @@ class ClientEntry:
     name and returns one. By default children are of their parent's class; a root's are
     `ClientEntry`."""
 
+    # A mirror has many of these; subclasses need not bother.
+    __slots__ = (
+        "__weakref__",
+        "_children",
+        "_epoch",
+        "_path",
+        "_told_in",
+        "at",
+        "name",
+        "parent",
+        "rev",
+        "root",
+        "value",
+    )
+
     def __init__(self, parent: ClientEntry | None, name: Element, root: ClientRoot) -> None:
         self.parent = parent
         self.name = name
         self.root = root
-        self.path: Path = parent.path / name if parent is not None else Path()
-        """Relative to the root."""
         self.value: Any = NotGiven
         self.rev = 0
         self.at: float | None = None
-        self._children: dict[Any, ClientEntry] = {}
+        self._path: Path | None = None
+        self._children = _NO_CHILDREN
         self._epoch = ""
         # Which fetch of the root has told this value.
         self._told_in = 0
+
+    @property
+    def path(self) -> Path:
+        """Relative to the root."""
+        path = self._path
+        if path is None:
+            path = self.parent.path / self.name if self.parent is not None else Path()
+            self._path = path
+        return path
 
     @property
     def absolute(self) -> Path:
@@ -181,16 +208,16 @@ class ClientEntry:
             self.root.loose[path] = entry
         return entry
 
-    def attach(self) -> None:
-        entry = self
-        while entry.parent is not None:
-            siblings = entry.parent._children
-            key = element_key(entry.name)
-            if siblings.get(key) is entry:
-                return
-            siblings[key] = entry
-            self.root.loose.pop(entry.path, None)
-            entry = entry.parent
+    def adopt(self, key: Any, name: Element) -> ClientEntry:
+        """A new child as a part of the mirror: one that somebody holds, or a fresh one."""
+        loose = self.root.loose
+        entry = loose.pop(self.path / name, None) if loose else None
+        if entry is None:
+            entry = self._child_class(name)(self, name, self.root)
+        if self._children is _NO_CHILDREN:
+            self._children = {}
+        self._children[key] = entry
+        return entry
 
     def detach(self) -> None:
         """Leave the mirror if there is nothing here; so do parents that are empty then."""

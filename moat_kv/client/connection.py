@@ -37,7 +37,7 @@ SWEEPS = 8
 #: An overdue line gets so many seconds more: the program itself may have been held up.
 _DOUBT_S = 0.5
 
-_ERROR = int(State.ERROR)
+_REPLY, _ERROR = int(State.REPLY), int(State.ERROR)
 
 
 class LineBroken(Exception):
@@ -148,9 +148,12 @@ class Connection:
         if reply is None:
             assert call.failure is not None
             raise call.failure
+        if reply.state == _REPLY:
+            return reply
         if reply.state == _ERROR:
             raise messages.error_of(reply.fields)
-        return reply
+        self._post("stop", {"seq": seq}, None)
+        raise errors.BadArguments(action, "it is answered in parts, and needs a stream")
 
     def open_stream(
         self, stream: Stream, action: str, arguments: dict[str, Any], value: bytes | None = None

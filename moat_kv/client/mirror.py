@@ -6,6 +6,7 @@ reader: nothing queues up, and what is read is as new as what has arrived.
 
 from __future__ import annotations
 
+import enum
 import inspect
 import logging
 import weakref
@@ -31,6 +32,28 @@ logger = logging.getLogger(__name__)
 
 _ROOT = Path()
 _R = TypeVar("_R", bound="ClientRoot")
+
+
+class _Hook(enum.Enum):
+    """What there is to call after a change."""
+
+    NONE = enum.auto()
+    AT_ONCE = enum.auto()
+    LATER = enum.auto()
+
+
+#: By class of entry; looking into a method costs more than applying a change.
+_hooks: dict[type[ClientEntry], _Hook] = {}
+
+
+def _kind_of_hook(kind: type[ClientEntry]) -> _Hook:
+    found = _Hook.AT_ONCE
+    if kind.updated is ClientEntry.updated:
+        found = _Hook.NONE
+    elif inspect.iscoroutinefunction(kind.updated):
+        found = _Hook.LATER
+    _hooks[kind] = found
+    return found
 
 
 class ClientRoot(ClientEntry):
@@ -156,19 +179,20 @@ class ClientRoot(ClientEntry):
 
     def _apply(self, row: list[Any], epoch: str) -> None:
         path, packed, rev, at, _id = row
-        entry = self._find(path, create=packed is not None)
-        if entry is None:
-            return
-        entry._told_in = self._fetch
-        if entry.rev == rev and entry._epoch == epoch and (entry.value is NotGiven) == (not packed):
-            return  # told twice
         try:
-            entry.value = codec.unpack(packed) if packed is not None else NotGiven
+            value = codec.unpack(packed) if packed is not None else NotGiven
         except errors.BadValue as exc:
             # A newer client may write what this one cannot read; the rest goes on.
             logger.error("the value at %s cannot be read: %s", path, exc)
             return
-        entry.rev, entry.at, entry._epoch = rev, at, epoch
+        entry = self._find(path, create=packed is not None)
+        if entry is None:
+            return
+        entry._told_in = self._fetch
+        same_kind = (entry.value is NotGiven) == (value is NotGiven)
+        if same_kind and entry.rev == rev and entry._epoch == epoch:
+            return  # told twice
+        entry.value, entry.rev, entry.at, entry._epoch = value, rev, at, epoch
         self._changed(entry)
 
     def _find(self, path: Path, *, create: bool) -> ClientEntry | None:
@@ -179,21 +203,23 @@ class ClientRoot(ClientEntry):
             if child is None:
                 if not create:
                     return None
-                child = entry.new_child(path[index])
+                child = entry.adopt(keys[index], path[index])
             entry = child
         return entry
 
     def _changed(self, entry: ClientEntry) -> None:
         if entry.value is NotGiven:
             entry.detach()
-        else:
-            entry.attach()
-        hook = entry.updated
-        if inspect.iscoroutinefunction(hook):
+        kind = type(entry)
+        hook = _hooks.get(kind) or _kind_of_hook(kind)
+        if hook is _Hook.NONE:
+            return
+        if hook is _Hook.LATER:
             self._run_later(entry)
             return
         try:
-            hook()
+            if entry.updated() is not None:
+                raise TypeError("updated() returns something; make it `async def` to be awaited")
         except Exception:
             # One entry's fault must not stop the mirror, nor the line.
             logger.exception("updated() of %r failed", entry)

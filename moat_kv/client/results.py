@@ -26,16 +26,18 @@ class Entry(Mapping[str, Any]):
     """What is known of an entry, as a mapping and by attribute.
 
     Keys, each there only if it is known: `path`, `value`, `rev` (0: the entry does not exist), `at`
-    (the engine's time of the write, seconds since 1970), `id` (the record's), `chain`.
+    (the engine's time of the write, seconds since 1970), `id` (the record's), `chain`. A deletion's
+    result also has `deleted`: whether there was something to delete.
     """
 
-    __slots__ = ("_epoch", "at", "id", "path", "rev", "value")
+    __slots__ = ("_epoch", "at", "deleted", "id", "path", "rev", "value")
 
     path: Path
     value: Any
     rev: int
     at: float
     id: str
+    deleted: bool
 
     def __init__(self, rev: int, epoch: str | None) -> None:
         self.rev = rev
@@ -76,7 +78,7 @@ class Entry(Mapping[str, Any]):
         return f"{type(self).__name__}({known})"
 
 
-_KEYS = ("path", "value", "rev", "at", "id", "chain")
+_KEYS = ("path", "value", "rev", "at", "id", "chain", "deleted")
 
 
 class Result(Entry):
@@ -100,6 +102,8 @@ def result_of(fields: dict[str, Any], value: bytes | None, epoch: str | None) ->
     if "at" in fields:
         result.at = fields["at"]
         result.id = fields["id"]
+    if "deleted" in fields:
+        result.deleted = fields["deleted"]
     if value is not None:
         result.value = codec.unpack(value)
     return result

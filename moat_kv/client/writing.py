@@ -80,7 +80,8 @@ class WriteCalls:
     ) -> results.Result:
         """Delete one entry; its children stay. Options as for `set`.
 
-        The result's `rev` is that of the deletion; 0 if there has never been anything.
+        The result's `rev` is that of the deletion, 0 if there has never been anything; `deleted`
+        says whether there was something to delete.
         """
         writes.check_path(path)
         arguments = writes.options_of(

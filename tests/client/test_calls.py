@@ -77,6 +77,9 @@ async def test_a_chain_lets_only_one_of_two_writers_through() -> None:
         assert caught.value.have == second.rev
         deleted = await client.delete(path, chain=(await client.get(path)).chain)
         assert deleted.chain is None
+        assert deleted.deleted
+        assert not (await client.delete(path)).deleted
+        assert "deleted" not in await client.get(path)
         again = await client.set(path, 4, chain=deleted.chain)
         assert again.chain == (await client.get(path)).chain
         with pytest.raises(errors.Conflict, match="another epoch"):
@@ -303,6 +306,9 @@ async def test_facts_about_the_server_and_any_action() -> None:
         assert (await client.request("ping", {})).fields["revision"] == 0
         with pytest.raises(errors.UnknownAction):
             await client.request("dance", {})
+        with pytest.raises(errors.BadArguments, match="answered in parts"):
+            await client.request("watch", {"path": P("a")})
+        await until(lambda: running.server.describe()["watchers"] == 0)
         with pytest.raises(errors.BadArguments, match="no argument 'much'"):
             await client.request("ping", {"much": 1})
 

@@ -191,6 +191,19 @@ async def test_an_updated_that_fails_is_logged_and_the_mirror_goes_on(
         assert caplog.text.count("LookupError: mine") == 2
 
 
+class Confused(ClientRoot):
+    def updated(self) -> Any:
+        return self.value
+
+
+async def test_an_updated_that_returns_something_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with both() as (_, client), client.mirror(P("a"), Confused) as root:
+        await root.update(1)
+        assert "make it `async def` to be awaited" in caplog.text
+
+
 async def test_a_handler_is_shared_by_class_and_path() -> None:
     async with both() as (_, client):
         roots: list[Notes] = []
