@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 
 #: What one slice may take, in seconds; the number of rows in a slice follows from it.
 _SLICE_S = 0.003
-_MOST_ROWS = 2_000
+#: Fewer rows would not be faster: most of what a small slice takes is its fsync.
+_LEAST_ROWS, _MOST_ROWS = 100, 2_000
 #: How long the compactor rests after a slice, as a multiple of what the slice took.
 _REST = 2.0
 #: Pages that are given back to the file system in one slice.
@@ -96,8 +97,10 @@ class Compactor:
             await self._shrink(rest)
 
     async def _trim(self, rest: float) -> None:
-        rows = 100
-        while True:
+        rows = _LEAST_ROWS
+        # Not what is written meanwhile, or a busy log would never be done.
+        target = self._revision()
+        while self.trimmed < target:
             start = time.monotonic()
             until, dropped = await self._worker.run(
                 self._store.trim, self.trimmed, rows, self._history
@@ -107,7 +110,7 @@ class Compactor:
             self.trimmed = until
             self.dropped += dropped
             taken = time.monotonic() - start
-            rows = max(10, min(_MOST_ROWS, int(rows * min(2.0, _SLICE_S / taken))))
+            rows = max(_LEAST_ROWS, min(_MOST_ROWS, int(rows * min(2.0, _SLICE_S / taken))))
             await anyio.sleep(taken * rest)
 
     async def _shrink(self, rest: float) -> None:

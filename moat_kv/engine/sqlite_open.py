@@ -116,6 +116,19 @@ def sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def renew_wal(file: pathlib.Path) -> None:
+    """Write the WAL that another process left, byte for byte, and sync it. Raises OSError.
+
+    Some of it may be in the system's cache only, and clean there, if a sync failed before that
+    process died; only what is written again will reach the disk.
+    """
+    with contextlib.suppress(FileNotFoundError), _wal_of(file).open("r+b", buffering=0) as stream:
+        position = 0
+        while data := os.pread(stream.fileno(), 1 << 20, position):
+            position += os.pwrite(stream.fileno(), data, position)
+        os.fsync(stream.fileno())
+
+
 class Reading:
     """An existing log while it is checked and read. Close it before anything is written.
 

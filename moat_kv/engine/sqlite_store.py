@@ -8,25 +8,26 @@ end, so a chain has no holes.
 
 When a commit fails
 -------------------
-The group is answered with StorageFailed, but its pages may lie in the WAL, as a complete commit
-even, if it was the fsync that failed. The operating system reports a failed fsync once and may then
-take the pages for clean although they are not on disk: a later fsync that succeeds says nothing
-about them. SQLite, when it opens such a WAL, would take the commit for good and write behind it,
-and a power failure would cut off everything from there on. So after any failed commit:
+The group is answered with StorageFailed and SQLite has rolled it back, but if it was the fsync that
+failed, its pages lie in the WAL, a complete commit to look at. The operating system reports a
+failed fsync once and may then take the pages for clean although the disk does not have them: a
+later fsync that succeeds says nothing about them. They must be written again or never be read. So:
 
-1. The connection is closed, and opened anew for reading.
-2. Before the next commit the WAL is moved into the file, the file synced, and the WAL emptied
-   (`wal_checkpoint(TRUNCATE)`): pages of a doubtful commit are thereby written once more, in
-   another place, and no new commit stands behind a doubtful one.
-3. Records above the last one that was answered are deleted, in a commit of its own.
+1. The connection stays open. It knows where the last good commit ends and writes the next one over
+   the doubtful pages. A new connection would find the doubtful commit, take it for good, and copy
+   it into the file while the WAL on disk ends before it: a power failure then leaves a file that
+   is half of either state. (Found so in 1 of 1,500 simulated power cuts.)
+2. Before the next commit what is good in the WAL is moved into the file, the file synced, and the
+   WAL emptied (`wal_checkpoint(TRUNCATE)`). So in one WAL at most one commit has failed, the last.
+3. Records above the last one that was answered are deleted: there are some if the commit had
+   succeeded after all and only what came after it failed.
 
 If any of this fails, so does the next group, and it is begun anew with the group after it. The
 engine never uses the revisions of a failed group again. If the process dies between the failure
-and step 3, the group may be found when the log is next opened: whole, as the last one, under
-revisions that were never given out; it then counts as written. The same two facts, a commit is
-synced before the next one begins, and the WAL is emptied after a failed one, are what
-`sqlite_bytes.wal_fault` relies on. Step 2 is also done at start if the last process did not close
-the log, since that process may have died right after a failed fsync.
+and step 2, whoever opens the log next may find the group: whole, as the last one, under revisions
+that were never given out; it then counts as written. Because its pages may be such that no fsync
+covers, the next process writes the WAL anew, byte for byte, and syncs it before anything else.
+`sqlite_bytes.wal_fault` relies on step 2, and on each commit being synced before the next.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ class SqliteStore:
         self._connection: sqlite_connection.Connection | None = None
         #: The file's end is `saved` for certain, and the WAL holds nothing doubtful.
         self._ready = False
+        #: The WAL is that of a process that did not close the log.
+        self._inherited = False
         #: The last revision that is durable; reading goes up to it.
         self.saved = 0
         #: What `meta` has to say before the next commit.
@@ -110,16 +113,15 @@ class SqliteStore:
         """
         self.saved = saved
         self._due.update(due)
+        self._inherited = not clean
         self._ready = clean and not due
-        try:
-            with self._translating():
-                self._connection = sqlite_connection.open_log(self._connect, self._file)
-            if not self._ready:
+        with self._translating():
+            self._connection = sqlite_connection.open_log(self._connect, self._file)
+        if not self._ready:
+            try:
                 self._make_ready()
-        except errors.StorageFailed as exc:
-            if self._connection is None:
-                raise
-            return str(exc.reason)
+            except errors.StorageFailed as exc:
+                return str(exc.reason)
         return None
 
     def close(self) -> None:
@@ -160,13 +162,12 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def _committing(self) -> Iterator[sqlite_connection.Connection]:
-        """Whatever is written within is durable at the end, or the connection is given up."""
+        """Whatever is written within is durable at the end, or it has not happened."""
         if not self._ready:
             self._make_ready()
-        assert self._connection is not None  # `_make_ready` opens it
         try:
             with self._translating():
-                yield self._connection
+                yield self._opened()
         except BaseException:
             self._give_up()
             raise
@@ -174,42 +175,46 @@ class SqliteStore:
     def _give_up(self) -> None:
         """Step 1 of what the module says about a commit that failed."""
         self._ready = False
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            sqlite_connection.close(connection)
-        try:
-            self._connection = sqlite_connection.open_log(self._connect, self._file)
-        except Exception as exc:
-            if not sqlite_connection.is_sqlite_error(exc):
-                raise
-            # The next commit tries again, and reports what it meets.
-            _log.debug("%s cannot be opened again yet: %s", self._file, exc)
+        connection = self._opened()
+        if connection.in_transaction:
+            try:
+                connection.execute("ROLLBACK")
+            except Exception as exc:
+                if not sqlite_connection.is_sqlite_error(exc):
+                    raise
+                _log.debug("rolling back %s: %s", self._file, exc)  # it is rolled back all the same
 
     def _make_ready(self) -> None:
         """Steps 2 and 3 of what the module says about a commit that failed."""
-        with self._translating():
-            if self._connection is None:
-                self._connection = sqlite_connection.open_log(self._connect, self._file)
-            connection = self._connection
-            try:
+        connection = self._opened()
+        try:
+            with self._translating():
+                if self._inherited:
+                    sqlite_open.renew_wal(self._file)
+                    self._inherited = False
                 ((blocked, *_),) = sqlite_connection.all_rows(
                     connection, "PRAGMA wal_checkpoint(TRUNCATE)"
                 )
                 if blocked:
                     raise errors.StorageFailed(str(self._file), "its write-ahead log is in use")
-                doubtful = sqlite_connection.all_rows(
+                beyond = sqlite_connection.all_rows(
                     connection, "SELECT 1 FROM log WHERE rev > ? LIMIT 1", (self.saved,)
                 )
-                if doubtful or self._due:
+                if beyond or self._due:
                     connection.execute("BEGIN")
                     connection.execute("DELETE FROM log WHERE rev > ?", (self.saved,))
                     _set_meta(connection, self._due)
                     connection.execute("COMMIT")
-            except BaseException:
-                self._give_up()
-                raise
+        except BaseException:
+            self._give_up()
+            raise
         self._due.clear()
         self._ready = True
+
+    def _opened(self) -> sqlite_connection.Connection:
+        if self._connection is None:
+            raise RuntimeError("the log is not open")
+        return self._connection
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -229,7 +234,7 @@ class SqliteStore:
 
     def _rows(self, sql: str, parameters: Sequence[Any]) -> list[Record]:
         try:
-            rows = sqlite_connection.all_rows(self._readable(), sql, parameters)
+            rows = sqlite_connection.all_rows(self._opened(), sql, parameters)
             return [sqlite_rows.record_of(row) for row in rows]
         except sqlite_rows.BadRow as exc:
             raise errors.StorageDamaged(str(self._file), str(exc), hint=sqlite_open.HINT) from exc
@@ -237,11 +242,6 @@ class SqliteStore:
             if not sqlite_connection.is_sqlite_error(exc):
                 raise
             raise sqlite_connection.translated(exc, self._file, sqlite_open.HINT) from exc
-
-    def _readable(self) -> sqlite_connection.Connection:
-        if self._connection is None:
-            self._connection = sqlite_connection.open_log(self._connect, self._file)
-        return self._connection
 
     # Compaction, in slices ----------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class SqliteStore:
         """
         with self._translating():
             ((until,),) = sqlite_connection.all_rows(
-                self._readable(),
+                self._opened(),
                 "SELECT max(rev) FROM"
                 " (SELECT rev FROM log WHERE rev > ? AND rev <= ? ORDER BY rev LIMIT ?)",
                 (above, self.saved, rows),
@@ -282,13 +282,14 @@ class SqliteStore:
         with self._transaction() as connection:
             connection.execute(sql, parameters)
             ((dropped,),) = sqlite_connection.all_rows(connection, "SELECT changes()")
-            _set_meta(connection, meta)
+            if dropped:  # else there is nothing worth a write
+                _set_meta(connection, meta)
         return int(dropped)
 
     def shrink(self, pages: int) -> bool:
         """Give so many free pages back to the file system if many are free; whether it did."""
         with self._translating():
-            connection = self._readable()
+            connection = self._opened()
             ((free,),) = sqlite_connection.all_rows(connection, "PRAGMA freelist_count")
             ((used,),) = sqlite_connection.all_rows(connection, "PRAGMA page_count")
         # Less is soon written to again.
@@ -302,6 +303,8 @@ class SqliteStore:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except OSError as exc:
+            raise errors.StorageFailed(str(self._file), str(exc)) from exc
         except Exception as exc:
             if not sqlite_connection.is_sqlite_error(exc):
                 raise

@@ -77,6 +77,9 @@ class SimulatedDisk:
         self.room_bytes: int | None = None
         #: So many syncs fail from now on.
         self.failing_syncs = 0
+        #: Every operation fails, as if the process had died: what is in the system's cache stays
+        #: there for the next process, which begins when this is False again.
+        self.stopped = False
         #: How often anything was written, synced or removed.
         self.operations = 0
 
@@ -106,6 +109,14 @@ class SimulatedDisk:
                 for name, image in self._images.items()
                 if image.touched
             }
+
+    def rewritten(self, path: pathlib.Path) -> None:
+        """All of a file was written and synced, by other means than through this disk."""
+        self.operate()
+        self.opened(str(path))
+        self.changed(str(path), 0, None)
+        self.changed(str(path), 0, path.read_bytes())
+        self.synced(str(path))
 
     def restore(self) -> None:
         """Leave the real files as they are found after the power cut; then power is back."""
@@ -155,7 +166,7 @@ class SimulatedDisk:
             if self._until_cut <= 0:
                 self.cut()
             self._until_cut -= 1
-        if self._after_cut is not None:
+        if self._after_cut is not None or self.stopped:
             raise _failure(apsw.SQLITE_IOERR)
 
     def changed(self, name: str, offset: int, data: bytes | None) -> None:

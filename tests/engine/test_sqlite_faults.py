@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 
 from moat_kv import errors
-from moat_kv.engine import base, sqlite
+from moat_kv.engine import base, sqlite, sqlite_compact, sqlite_connection, sqlite_open
 from moat_kv.path import P, Path
 from moat_kv.testing import engine_suite, powercut
 
@@ -118,6 +119,86 @@ async def test_a_group_refused_by_a_failed_sync_is_found_whole_or_not_at_all(
     values = await values_in(file)
     assert values.pop(A) == b"kept"
     assert len(values) in (0, 50)
+
+
+class FailingCommit:
+    """A connection whose commit of that number meets a sync that fails."""
+
+    def __init__(self, disk: powercut.SimulatedDisk, path: str, number: int) -> None:
+        self._disk = disk
+        self._connection: sqlite_connection.Connection = disk.connect(path)
+        self._left = number
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._connection.in_transaction
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> sqlite_connection.Cursor:
+        if sql == "COMMIT":
+            self._left -= 1
+            self._disk.failing_syncs = int(self._left == 0)
+        return self._connection.execute(sql, parameters)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+async def started_after_a_failed_sync(
+    file: pathlib.Path, cut_after: int, monkeypatch: pytest.MonkeyPatch, *, careless: bool
+) -> None:
+    """A sync fails, the process dies, the next one starts, and then the power fails.
+
+    Raises if what is found then is not what was there. `careless`: the starting process trusts
+    what it finds in the write-ahead log.
+    """
+    renew_wal = sqlite_open.renew_wal
+    values = {Path("g", number): b"2" for number in range(500)}
+    # The commit that fails is one of compaction, since that changes pages all over the file, some
+    # of them for the second time.
+    for name in ("_LEAST_ROWS", "_MOST_ROWS"):
+        monkeypatch.setattr(sqlite_compact, name, 200)
+    options: dict[str, Any] = {"history": 1, "compact_after": 10**9}
+    async with opened(sqlite.SqliteEngine(file, **options)) as log:
+        for text in (b"1", b"2"):
+            await log.writer.group(*(log.writer.make(path, text) for path in values))
+    with powercut.SimulatedDisk() as disk:
+
+        def renew(renewed: pathlib.Path) -> None:
+            renew_wal(renewed)
+            disk.rewritten(renewed.with_name(renewed.name + "-wal"))
+
+        def failing(path: str) -> sqlite_connection.Connection:
+            return FailingCommit(disk, path, 4)
+
+        monkeypatch.setattr(sqlite_open, "renew_wal", (lambda file: None) if careless else renew)
+        async with opened(sqlite.SqliteEngine(file, connect=failing, **options)) as log:
+            await log.writer.set(A, b"3")
+            values[A] = b"3"
+            with pytest.raises(errors.StorageFailed):
+                await log.engine.compact()
+            disk.stopped = True
+        disk.stopped = False
+        disk.cut_after(cut_after)
+        async with opened(sqlite.SqliteEngine(file, connect=disk.connect, **options)) as log:
+            assert log.replica.values == values
+            disk.cut()
+        disk.restore()
+    assert await values_in(file) == values
+
+
+@pytest.mark.parametrize("operations", [0, 1, 2, 3, 5, 8, 13, 60])
+async def test_a_start_after_a_failed_sync_survives_a_power_cut(
+    file: pathlib.Path, monkeypatch: pytest.MonkeyPatch, operations: int
+) -> None:
+    await started_after_a_failed_sync(file, operations, monkeypatch, careless=False)
+
+
+async def test_a_careless_start_after_a_failed_sync_is_caught(
+    file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control of the test before."""
+    with pytest.raises((errors.StorageDamaged, AssertionError)):
+        await started_after_a_failed_sync(file, 60, monkeypatch, careless=True)
 
 
 async def test_every_group_of_a_failed_commit_is_refused(
