@@ -22,6 +22,8 @@ import anyio.to_thread
 _ROOT = pathlib.Path(__file__).parents[2]
 #: A server that is not ready by then never will be, in seconds.
 START_LIMIT_S = 30.0
+#: A server that has been told to end has done so by then, in seconds.
+END_LIMIT_S = 30.0
 
 
 class ServerProcess:
@@ -97,9 +99,10 @@ class ServerProcess:
     async def _wait(self) -> int:
         assert self._process is not None
         process, self._process = self._process, None
-        with anyio.CancelScope(shield=True), anyio.fail_after(30):
-            code = await anyio.to_thread.run_sync(process.wait)
-        return code
+        codes: list[int] = []
+        with anyio.CancelScope(shield=True):
+            codes.append(await anyio.to_thread.run_sync(process.wait, END_LIMIT_S))
+        return codes[0]
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
