@@ -180,7 +180,7 @@ async def fill(client: Any, count: int, pad: str = "") -> None:
 
 async def test_leaving_get_tree_early_stops_the_server() -> None:
     async with both() as (running, client):
-        await fill(client, 5_000, "x" * 500)
+        await fill(client, 10_000, "x" * 800)
         (connection,) = running.server.connections
         seen = []
         async for row in client.get_tree(P("t")):
@@ -358,6 +358,28 @@ async def test_tasks_of_the_client_end_before_its_line() -> None:
             await anyio.wait_all_tasks_blocked()
         assert written.is_set()
         await until(lambda: not running.server.connections)
+
+
+async def test_whoever_is_cancelled_can_still_use_the_line_to_clean_up() -> None:
+    found: list[Any] = []
+    async with running_server() as running:
+        with anyio.move_on_after(0.1):
+            async with open_client(running.url) as client:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        for number in range(3):
+                            await client.set(P("n"), number)
+                        found.append((await client.get(P("n"))).value)
+    assert found == [2]
+
+
+async def test_a_session_that_was_never_left_does_not_keep_its_client_open() -> None:
+    async with running_server() as running:
+        with anyio.fail_after(3):
+            async with open_client(running.url) as client:
+                await client.session().__aenter__()
 
 
 async def test_a_failing_task_of_the_client_ends_its_body() -> None:

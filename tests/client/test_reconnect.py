@@ -108,6 +108,17 @@ async def test_a_write_in_flight_is_not_repeated_and_may_have_happened() -> None
         assert (await client.get(P("a"))).rev > 0
 
 
+async def test_a_lone_write_in_flight_may_have_happened() -> None:
+    async with breakable() as (running, proxy, client), anyio.create_task_group() as tasks:
+        proxy.hold_answers()
+        attempt = Attempt()
+        tasks.start_soon(attempt.run, client.set, P("a"), 1)
+        await until(lambda: running.server.engine.revision == 1)
+        await proxy.cut()
+        assert isinstance(await attempt.outcome(), errors.Unknown)
+        proxy.release_answers()
+
+
 async def test_a_write_without_a_line_is_refused_at_once_and_works_again_later() -> None:
     async with breakable() as (_, proxy, client):
         changes: list[bool] = []
@@ -331,18 +342,22 @@ async def test_hello_tells_the_highest_revision_seen_and_a_server_behind_is_pass
 
     async def be_new(script: Script, peer: Peer) -> None:
         await script.greet(peer, epoch="two")
+
+    async def be_there(script: Script, peer: Peer) -> None:
+        await script.greet(peer, epoch="two", node="last")
         await peer.request("never")
 
     async with (
-        scripted(write_and_break, be_behind, be_new) as (script, url),
+        scripted(write_and_break, be_behind, be_new, be_there) as (script, url),
         open_client(url, name="me") as client,
     ):
         await client.set(P("a"), 1)
         await client.get(P("b"))
-        await until(lambda: client.connected and client.server.epoch == "two")
+        await until(lambda: client.connected and client.server.node == "last")
     assert script.hellos == [
         {"client": "me", "seen": 0, "epoch": "one"},
         {"client": "me", "seen": 40, "epoch": "one"},
+        {"client": "me", "seen": 0, "epoch": "two"},
         {"client": "me", "seen": 0, "epoch": "two"},
     ]
 

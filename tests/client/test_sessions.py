@@ -118,7 +118,9 @@ async def test_a_session_that_the_server_has_ended_is_lost() -> None:
         assert session.ended
 
 
-async def test_a_restarted_server_does_not_know_the_session_any_more() -> None:
+async def test_a_restarted_server_does_not_know_the_session_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with proxied(None) as proxy, running_server("one", tcp=True) as one:
         proxy.target = int(one.url.rpartition(":")[2])
         async with (
@@ -133,6 +135,7 @@ async def test_a_restarted_server_does_not_know_the_session_any_more() -> None:
                 await session.lost.wait()
             await until(lambda: client.connected)
             assert two.server.describe()["groups"] == {}
+            assert "cannot rejoin" not in caplog.text
             async with client.session() as fresh:
                 await client.set(P("a"), 1, session=fresh)
 
