@@ -105,6 +105,9 @@ class SqliteEngine(base.Engine):
         self._records = 0
         self._commits = 0
         self._waiting: deque[_Group] = deque()
+        #: From the first step of `running` to its last one.
+        self._running = False
+        #: Groups are taken.
         self._open = False
 
     # Opening and closing ------------------------------------------------------------------------
@@ -114,6 +117,9 @@ class SqliteEngine(base.Engine):
         """See `base.Engine.running`. StorageFailed on leaving too, if `sync` is in seconds and what
         was answered last cannot be saved.
         """
+        if self._running:
+            raise RuntimeError("this engine is running already")
+        self._running = True
         lock = sqlite_lock.FileLock(self._file)
         self._worker = worker.Worker("moat-kv log")
         self._store = sqlite_store.SqliteStore(self._connect, self._file)
@@ -140,6 +146,7 @@ class SqliteEngine(base.Engine):
                 await self._worker.run(self._store.close)
                 await self._worker.run(lock.release)
             self._worker.close()
+            self._running = False
 
     def _prepare(self, lock: sqlite_lock.FileLock) -> None:
         try:
@@ -153,7 +160,8 @@ class SqliteEngine(base.Engine):
     async def _load(self) -> None:
         """Read the log into the replica, then open it for writing."""
         run = self._worker.run
-        reading = await run(self._reading)
+        with anyio.CancelScope(shield=True):  # who abandoned it could not close it
+            reading = await run(self._reading)
         try:
             meta: sqlite_open.Meta = await run(reading.meta)
             self.floor = meta.floor

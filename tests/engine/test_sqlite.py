@@ -177,6 +177,28 @@ async def test_an_engine_that_does_not_run_takes_nothing(file: pathlib.Path) -> 
         engine.submit((writer.make(A, b"1"),), lambda outcome: None)
 
 
+async def test_an_engine_runs_once_at_a_time(file: pathlib.Path) -> None:
+    engine = sqlite.SqliteEngine(file)
+    async with engine.running(engine_suite.DictReplica()):
+        with pytest.raises(RuntimeError, match="running already"):
+            async with engine.running(engine_suite.DictReplica()):
+                raise AssertionError("twice")
+        await engine_suite.Writer(engine).set(A, b"1")
+
+
+async def test_a_start_that_is_cancelled_leaves_the_file_free(file: pathlib.Path) -> None:
+    engine = sqlite.SqliteEngine(file)
+    async with engine.running(engine_suite.DictReplica()):
+        await engine_suite.Writer(engine).set(A, b"1")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with engine.running(engine_suite.DictReplica()):
+            raise AssertionError("cancelled before")
+    replica = engine_suite.DictReplica()
+    async with sqlite.SqliteEngine(file).running(replica):
+        assert replica.values == {A: b"1"}
+
+
 @pytest.mark.parametrize(
     "options",
     [{"sync": 0}, {"sync": -1.0}, {"sync": float("nan")}, {"history": 0}],

@@ -175,6 +175,19 @@ async def test_a_damaged_file_with_a_write_ahead_log_keeps_it(tmp_path: pathlib.
     assert await load(file) == there
 
 
+async def test_a_file_system_without_hard_links_will_do(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: pathlib.Path, target: pathlib.Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(pathlib.Path, "hardlink_to", refuse)
+    file = tmp_path / "log.sqlite"
+    there = await make_log(file, closed=False)
+    assert await load(file) == there
+    assert await load(file) == there
+
+
 async def test_a_torn_last_commit_is_no_damage(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "log.sqlite"
     there = await make_log(file, closed=False)
