@@ -16,7 +16,7 @@ import pytest
 from moat_kv import errors
 from moat_kv.engine import base, sqlite
 from moat_kv.path import P, Path
-from moat_kv.testing import engine_suite
+from moat_kv.testing import engine_probe
 from tests.engine import watched
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ async def test_the_folder_is_made_and_the_file_is_for_its_owner_only(
     tmp_path: pathlib.Path,
 ) -> None:
     file = tmp_path / "some" / "where" / "log.sqlite"
-    async with sqlite.SqliteEngine(file).running(engine_suite.DictReplica()):
+    async with sqlite.SqliteEngine(file).running(engine_probe.DictReplica()):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert sorted(place.name for place in file.parent.iterdir()) == [
         "log.sqlite",
@@ -49,14 +49,14 @@ async def test_the_folder_is_made_and_the_file_is_for_its_owner_only(
 
 async def test_a_second_server_is_told_who_has_the_file(file: pathlib.Path) -> None:
     first, second = sqlite.SqliteEngine(file), sqlite.SqliteEngine(file)
-    async with first.running(engine_suite.DictReplica()):
-        await engine_suite.Writer(first).set(A, b"1")
+    async with first.running(engine_probe.DictReplica()):
+        await engine_probe.Writer(first).set(A, b"1")
         with pytest.raises(errors.StorageBusy) as caught:
-            async with second.running(engine_suite.DictReplica()):
+            async with second.running(engine_probe.DictReplica()):
                 raise AssertionError("two servers on one file")
         assert (caught.value.file, caught.value.owner) == (str(file), f"process {os.getpid()}")
-        await engine_suite.Writer(first).set(A, b"2")
-    replica = engine_suite.DictReplica()
+        await engine_probe.Writer(first).set(A, b"2")
+    replica = engine_probe.DictReplica()
     async with second.running(replica):
         assert replica.values == {A: b"2"}
 
@@ -74,15 +74,15 @@ async def test_a_server_in_another_process_is_named(file: pathlib.Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(errors.StorageBusy, match=f"process {other.pid}"):
-            async with sqlite.SqliteEngine(file).running(engine_suite.DictReplica()):
+            async with sqlite.SqliteEngine(file).running(engine_probe.DictReplica()):
                 raise AssertionError("two servers on one file")
         other.kill()
-    async with sqlite.SqliteEngine(file).running(engine_suite.DictReplica()):
+    async with sqlite.SqliteEngine(file).running(engine_probe.DictReplica()):
         pass  # the lock of a process that was killed is free
 
 
 async def test_a_file_that_is_open_in_sqlite_is_busy(file: pathlib.Path) -> None:
-    async with sqlite.SqliteEngine(file).running(engine_suite.DictReplica()):
+    async with sqlite.SqliteEngine(file).running(engine_probe.DictReplica()):
         pass
     script = (
         "import sys, sqlite3; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN IMMEDIATE');"
@@ -95,7 +95,7 @@ async def test_a_file_that_is_open_in_sqlite_is_busy(file: pathlib.Path) -> None
         assert other.stdout is not None
         assert other.stdout.readline() == b"open\n"
         with pytest.raises(errors.StorageBusy, match="SQLite"):
-            async with sqlite.SqliteEngine(file).running(engine_suite.DictReplica()):
+            async with sqlite.SqliteEngine(file).running(engine_probe.DictReplica()):
                 raise AssertionError("two programs on one file")
         other.kill()
 
@@ -104,10 +104,10 @@ async def test_a_file_that_is_open_in_sqlite_is_busy(file: pathlib.Path) -> None
 async def test_an_idle_log_writes_nothing(file: pathlib.Path, sync: Any) -> None:
     watching = watched.Watching()
     engine = sqlite.SqliteEngine(file, sync=sync, connect=watching)
-    async with engine.running(engine_suite.DictReplica()):
+    async with engine.running(engine_probe.DictReplica()):
         pass
     before = {place: place.read_bytes() for place in file.parent.iterdir()}
-    async with engine.running(engine_suite.DictReplica()):
+    async with engine.running(engine_probe.DictReplica()):
         opened = len(watching.last.statements)
         await anyio.sleep(0.2)
         assert len(watching.last.statements) == opened
@@ -117,8 +117,8 @@ async def test_an_idle_log_writes_nothing(file: pathlib.Path, sync: Any) -> None
 async def test_what_waits_shares_a_commit(file: pathlib.Path) -> None:
     watching = watched.Watching()
     engine = sqlite.SqliteEngine(file, connect=watching)
-    async with engine.running(engine_suite.DictReplica()):
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(engine)
         await writer.set(A, b"0")
         connection = watching.last
         connection.free.clear()
@@ -144,8 +144,8 @@ async def test_a_commit_has_a_limit(file: pathlib.Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sqlite, "COMMIT_BYTES", 1_000)
     engine = sqlite.SqliteEngine(file)
     outcomes: list[base.Outcome] = []
-    async with engine.running(engine_suite.DictReplica()):
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(engine)
         for number in range(40):
             engine.submit((writer.make(Path(number), b"x"),), outcomes.append)
         for number in range(3):
@@ -158,20 +158,20 @@ async def test_a_commit_has_a_limit(file: pathlib.Path, monkeypatch: pytest.Monk
 async def test_time_never_goes_back(file: pathlib.Path) -> None:
     times = iter([100.0, 50.0, 120.0, 119.0])
     engine = sqlite.SqliteEngine(file, clock=lambda: next(times))
-    async with engine.running(engine_suite.DictReplica()):
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(engine)
         at = [(await writer.set(A, b"%d" % number)).at for number in range(3)]
-    async with engine.running(engine_suite.DictReplica()):
-        at.append((await engine_suite.Writer(engine).set(A, b"next")).at)
+    async with engine.running(engine_probe.DictReplica()):
+        at.append((await engine_probe.Writer(engine).set(A, b"next")).at)
     assert at == [100.0, 100.0, 120.0, 120.0]
 
 
 async def test_an_engine_that_does_not_run_takes_nothing(file: pathlib.Path) -> None:
     engine = sqlite.SqliteEngine(file)
-    writer = engine_suite.Writer(engine)
+    writer = engine_probe.Writer(engine)
     with pytest.raises(RuntimeError, match="not running"):
         engine.submit((writer.make(A, b"1"),), lambda outcome: None)
-    async with engine.running(engine_suite.DictReplica()):
+    async with engine.running(engine_probe.DictReplica()):
         pass
     with pytest.raises(RuntimeError, match="not running"):
         engine.submit((writer.make(A, b"1"),), lambda outcome: None)
@@ -179,22 +179,22 @@ async def test_an_engine_that_does_not_run_takes_nothing(file: pathlib.Path) -> 
 
 async def test_an_engine_runs_once_at_a_time(file: pathlib.Path) -> None:
     engine = sqlite.SqliteEngine(file)
-    async with engine.running(engine_suite.DictReplica()):
+    async with engine.running(engine_probe.DictReplica()):
         with pytest.raises(RuntimeError, match="running already"):
-            async with engine.running(engine_suite.DictReplica()):
+            async with engine.running(engine_probe.DictReplica()):
                 raise AssertionError("twice")
-        await engine_suite.Writer(engine).set(A, b"1")
+        await engine_probe.Writer(engine).set(A, b"1")
 
 
 async def test_a_start_that_is_cancelled_leaves_the_file_free(file: pathlib.Path) -> None:
     engine = sqlite.SqliteEngine(file)
-    async with engine.running(engine_suite.DictReplica()):
-        await engine_suite.Writer(engine).set(A, b"1")
+    async with engine.running(engine_probe.DictReplica()):
+        await engine_probe.Writer(engine).set(A, b"1")
     with anyio.CancelScope() as scope:
         scope.cancel()
-        async with engine.running(engine_suite.DictReplica()):
+        async with engine.running(engine_probe.DictReplica()):
             raise AssertionError("cancelled before")
-    replica = engine_suite.DictReplica()
+    replica = engine_probe.DictReplica()
     async with sqlite.SqliteEngine(file).running(replica):
         assert replica.values == {A: b"1"}
 

@@ -11,7 +11,7 @@ import pytest
 
 from moat_kv.engine import sqlite
 from moat_kv.path import P, Path
-from moat_kv.testing import engine_suite
+from moat_kv.testing import engine_probe
 from tests.engine import watched
 
 pytestmark = pytest.mark.anyio
@@ -33,8 +33,8 @@ async def test_compaction_runs_by_itself_and_rests_when_nothing_is_written(
 ) -> None:
     watching = watched.Watching()
     engine = sqlite.SqliteEngine(file, history=2, compact_after=100, connect=watching)
-    async with engine.running(engine_suite.DictReplica()):
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(engine)
         for number in range(250):
             await writer.set(Path("n", number % 10), b"%d" % number)
         with anyio.fail_after(10):
@@ -44,32 +44,32 @@ async def test_compaction_runs_by_itself_and_rests_when_nothing_is_written(
         statements = len(watching.last.statements)
         await anyio.sleep(0.1)
         assert len(watching.last.statements) == statements
-        kept = len(await engine_suite.all_records(engine))
+        kept = len(await engine_probe.all_records(engine))
         assert kept == engine.describe()["records"]
 
 
 async def test_what_gathered_before_a_restart_is_compacted_after(file: pathlib.Path) -> None:
     engine = sqlite.SqliteEngine(file, history=1, compact_after=10**9)
-    async with engine.running(engine_suite.DictReplica()):
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(engine)
         for number in range(100):
             await writer.set(A, b"%d" % number)
     engine = sqlite.SqliteEngine(file, history=1, compact_after=50)
-    async with engine.running(engine_suite.DictReplica()):
+    async with engine.running(engine_probe.DictReplica()):
         with anyio.fail_after(10):
             while engine.describe()["records"] > 1:
                 await anyio.sleep(0.01)
-        assert len(await engine_suite.all_records(engine)) == 1
+        assert len(await engine_probe.all_records(engine)) == 1
 
 
 async def test_the_file_shrinks_after_much_was_dropped(file: pathlib.Path) -> None:
     engine = sqlite.SqliteEngine(file, history=1, compact_after=10**9)
-    async with engine.running(engine_suite.DictReplica()):
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(engine)
         for _ in range(3):
             await writer.group(*(writer.make(Path(i), os.urandom(7_000)) for i in range(400)))
     before = size_of(file)
-    async with engine.running(engine_suite.DictReplica()):
+    async with engine.running(engine_probe.DictReplica()):
         await engine.compact()
     assert before > 8_000_000
     assert size_of(file) < before * 0.8
@@ -80,8 +80,8 @@ async def test_the_file_shrinks_after_much_was_dropped(file: pathlib.Path) -> No
 
 async def test_writes_are_answered_while_compaction_goes_on(file: pathlib.Path) -> None:
     engine = sqlite.SqliteEngine(file, history=1, compact_after=10**9)
-    async with engine.running(engine_suite.DictReplica()), anyio.create_task_group() as tasks:
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()), anyio.create_task_group() as tasks:
+        writer = engine_probe.Writer(engine)
         for number in range(8):
             await writer.group(*(writer.make(Path("n", i), b"%d" % number) for i in range(1_000)))
         done = anyio.Event()
@@ -96,4 +96,4 @@ async def test_writes_are_answered_while_compaction_goes_on(file: pathlib.Path) 
             await writer.set(A, b"x")
             during += 1
         assert during > 10
-        assert len(await engine_suite.all_records(engine)) <= 1_000 + during
+        assert len(await engine_probe.all_records(engine)) <= 1_000 + during

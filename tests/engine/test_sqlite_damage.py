@@ -14,7 +14,7 @@ from moat_kv import errors
 from moat_kv.engine import sqlite, sqlite_bytes
 from moat_kv.entry import Record
 from moat_kv.path import P, Path
-from moat_kv.testing import engine_suite, powercut
+from moat_kv.testing import engine_probe, powercut
 
 pytestmark = pytest.mark.anyio
 
@@ -25,10 +25,10 @@ async def make_log(file: pathlib.Path, *, closed: bool = True) -> dict[Path, Rec
     Not closed, it leaves its write-ahead log behind, as a process that was killed does.
     """
     with powercut.SimulatedDisk() as disk:
-        replica = engine_suite.DictReplica()
+        replica = engine_probe.DictReplica()
         engine = sqlite.SqliteEngine(file, connect=disk.connect)
         async with engine.running(replica):
-            writer = engine_suite.Writer(engine)
+            writer = engine_probe.Writer(engine)
             await writer.set(Path("once", engine.revision), b"first")
             for number in range(0, 300, 10):
                 await writer.group(
@@ -51,7 +51,7 @@ async def make_log(file: pathlib.Path, *, closed: bool = True) -> dict[Path, Rec
 
 async def load(file: pathlib.Path, *, full_check: bool = False) -> dict[Path, Record]:
     """What a server finds that starts on the file."""
-    replica = engine_suite.DictReplica()
+    replica = engine_probe.DictReplica()
     async with sqlite.SqliteEngine(file, full_check=full_check).running(replica):
         return replica.heads
 
@@ -235,18 +235,18 @@ async def test_a_full_check_finds_what_loading_does_not_read(tmp_path: pathlib.P
 async def test_damaged_history_is_an_error_for_its_reader_only(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "log.sqlite"
     engine = sqlite.SqliteEngine(file)
-    async with engine.running(engine_suite.DictReplica()):
-        writer = engine_suite.Writer(engine)
+    async with engine.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(engine)
         await writer.set(P("a"), b"old value")
         await writer.set(P("a"), b"new value")
     data = file.read_bytes()
     file.write_bytes(data.replace(b"old value", b"odd value"))
-    replica = engine_suite.DictReplica()
+    replica = engine_probe.DictReplica()
     async with engine.running(replica):
         assert replica.values == {P("a"): b"new value"}
         with pytest.raises(errors.StorageDamaged, match="checksum"):
             await engine.history(P("a"), limit=5)
-        assert (await engine_suite.Writer(engine).set(P("b"), b"1")).rev == 3
+        assert (await engine_probe.Writer(engine).set(P("b"), b"1")).rev == 3
 
 
 async def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: pathlib.Path) -> None:

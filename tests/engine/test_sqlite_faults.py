@@ -13,7 +13,7 @@ import pytest
 from moat_kv import errors
 from moat_kv.engine import base, sqlite, sqlite_compact, sqlite_connection, sqlite_open
 from moat_kv.path import P, Path
-from moat_kv.testing import engine_suite, powercut
+from moat_kv.testing import engine_probe, powercut
 
 pytestmark = pytest.mark.anyio
 
@@ -34,15 +34,15 @@ def file(tmp_path: pathlib.Path) -> pathlib.Path:
 class Opened:
     """A running engine, its replica, and a writer."""
 
-    def __init__(self, engine: base.Engine, replica: engine_suite.DictReplica) -> None:
+    def __init__(self, engine: base.Engine, replica: engine_probe.DictReplica) -> None:
         self.engine = engine
         self.replica = replica
-        self.writer = engine_suite.Writer(engine)
+        self.writer = engine_probe.Writer(engine)
 
 
 @asynccontextmanager
 async def opened(engine: base.Engine) -> AsyncIterator[Opened]:
-    replica = engine_suite.DictReplica()
+    replica = engine_probe.DictReplica()
     async with engine.running(replica):
         yield Opened(engine, replica)
 
@@ -67,7 +67,7 @@ async def test_a_full_disk_refuses_writes_until_there_is_room(
         # Reads go on, and so does what needs no room.
         assert log.replica.values == {A: b"kept"}
         assert await log.engine.history(A, limit=5) == [kept]
-        assert await engine_suite.all_records(log.engine) == [kept]
+        assert await engine_probe.all_records(log.engine) == [kept]
         with pytest.raises(errors.Conflict):
             await log.writer.set(A, b"x", expect=0)
         assert await log.writer.set(A, b"kept", idem=True) == kept
@@ -98,7 +98,7 @@ async def test_what_a_failed_sync_refused_never_comes_back(
             except errors.StorageFailed:
                 assert disk.has_power
         assert disk.failing_syncs == 0
-        records = await engine_suite.all_records(log.engine)
+        records = await engine_probe.all_records(log.engine)
         assert [(r.path, r.value) for r in records] == [(A, b"kept"), (A, b"later")]
         assert [r.rev for r in records] == given
         disk.cut()
@@ -233,7 +233,7 @@ async def test_compaction_on_a_full_disk_says_so_and_writes_go_on_later(
             await log.engine.compact()
         disk.room_bytes = None
         await log.engine.compact()
-        assert len(await engine_suite.all_records(log.engine)) == 40
+        assert len(await engine_probe.all_records(log.engine)) == 40
         values = log.replica.values
     assert await values_in(file) == values
 

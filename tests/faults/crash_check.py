@@ -14,7 +14,7 @@ from moat_kv import errors
 from moat_kv.engine import base, sqlite
 from moat_kv.entry import Record, Write
 from moat_kv.path import Path
-from moat_kv.testing import engine_suite
+from moat_kv.testing import engine_probe
 
 #: How many writers there are, each with one group in flight.
 WRITERS = 24
@@ -89,7 +89,7 @@ async def check(
     engine: base.Engine | None = None,
 ) -> tuple[list[str], list[int]]:
     """Open a log after a crash; a line for each fault, and the numbers that are there by writer."""
-    replica = engine_suite.DictReplica()
+    replica = engine_probe.DictReplica()
     lost = []
     numbers = []
     async with (engine or sqlite.SqliteEngine(file)).running(replica):

@@ -24,7 +24,7 @@ from typing import Literal
 import anyio
 
 from moat_kv.engine import sqlite
-from moat_kv.testing import engine_suite
+from moat_kv.testing import engine_probe
 from tests.faults import crash_check
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -38,7 +38,7 @@ async def write(file: pathlib.Path, numbers: Sequence[int], sync: float) -> None
         # One small write to a pipe: it is there whole, or not at all.
         os.write(1, b"%d %d\n" % (index, number))
 
-    async with engine.running(engine_suite.DictReplica()):
+    async with engine.running(engine_probe.DictReplica()):
         writers = crash_check.Writers(engine, numbers, answered)
         os.write(1, b"epoch %s\n" % engine.epoch.encode())
         writers.start()

@@ -23,7 +23,7 @@ import anyio
 
 from moat_kv import errors
 from moat_kv.engine import sqlite, sqlite_connection
-from moat_kv.testing import engine_suite, powercut
+from moat_kv.testing import engine_probe, powercut
 from tests.faults import crash_check
 
 
@@ -78,7 +78,7 @@ async def one_round(
 
         engine = sqlite.SqliteEngine(file, connect=connect, history=2, compact_after=200)
         writers = crash_check.Writers(engine, numbers, persist=faults)
-        async with engine.running(engine_suite.DictReplica()):
+        async with engine.running(engine_probe.DictReplica()):
             # Sometimes within a commit, sometimes within compaction or a checkpoint.
             disk.cut_after(int(10 ** chance.uniform(1, 3.5)))
             writers.start()
