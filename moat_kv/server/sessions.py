@@ -244,9 +244,10 @@ class Sessions:
             if node.value is None:
                 continue
             facts = codec.unpack(node.value)
-            session = Session(str(key), facts.secret_hash, facts.ttl_s, facts.ttl_s)
+            session = Session(str(key), facts.secret_hash, facts.ttl_s, facts.grace_s)
             session.recorded = True
-            session.broken_at = anyio.current_time()
+            # All of its time to live, once; when it has come back, its grace is what it was.
+            session.broken_at = anyio.current_time() + facts.ttl_s - facts.grace_s
             self._live[session.id] = session
         for id in list(self._server.store.session_entries):
             if id not in self._live:

@@ -30,6 +30,22 @@ async def test_a_members_session_outlives_a_restart() -> None:
         await line.ask("group_join", group=P("g"), name="n", session=id)
 
 
+async def test_a_session_that_has_outlived_a_restart_has_its_grace_again() -> None:
+    engine = MemoryEngine()
+    async with running_server(engine=engine) as running, connected(running.url) as line:
+        opened = (await line.ask("session_open", ttl_s=60, grace_s=0.3)).fields
+        id, secret = opened["session"], opened["secret"]
+        await line.ask("set", 1, path=P("a"), session=id)
+    async with running_server(engine=engine) as running:
+        await anyio.sleep(0.5)
+        async with connected(running.url) as line:
+            resumed = await line.ask("session_resume", session=id, secret=secret)
+            assert resumed.fields == {"ttl_s": 60, "grace_s": 0.3}
+        with anyio.fail_after(5):
+            while len(running.server.sessions):
+                await anyio.sleep(0.01)
+
+
 async def test_who_has_seen_a_deletion_that_was_dropped_is_not_ahead(
     tmp_path: pathlib.Path,
 ) -> None:
