@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-#: The first wait and the longest, in seconds. The first few fit into a session's grace (2 s).
+#: The first wait and the longest, in seconds.
 FIRST_S = 0.05
 LONGEST_S = 5.0
 FACTOR = 2.0
+#: For so long no wait is longer than that: a session's grace is 2 s, and a server that is back
+#: after one second of them must not be missed.
+EAGER_S, EAGER_LONGEST_S = 2.0, 0.2
 
 
 class Backoff:
@@ -18,11 +21,15 @@ class Backoff:
         self._chance = chance
         self._wait_s = FIRST_S
         self._waited_s = 0.0
+        # The sum of the waits since the last line that held.
+        self._away_s = 0.0
 
     def next_s(self) -> float:
         """The next wait, in seconds."""
         self._waited_s = self._wait_s * (0.5 + 0.5 * self._chance())
-        self._wait_s = min(self._wait_s * FACTOR, LONGEST_S)
+        self._away_s += self._waited_s
+        longest_s = LONGEST_S if self._away_s >= EAGER_S else EAGER_LONGEST_S
+        self._wait_s = min(self._wait_s * FACTOR, longest_s)
         return self._waited_s
 
     def held(self, held_s: float) -> None:
@@ -31,3 +38,4 @@ class Backoff:
         """
         if held_s > self._waited_s:
             self._wait_s = FIRST_S
+            self._away_s = 0.0

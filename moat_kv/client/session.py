@@ -52,6 +52,8 @@ class Session:
         self._sessions = sessions
         self._asked = {"ttl_s": ttl_s, "grace_s": grace_s}
         self._secret = ""
+        # As far as is known here; one that was given up may still live there.
+        self._lives_at_server = False
         # When the last sign of life that was acknowledged had been sent (monotonic seconds).
         self._alive_at = 0.0
         # When the line was seen to be broken.
@@ -67,6 +69,7 @@ class Session:
         fields = reply.fields
         self.id, self._secret = fields["session"], fields["secret"]
         self.ttl_s, self.grace_s = fields["ttl_s"], fields["grace_s"]
+        self._lives_at_server = True
         self._sessions.add(self)
         return self
 
@@ -79,16 +82,32 @@ class Session:
         await self.close()
 
     async def close(self) -> None:
-        """End it now; what it owned is deleted. Does nothing if it has ended."""
-        if self.ended:
+        """End it now; what it owned is deleted. Does nothing the second time.
+
+        One that was lost is ended too, so that nobody has to wait for its time to live. Where there
+        is no line for it, that is done on the next one.
+        """
+        if not self.ended:
+            self._end()
+        if not self._lives_at_server:
             return
-        self._end()
+        self._lives_at_server = False
         with anyio.move_on_after(CLOSE_LIMIT_S, shield=True):
             try:
-                await self._link.call("session_close", {"session": self.id})
-            except (errors.SessionExpired, errors.Disconnected, errors.Unknown) as exc:
-                # The server ends it by itself, if it has not yet.
-                logger.debug("session %s was not closed by its client: %s", self.id, exc)
+                await self.end_at(self._link)
+                return
+            except (errors.Disconnected, errors.Unknown) as exc:
+                logger.debug("session %s is closed on the next line: %s", self.id, exc)
+        self._sessions.leave(self)
+
+    async def end_at(self, line: Link | connection.Connection) -> None:
+        """Have the server end it, whichever line it was on."""
+        try:
+            if self.lost.is_set() or isinstance(line, connection.Connection):
+                await line.call("session_resume", {"session": self.id, "secret": self._secret})
+            await line.call("session_close", {"session": self.id})
+        except errors.SessionExpired as exc:
+            logger.debug("session %s had ended already: %s", self.id, exc)
 
     def _end(self) -> None:
         self.ended = True
@@ -138,6 +157,7 @@ class Session:
             try:
                 await self._link.call("session_ping", {"session": self.id})
             except errors.SessionExpired:
+                self._lives_at_server = False
                 self._lose("the server has ended it")
             except (errors.Disconnected, errors.Unknown):
                 # The line has just broken, and `interrupted` was called, or a new one is there.
@@ -159,6 +179,7 @@ class Session:
         try:
             await line.call("session_resume", {"session": self.id, "secret": self._secret})
         except errors.SessionExpired:
+            self._lives_at_server = False
             self._lose("the server has ended it")
         else:
             self._alive_at = sent_at
@@ -172,6 +193,8 @@ class Sessions:
     def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
         self._tasks = tasks
         self._live: dict[str, Session] = {}
+        # Those that are over here, and to be ended on the next line.
+        self._left: list[Session] = []
 
     def add(self, session: Session) -> None:
         self._live[session.id] = session
@@ -180,10 +203,17 @@ class Sessions:
     def remove(self, session: Session) -> None:
         self._live.pop(session.id, None)
 
+    def leave(self, session: Session) -> None:
+        """Have it ended on the next line."""
+        self._left.append(session)
+
     def is_live(self, id: str) -> bool:
         return id in self._live
 
     async def restore(self, line: connection.Connection) -> None:
+        while self._left:
+            await self._left[0].end_at(line)
+            del self._left[0]
         for session in list(self._live.values()):
             await session.resume(line)
 

@@ -110,6 +110,38 @@ async def test_a_session_that_gets_no_answers_is_given_up_within_its_time_to_liv
         proxy.release_answers()
 
 
+async def test_a_session_that_was_given_up_is_ended_at_the_server_when_it_is_closed() -> None:
+    async with both() as (running, client):
+        session = client.session(ttl_s=100)
+        await session.__aenter__()
+        await client.set(P("a"), 1, session=session)
+        session._lose("by the test")
+        await session.close()
+        await until_gone(client, "a")
+        assert len(running.server.sessions) == 0
+
+
+async def test_a_session_that_is_closed_without_a_line_is_ended_on_the_next_one() -> None:
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        open_client(proxy.url) as client,
+        client.session(ttl_s=100, grace_s=100) as session,
+        client.session(ttl_s=100, grace_s=100) as lost,
+    ):
+        await client.set(P("a"), 1, session=session)
+        await client.set(P("b"), 1, session=lost)
+        await proxy.cut(refuse=True)
+        await until(lambda: not client.connected)
+        lost._lose("by the test")
+        await lost.close()
+        await session.close()
+        proxy.accept()
+        for text in "ab":
+            await until_gone(client, text)
+        assert len(running.server.sessions) == 0
+
+
 async def test_a_session_that_the_server_has_ended_is_lost() -> None:
     async with both() as (running, client), client.session(ttl_s=0.5) as session:
         running.server.sessions.end(running.server.sessions._live[session.id], "by the test")
