@@ -115,7 +115,7 @@ async def delete(
             count = await client.delete_tree(path)
             if not count:
                 raise errors.NotFound("entry at or below", str(path))
-            out.note(f"{count} {'entry' if count == 1 else 'entries'} deleted")
+            out.note(f"{output.counted(count, 'entry', 'entries')} deleted")
             out.done({"path": str(path), "count": count})
             return
         done = await entries.delete(client, path, expect=expect)

@@ -4,12 +4,14 @@ The first line of a dump says what it is; each line after it is `{"path": text, 
 the path below the dump's, and values as `plain` writes them, so that any value survives. `load`
 reads the whole before it writes; `update` applies changes as they come, from such lines or from
 those of `watch -o jsonl`, where a line without a value deletes.
+
+Claims and locks are left out on both ways: they belong to sessions, see `entries.session_places`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import IO, Any, TypeAlias
 
@@ -20,7 +22,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from moat_kv import errors
 from moat_kv.path import P, Path
-from moat_kv_cli import command, entries, plain, values, verbs
+from moat_kv_cli import command, entries, output, plain, values, verbs
 
 FORMAT = "moat-kv dump"
 FORMAT_VERSION = 1
@@ -45,13 +47,19 @@ def _opened(name: str, mode: str) -> Iterator[IO[bytes]]:
 @click.argument("file", default="-")
 @command.pass_invocation
 async def dump(invocation: command.Invocation, /, file: str) -> None:
-    """Write an entry and all below it to FILE, or to standard output."""
+    """Write an entry and all below it to FILE, or to standard output.
+
+    Claims and locks are left out: they belong to sessions, which a file cannot bring back.
+    """
     here = invocation.here
     async with invocation.client() as client:
+        left_out = await entries.session_places(client)
         head = {"format": FORMAT, "version": FORMAT_VERSION, "path": str(here)}
         with _opened(file, "wb") as out:
             out.write(plain.to_json(head).encode() + b"\n")
             async for each in client.get_tree(here):
+                if entries.is_within(here + each.path, left_out):
+                    continue
                 line = plain.to_json({"path": str(each.path), "value": each.value})
                 out.write(line.encode() + b"\n")
             out.flush()
@@ -63,20 +71,34 @@ async def dump(invocation: command.Invocation, /, file: str) -> None:
 )
 @click.argument("file", default="-")
 @click.option("--replace", is_flag=True, help="Delete what is below PATH and not in the dump.")
+@click.option("--force", is_flag=True, help="With --replace: even of the whole tree.")
 @command.pass_invocation
-async def load(invocation: command.Invocation, /, file: str, replace: bool) -> None:
-    """Set all entries of a dump, below PATH."""
+async def load(invocation: command.Invocation, /, file: str, replace: bool, force: bool) -> None:
+    """Set all entries of a dump, below PATH. Claims and locks are left out."""
     here = invocation.here
-    found = _read_dump(file)
-    async with invocation.client() as client:
-        count = await entries.write_all(
-            client, ((here + path, value) for path, value in found.items())
+    if replace and not here and not force:
+        raise command.fail(
+            "that deletes all of the tree that is not in the dump, with code and jobs; "
+            "--force does it"
         )
+    found = {here + path: value for path, value in _read_dump(file).items()}
+    async with invocation.client() as client:
+        left_out = await entries.session_places(client)
+        count = await entries.write_all(client, _without(found.items(), left_out))
         gone = 0
         if replace:
-            old = [each.path async for each in client.get_tree(here) if each.path not in found]
-            gone = await entries.write_all(client, ((here + p, values.NOTHING) for p in old))
-    click.echo(f"{count} entries set" + (f", {gone} deleted" if replace else ""))
+            old = [here + each.path async for each in client.get_tree(here)]
+            deleted = ((path, values.NOTHING) for path in old if path not in found)
+            gone = await entries.write_all(client, _without(deleted, left_out))
+    what = output.counted(count, "entry", "entries")
+    click.echo(f"{what} set" + (f", {gone} deleted" if replace else ""))
+
+
+def _without(
+    pairs: Iterable[tuple[Path, Any]], places: tuple[Path, ...]
+) -> Iterator[tuple[Path, Any]]:
+    """Those that are not at or below one of the places."""
+    return ((path, value) for path, value in pairs if not entries.is_within(path, places))
 
 
 @click.command(
@@ -88,14 +110,18 @@ async def load(invocation: command.Invocation, /, file: str, replace: bool) -> N
 @click.option("--strip", type=verbs.PATH, metavar="PATH", help="Take this off every path first.")
 @command.pass_invocation
 async def update(invocation: command.Invocation, /, file: str, strip: Path | None) -> None:
-    """Apply changes below PATH as they come: lines of a dump, or of `watch -o jsonl`."""
+    """Apply changes below PATH as they come: lines of a dump, or of `watch -o jsonl`.
+
+    Those of claims and locks are left out.
+    """
     here, strip = invocation.here, strip or Path()
     count = 0
     async with invocation.client() as client, _reading(file) as lines:
+        left_out = await entries.session_places(client)
         while found := await _next(lines):
             changes = [(here + path[len(strip) :], value) for path, value in _changes(found, strip)]
-            count += await entries.write_all(client, changes)
-    click.echo(f"{count} changes applied")
+            count += await entries.write_all(client, _without(changes, left_out))
+    click.echo(f"{output.counted(count, 'change')} applied")
 
 
 def _changes(lines: list[tuple[int, bytes]], strip: Path) -> Iterator[tuple[Path, Any]]:

@@ -45,6 +45,8 @@ async def edit(invocation: command.Invocation, /, new: bool) -> None:
         if after == before:
             click.echo("nothing changed")
             return
+        if _is_blank(after):
+            raise click.ClickException("the text is empty: nothing changed (no value is null)")
         kept = True
         value = _parse(after, file)
         # The line may have been broken while the user thought, so it is made anew.
@@ -65,6 +67,11 @@ async def _store(client: Any, path: Any, value: Any, old: Any, file: pathlib.Pat
     except errors.MoatKvError as exc:
         exc.facts.setdefault("hint", f"your text is in {file}")
         raise
+
+
+def _is_blank(text: str) -> bool:
+    """Whether there is nothing but blanks and comments: the way to leave an editor in vain."""
+    return all(not line or line.startswith("#") for line in map(str.strip, text.splitlines()))
 
 
 def _parse(text: str, file: pathlib.Path) -> Any:
@@ -101,6 +108,7 @@ async def _run_editor(file: pathlib.Path) -> None:
             [*shlex.split(editor), str(file)], stdin=None, stdout=None, stderr=None, check=False
         )
     except (OSError, ValueError) as exc:
-        raise click.ClickException(f"cannot run the editor {editor!r}: {exc}") from exc
+        reason = getattr(exc, "strerror", None) or exc
+        raise click.ClickException(f"cannot run the editor {editor!r}: {reason}") from exc
     if ended.returncode:
         raise click.ClickException(f"the editor {editor!r} ended with {ended.returncode}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from moat_kv import codec, errors
+from moat_kv import codec, config, errors
 from moat_kv.path import Path
 from moat_kv_cli import values
 
@@ -75,6 +75,20 @@ async def delete(client: Client, path: Path, *, expect: int | None = None) -> di
         arguments["expect"] = expect
     fields = (await client.request("delete", arguments)).fields
     return {"rev": fields["rev"], "at": fields["at"]} if fields["deleted"] else None
+
+
+async def session_places(client: Client) -> tuple[Path, ...]:
+    """Where claims and locks are: they belong to sessions, which no file brings back.
+
+    Written without its session, a claim would keep its job from every runner for good.
+    """
+    places = await config.load_places(client)
+    return (places.claim, places.lock)
+
+
+def is_within(path: Path, places: Iterable[Path]) -> bool:
+    """Whether the path is one of these places, or below one."""
+    return any(path.startswith(each) for each in places)
 
 
 async def write_all(

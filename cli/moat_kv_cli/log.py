@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
@@ -16,9 +17,9 @@ import anyio
 import asyncclick as click
 
 import moat_kv
-from moat_kv import codec, config, errors
+from moat_kv import codec, errors
 from moat_kv.path import Path
-from moat_kv_cli import command, entries, logfile, values
+from moat_kv_cli import command, entries, logfile, output, values
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -48,7 +49,8 @@ async def save(invocation: command.Invocation, /, file: str) -> None:
             writer = logfile.Writer(out, await _header(client))
             revision = await _save(client, writer)
             writer.end(revision)
-    click.echo(f"{writer.records} records saved, up to revision {revision}", err=file == "-")
+    records = output.counted(writer.records, "record")
+    click.echo(f"{records} saved, up to revision {revision}", err=file == "-")
 
 
 async def _header(client: Client) -> dict[str, Any]:
@@ -69,7 +71,7 @@ async def _save(client: Client, writer: logfile.Writer) -> int:
     Ends at a mark that covers every record, so that no batch is there by halves; under writes that
     never pause, at the first mark after the time to settle.
     """
-    left_out = _session_places(await config.load_places(client))
+    left_out = await entries.session_places(client)
     newest = 0
     settled_at = math.inf
     async with client.watch(Path(), fetch=True, marks=True) as changes:
@@ -78,7 +80,7 @@ async def _save(client: Client, writer: logfile.Writer) -> int:
                 raise errors.Disconnected(f"saving was interrupted: {event.reason}")
             if isinstance(event, moat_kv.WatchEvent):
                 newest = max(newest, event.rev)
-                if not any(event.path.startswith(each) for each in left_out):
+                if not entries.is_within(event.path, left_out):
                     value = codec.pack(event.value) if "value" in event else None
                     writer.add(logfile.Saved(event.path, value, event.rev, event.at))
             elif isinstance(event, moat_kv.Ready):
@@ -89,10 +91,6 @@ async def _save(client: Client, writer: logfile.Writer) -> int:
             if since.rev >= newest or anyio.current_time() > settled_at:
                 return since.rev
     raise errors.Disconnected("saving was interrupted")
-
-
-def _session_places(places: config.Places) -> tuple[Path, ...]:
-    return (places.claim, places.lock)
 
 
 @contextmanager
@@ -115,36 +113,55 @@ def _written(name: str) -> Iterator[IO[bytes]]:
         raise
 
 
-@log.command(example="moat kv log restore backup.moat")
+@log.command(
+    example="moat kv log restore backup.moat\nssh desk cat n1.moat | moat kv log restore -"
+)
 @click.argument("file")
 @click.option("--force", is_flag=True, help="Over what is there; entries not in FILE stay.")
 @click.option("--check", is_flag=True, help="Only look whether FILE is whole.")
 @command.pass_invocation
 async def restore(invocation: command.Invocation, /, file: str, force: bool, check: bool) -> None:
-    """Set every entry of FILE, into an empty tree. FILE is checked before anything is written."""
-    facts = _check(file)
-    if check:
-        click.echo(
-            f"{file} is whole: {facts['records']} records, up to revision {facts['end']} "
-            f"of epoch {facts['epoch']}"
-        )
+    """Set every entry of FILE (- is standard input), into an empty tree.
+
+    FILE is checked before anything is written.
+    """
+    with _opened(file) as saved:
+        facts = _check(saved, file)
+        if check:
+            records = output.counted(facts["records"], "record")
+            click.echo(
+                f"{file} is whole: {records}, up to revision {facts['end']} "
+                f"of epoch {facts['epoch']}"
+            )
+            return
+        async with invocation.client() as client:
+            if not force:
+                await _require_empty(client)
+            count = 0
+            async for chunk in _chunks(saved, file):
+                count += await entries.write_all(client, chunk)
+    click.echo(f"{output.counted(count, 'record')} restored")
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    """A file that can be read twice; standard input is copied into one."""
+    if name != "-":
+        with pathlib.Path(name).open("rb") as file:
+            yield file
         return
-    async with invocation.client() as client:
-        if not force:
-            await _require_empty(client)
-        count = 0
-        async for chunk in _chunks(file):
-            count += await entries.write_all(client, chunk)
-    click.echo(f"{count} records restored")
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.seek(0)
+        yield copy
 
 
-def _check(name: str) -> dict[str, Any]:
+def _check(saved: IO[bytes], name: str) -> dict[str, Any]:
     """The header's and the end's facts. Raises StorageDamaged."""
     facts: dict[str, Any] = {}
-    with pathlib.Path(name).open("rb") as file:
-        for item in logfile.read(file, name):
-            if not isinstance(item, logfile.Saved):
-                facts.update(item)
+    for item in logfile.read(saved, name):
+        if not isinstance(item, logfile.Saved):
+            facts.update(item)
     return facts
 
 
@@ -155,16 +172,16 @@ async def _require_empty(client: Client) -> None:
         )
 
 
-async def _chunks(name: str) -> AsyncIterator[list[tuple[Path, Any]]]:
+async def _chunks(saved: IO[bytes], name: str) -> AsyncIterator[list[tuple[Path, Any]]]:
     """The entries to set, in the order of the file."""
     chunk: list[tuple[Path, Any]] = []
-    with pathlib.Path(name).open("rb") as file:  # noqa: ASYNC230  # local, and read in slices
-        for item in logfile.read(file, name):
-            if isinstance(item, logfile.Saved):
-                value = values.NOTHING if item.value is None else codec.unpack(item.value)
-                chunk.append((item.path, value))
-            if len(chunk) >= entries.BATCH_ENTRIES:
-                yield chunk
-                chunk = []
-                await anyio.lowlevel.checkpoint()
+    saved.seek(0)
+    for item in logfile.read(saved, name):
+        if isinstance(item, logfile.Saved):
+            value = values.NOTHING if item.value is None else codec.unpack(item.value)
+            chunk.append((item.path, value))
+        if len(chunk) >= entries.BATCH_ENTRIES:
+            yield chunk
+            chunk = []
+            await anyio.lowlevel.checkpoint()
     yield chunk

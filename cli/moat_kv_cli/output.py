@@ -139,6 +139,11 @@ class Printer:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """A number with its noun: `1 entry`, `2 entries`."""
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
 def cell(value: Any) -> str:
     """A value in a table: one line, nothing for None."""
     return "" if value is None else plain.inline(value)

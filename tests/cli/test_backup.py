@@ -125,6 +125,30 @@ async def test_update_takes_what_watch_prints(moat: Moat, client: moat_kv.Client
     assert await contents(client, "copy.a") == await contents(client, "a")
 
 
+async def test_claims_are_not_carried_into_another_tree(moat: Moat, client: moat_kv.Client) -> None:
+    claim = P(":.moat.kv.claim.any.default.x")
+    await client.set(claim, {"node": "n1"})
+    await client.set(P("a"), 1)
+    dumped = await moat.fine("data", ":", "dump")
+    assert "claim" not in dumped
+    row = '{"path":":.moat.kv.claim.any.default.y","value":{"node":"n1"}}\n'
+    assert await moat.fine("data", ":", "load", stdin=dumped + row) == "1 entry set\n"
+    lines = row + '{"path":":.moat.kv.claim.any.default.x"}\n{"path":"b","value":2}\n'
+    assert await moat.fine("data", ":", "update", stdin=lines) == "1 change applied\n"
+    out = await moat.fine("data", ":", "load", "--replace", "--force", stdin=dumped)
+    assert out == "1 entry set, 1 deleted\n"
+    assert (await contents(client)).keys() == {claim, P("a")}
+
+
+async def test_replacing_the_whole_tree_has_to_be_meant(moat: Moat, client: moat_kv.Client) -> None:
+    await client.set(P("a"), 1)
+    dumped = await moat.fine("data", "b", "dump")
+    ended = await moat("data", ":", "load", "--replace", stdin=dumped)
+    assert ended.code == 128
+    assert "--force does it" in ended.error_line
+    assert await moat.fine("data", "a") == "1\n"
+
+
 # The log ----------------------------------------------------------------------------------------
 
 
@@ -145,6 +169,9 @@ async def test_a_saved_tree_is_restored_into_another_server(
         assert ended.code == 4
         assert "the tree is not empty" in ended.error_line
         await moat.fine("--url", other.url, "log", "restore", file, "--force")
+        data = await anyio.Path(file).read_bytes()
+        out = await moat.fine("--url", other.url, "log", "restore", "-", "--force", stdin=data)
+        assert out == "7 records restored\n"
 
 
 async def test_claims_are_left_out(
@@ -154,7 +181,7 @@ async def test_claims_are_left_out(
     await client.set(P(":.moat.kv.lock.l"), 1)
     await client.set(P("a"), 1)
     file = str(tmp_path / "f")
-    assert "1 records saved" in await moat.fine("log", "save", file)
+    assert "1 record saved" in await moat.fine("log", "save", file)
 
 
 async def test_saving_while_others_write_has_every_batch_whole(

@@ -299,6 +299,7 @@ async def test_editing_keeps_the_text_when_others_were_faster(
     [
         pytest.param("file.write_text('a: [')", "not YAML: line", id="no YAML"),
         pytest.param("sys.exit(3)", "ended with 3", id="the editor failed"),
+        pytest.param("file.write_text(' \\n# x\\n')", "the text is empty", id="nothing left"),
     ],
 )
 async def test_editing_that_fails_changes_nothing(
