@@ -1,10 +1,9 @@
 """The embedded engine: one SQLite file, one server, writes committed in groups.
 
-A server starts one with its tree (`base.Replica`) and submits groups of writes. One task takes
-everything that waits, has `judge.Judge` decide on it, and hands what is admitted to a `Saver`;
-that has `sqlite_store` write and sync it in the worker thread. Meanwhile the next groups gather,
-and so many writers share one fsync. Only then are records applied, and groups answered. The event
-loop never touches the file.
+A server starts one with its tree (`base.Replica`) and submits groups of writes.
+`sqlite_committing` has `judge.Judge` decide on everything that waits and hands what is admitted to
+a `sqlite_saving.Saver`; that has `sqlite_store` write and sync it in the worker thread. Only then
+are records applied, and groups answered. The event loop never touches the file.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ import logging
 import pathlib
 import sqlite3
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 
 from moat_kv import errors
 from moat_kv.engine import (
     base,
-    judge,
+    sqlite_committing,
     sqlite_compact,
     sqlite_connection,
     sqlite_lock,
@@ -39,13 +38,8 @@ from moat_kv.path import Path
 
 _log = logging.getLogger(__name__)
 
-#: What one commit takes at most; one group goes in whole, however large it is.
-COMMIT_RECORDS = 2_000
-COMMIT_BYTES = 4 << 20
 #: So many records are read at once, at start and by `records`; applying them takes some 5 ms.
 SLICE = 2_000
-
-_Group = tuple[Sequence[Write], base.Done]
 
 
 @contextmanager
@@ -99,12 +93,9 @@ class SqliteEngine(base.Engine):
         self._connect = connect
         self._clock = clock
         self.trouble = None
-        #: The last revision that was given to a record, also to one that could not be stored.
-        self._given = 0
         self._at = 0.0
         self._records = 0
         self._commits = 0
-        self._waiting: deque[_Group] = deque()
         #: From the first step of `running` to its last one.
         self._running = False
         #: Groups are taken.
@@ -182,7 +173,6 @@ class SqliteEngine(base.Engine):
             self.epoch = sqlite_open.new_epoch()
             self.revision += sqlite_saving.SKIPPED_REVISIONS
             due = {"epoch": self.epoch, "revision": self.revision, "state": "clean"}
-        self._given = self.revision
         self._report(await run(self._open_store, meta.revision, not reading.has_wal, due))
         self._compactor.note(meta.uncompacted)
 
@@ -194,29 +184,44 @@ class SqliteEngine(base.Engine):
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
-        self._saver = self._make_saver()
-        self._wake = anyio.Event()
-        self._open = True
         try:
             async with anyio.create_task_group() as tasks:
+                self._saver = self._make_saver(tasks)
+                self._committer = self._make_committer()
+                self._open = True
                 tasks.start_soon(self._saver.run)
                 tasks.start_soon(self._compactor.run)
-                tasks.start_soon(self._serve, tasks.cancel_scope)
+                tasks.start_soon(self._commit, tasks.cancel_scope)
                 try:
                     yield
                 finally:
                     # The task finishes what was submitted before it sees this, and ends the rest.
                     self._open = False
-                    self._wake.set()
+                    self._committer.close()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._saver.finish()
 
-    def _make_saver(self) -> sqlite_saving.Saver:
+    def _make_saver(self, tasks: anyio.abc.TaskGroup) -> sqlite_saving.Saver:
         if self._sync is None:
             return sqlite_saving.AtOnce(self._store, self._worker)
         return sqlite_saving.Later(
-            self._store, self._worker, delay_s=self._sync, report=self._report
+            self._store,
+            self._worker,
+            delay_s=self._sync,
+            report=self._report,
+            start_soon=tasks.start_soon,
+        )
+
+    def _make_committer(self) -> sqlite_committing.Committer:
+        return sqlite_committing.Committer(
+            self._replica,
+            self._saver,
+            given=self.revision,
+            at=self._at,
+            clock=self._clock,
+            applied=self._applied,
+            failed=self._failed,
         )
 
     # Writing ------------------------------------------------------------------------------------
@@ -224,54 +229,25 @@ class SqliteEngine(base.Engine):
     def submit(self, writes: Sequence[Write], done: base.Done) -> None:
         if not self._open:
             raise RuntimeError("this engine is not running")
-        self._waiting.append((writes, done))
-        self._wake.set()
+        self._committer.submit(writes, done)
 
-    async def _serve(self, background: anyio.CancelScope) -> None:
-        with anyio.CancelScope(shield=True):
-            while self._waiting or self._open:
-                await self._wake.wait()
-                self._wake = anyio.Event()
-                while self._waiting:
-                    await self._commit(self._take())
+    async def _commit(self, background: anyio.CancelScope) -> None:
+        await self._committer.run()
         background.cancel()
 
-    def _take(self) -> list[_Group]:
-        """The groups of the next commit."""
-        groups = []
-        records = size_bytes = 0
-        while self._waiting and records < COMMIT_RECORDS and size_bytes < COMMIT_BYTES:
-            group = self._waiting.popleft()
-            groups.append(group)
-            for write in group[0]:
-                records += 1
-                if write.value is not None:
-                    size_bytes += len(write.value)
-        return groups
+    def _applied(self, records: Sequence[Record], prevs: Sequence[int]) -> None:
+        self.revision = records[-1].rev
+        self._report(None)
+        self._commits += 1
+        self._records += len(records)
+        droppable = 0
+        for record, prev in zip(records, prevs, strict=True):
+            if prev or record.value is None:
+                droppable += 1
+        self._compactor.note(droppable)
 
-    async def _commit(self, groups: Sequence[_Group]) -> None:
-        self._at = max(self._at, self._clock())
-        judged = judge.Judge(self._replica, self._given)
-        outcomes = [judged.admit(writes, self._at) for writes, _ in groups]
-        if judged.records:
-            entries = list(zip(judged.records, judged.prevs, strict=True))
-            self._given = judged.revision
-            try:
-                await self._saver.keep(entries)
-            except errors.StorageFailed as exc:
-                self._report(str(exc.reason))
-                # Also those that were refused: what they were judged against has not come about.
-                for _, done in groups:
-                    done(exc)
-                return
-            self._replica.apply(judged.records)
-            self.revision = judged.revision
-            self._report(None)
-            self._commits += 1
-            self._records += len(entries)
-            self._compactor.note(sum(1 for record, prev in entries if prev or record.value is None))
-        for (_, done), outcome in zip(groups, outcomes, strict=True):
-            done(outcome)
+    def _failed(self, failure: errors.StorageFailed) -> None:
+        self._report(str(failure.reason))
 
     def _raise_floor(self, floor: int) -> None:
         self.floor = floor
@@ -334,7 +310,7 @@ class SqliteEngine(base.Engine):
             "size_bytes": size,
             "records": self._records - self._compactor.dropped,
             "commits": self._commits,
-            "waiting": len(self._waiting),
+            "waiting": self._committer.waiting,
             "unsaved": len(self._saver.unsaved),
             "sync": "always" if self._sync is None else self._sync,
             "history": self._history,

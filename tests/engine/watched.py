@@ -12,8 +12,8 @@ from moat_kv.engine import sqlite_connection
 class WatchedConnection:
     """A connection that notes its statements, and can be held up before each."""
 
-    def __init__(self, path: str) -> None:
-        self._connection = sqlite_connection.connect(path)
+    def __init__(self, connection: sqlite_connection.Connection) -> None:
+        self._connection = connection
         self.statements: list[str] = []
         self.free = threading.Event()
         self.free.set()
@@ -39,6 +39,9 @@ class Watching:
 
     last: WatchedConnection
 
+    def __init__(self, connect: sqlite_connection.Connect = sqlite_connection.connect) -> None:
+        self._connect = connect
+
     def __call__(self, path: str) -> WatchedConnection:
-        self.last = WatchedConnection(path)
+        self.last = WatchedConnection(self._connect(path))
         return self.last
