@@ -1,8 +1,8 @@
 """Whether a group of writes may enter the log: the one place that knows the rules.
 
 Used by the engines that order writes themselves (memory, sqlite). A `Judge` covers one commit: it
-sees the applied state through the replica, and over it the records that it has admitted since.
-Pure: no clock, no I/O.
+sees the applied state through the replica, and over it the records that it has admitted since, and
+those of earlier commits that are not applied yet (`admitted`). Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ _GUARD_ERRORS: dict[str, type[errors.GuardFailed]] = {
 class Judge:
     """Admits groups one after the other, and gives them revisions above `revision`."""
 
-    def __init__(self, replica: Replica, revision: int) -> None:
+    def __init__(
+        self, replica: Replica, revision: int, admitted: dict[Path, Record] | None = None
+    ) -> None:
         self._replica = replica
-        self._admitted: dict[Path, Record] = {}
+        self._admitted = {} if admitted is None else admitted
         self.revision = revision
         #: What has to be stored, in order; unchanged `idem` writes are not among it.
         self.records: list[Record] = []

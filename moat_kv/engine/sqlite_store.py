@@ -96,6 +96,8 @@ class SqliteStore:
     def __init__(self, connect: sqlite_connection.Connect, file: pathlib.Path) -> None:
         self._connect = connect
         self._file = file
+        #: The file, for messages.
+        self.place = str(file)
         self._connection: sqlite_connection.Connection | None = None
         #: The file's end is `saved` for certain, and the WAL holds nothing doubtful.
         self._ready = False

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-import anyio
+from moat_kv import waiting
 
 T = TypeVar("T")
 
@@ -37,12 +37,17 @@ def call_soon_here() -> CallSoon:
 
 
 class _Job(Generic[T]):
-    __slots__ = ("_arguments", "_function", "error", "finished", "result")
+    __slots__ = ("_arguments", "_function", "_then", "error", "result")
 
-    def __init__(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        then: Callable[[_Job[T]], None],
+        function: Callable[..., T],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        self._then = then
         self._function = function
         self._arguments = arguments
-        self.finished = anyio.Event()
         self.result: T
         self.error: BaseException | None = None
 
@@ -52,12 +57,17 @@ class _Job(Generic[T]):
         except BaseException as exc:  # raised where the result is awaited
             self.error = exc
 
+    def tell(self) -> None:
+        """It has run; called in the event loop."""
+        self._then(self)
+
 
 class Worker:
     """A thread that lives until `close`. Made, used and closed in one event loop."""
 
     def __init__(self, name: str) -> None:
         self._call_soon = call_soon_here()
+        self._make_waiter = waiting.maker()
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         # A daemon, so that an event loop that dies without closing does not hang the process.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -68,12 +78,25 @@ class Worker:
 
         Who is cancelled while waiting abandons the result; the call happens all the same.
         """
-        job = _Job(function, arguments)
+        finished = self._make_waiter()
+        job = _Job(lambda _: finished.set(), function, arguments)
         self._jobs.put(job)
-        await job.finished.wait()
+        await finished.wait()
         if job.error is not None:
             raise job.error
         return job.result
+
+    def post(
+        self,
+        then: Callable[[BaseException | None], None],
+        function: Callable[..., None],
+        *arguments: Any,
+    ) -> None:
+        """Call the function in the thread, after all that were given before; nothing is awaited.
+
+        `then` is called in the event loop afterwards, with what the function raised, or None.
+        """
+        self._jobs.put(_Job(lambda job: then(job.error), function, arguments))
 
     def close(self) -> None:
         """End the thread, after what is still queued; blocks for as long as that takes."""
@@ -87,7 +110,7 @@ class Worker:
                 return
             job.run()
             try:
-                self._call_soon(job.finished.set)
+                self._call_soon(job.tell)
             except RuntimeError:
                 return  # the event loop has ended, and with it whoever waited
             # Do not keep what the job refers to until the next one comes.
