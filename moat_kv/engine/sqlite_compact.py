@@ -125,7 +125,9 @@ class Compactor:
         count = 100
         while True:
             found = await self._worker.run(self._store.tombstones, self._tombstones_seen, count)
-            old = [record for record in found if record.at < oldest]
+            # The file may be a commit ahead of the tree, which alone knows what is a path's last.
+            applied = self._revision()
+            old = [record for record in found if record.at < oldest and record.rev <= applied]
             if not old:
                 return
             # What has been written over since is a mere part of its path's history.
