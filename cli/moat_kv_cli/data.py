@@ -150,12 +150,17 @@ async def watch(
     count: int | None,
     out: output.Printer,
 ) -> None:
-    """Print changes as they come, of an entry and all below it, until interrupted."""
+    """Print changes as they come, of an entry and all below it, until interrupted.
+
+    `-o value` prints the values alone, an empty line for a deletion.
+    """
     path = invocation.here
     if pattern is not None:
         if any(each in ("+", "#") for each in path):
             raise command.fail("+ and # belong into the --match pattern, not into PATH")
         path = path + pattern
+    elif "+" in path or "#" in path:
+        click.echo("moat: + and # in PATH are plain texts; a pattern is for --match", err=True)
     async with (
         invocation.client() as client,
         client.watch(
@@ -172,7 +177,7 @@ async def watch(
                 click.echo(f"moat: changes may be missing here: {event.reason}", err=True)
             if not isinstance(event, moat_kv.WatchEvent):
                 continue
-            out.row(["path", "value"], entries.row(event, event.path))
+            out.row(["path", "value"], entries.row(event, event.path), bare="value")
             seen += 1
             if seen == count:
                 return

@@ -44,7 +44,10 @@ async def list_(
     every: bool,
     out: output.Printer,
 ) -> None:
-    """List open errors, the latest first; those of paths at or below UNDER."""
+    """List open errors, the latest first; those of paths at or below UNDER.
+
+    `-o value` prints the paths alone.
+    """
     from moat_kv.client import error_record
 
     async with invocation.client() as client:
@@ -56,7 +59,7 @@ async def list_(
             places=await config.load_places(client),
         )
     if found or not out.for_people:
-        out.rows(_COLUMNS, [_row(each) for each in found])
+        out.rows(_COLUMNS, [_row(each, out) for each in found], bare="path")
     else:
         out.note("no errors" if every else "no open errors")
 
@@ -145,7 +148,7 @@ async def watch(
                 value = getattr(event, "value", None)
                 if value is None:
                     continue
-                out.row(_COLUMNS, _row(error_record.of_value(value)))
+                out.row(_COLUMNS, _row(error_record.of_value(value), out), bare="path")
                 seen += 1
                 if seen == count:
                     return
@@ -169,15 +172,17 @@ async def _find(client: Client, path: Path, subsystem: str | None) -> ErrorRecor
         if each.path == path
     ]
     if not found:
-        raise errors.NotFound("error of", str(path))
+        raise errors.NotFound("error of", str(path), hint="`error list` shows what there is")
     if len(found) > 1:
         known = ", ".join(sorted(each.subsystem for each in found))
         raise command.fail(f"{path} has errors of {known}; say which with -s")
     return found[0]
 
 
-def _row(record: ErrorRecord) -> dict[str, Any]:
+def _row(record: ErrorRecord, out: output.Printer) -> dict[str, Any]:
     state = "open" if record.resolved is None else f"resolved by {record.resolved_by}"
+    if record.comment and out.for_people:
+        state += f": {record.comment}"
     return {
         "last": record.last,
         "first": record.first,
@@ -185,7 +190,7 @@ def _row(record: ErrorRecord) -> dict[str, Any]:
         "subsystem": record.subsystem,
         "path": str(record.path),
         "message": record.message,
-        "nodes": ", ".join(record.nodes),
+        "nodes": list(record.nodes),
         "state": state,
         "comment": record.comment,
     }

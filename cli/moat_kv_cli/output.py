@@ -1,19 +1,21 @@
 """What commands print: one value, rows, or a stream of rows, as `-o` says.
 
 `-o table` is for people on a terminal, plain text is what they get when not on one; `json`, `yaml`
-and `jsonl` carry any value (see `plain`, `yamltext`), and `value` is the bare value: a text without
-quotes, bytes as they are. Tables and YAML are imported when they are wanted.
+and `jsonl` carry any value (see `plain`, `yamltext`), and `value` is the bare value: a text or path
+without quotes, bytes as they are. Tables, which have to fit a terminal, shorten long cells and show
+the time alone for today; all else is printed in full. Tables and YAML are imported when wanted.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, TypeVar
 
 import asyncclick as click
 
+from moat_kv.path import Path
 from moat_kv_cli import command, plain
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -74,7 +76,7 @@ class Printer:
         if self.format == "yaml":
             return _yaml(value)
         if self.format == "value":
-            return value if isinstance(value, str) else plain.to_json(value)
+            return str(value) if isinstance(value, str | Path) else plain.to_json(value)
         if isinstance(value, str):
             return plain.visible(value) if sys.stdout.isatty() else value
         if isinstance(value, dict | list) and value:
@@ -90,8 +92,8 @@ class Printer:
         for name in row:
             self._write(f"{name:<{width}}  {shown(row, name)}".rstrip())
 
-    def rows(self, columns: Sequence[str], rows: Sequence[Row]) -> None:
-        """Print rows in their order. `value` prints the first column alone.
+    def rows(self, columns: Sequence[str], rows: Sequence[Row], *, bare: str | None = None) -> None:
+        """Print rows in their order. `value` prints the column `bare` alone, or else the first.
 
         For people only `columns` are shown; JSON and YAML have all that a row holds.
         """
@@ -106,12 +108,13 @@ class Printer:
                 self._write(line)
         else:
             for row in rows:
-                self.row(columns, row)
+                self.row(columns, row, bare=bare)
 
-    def row(self, columns: Sequence[str], row: Row) -> None:
-        """Print one row of a stream, at once."""
+    def row(self, columns: Sequence[str], row: Row, *, bare: str | None = None) -> None:
+        """Print one row of a stream, at once; `bare` as in `rows`."""
         if self.format == "value":
-            self._write(cell(row.get(columns[0])))
+            name = bare or columns[0]
+            self._write(self._value_text(row[name]) if name in row else "")
         elif self.for_people:
             cells = [shown(row, name) for name in columns]
             self._write("  ".join(each for each in cells if each))
@@ -145,30 +148,37 @@ def counted(number: int, one: str, more: str | None = None) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value in a table: one line, nothing for None."""
+    """A value in a table: one line, nothing for None, names with commas between them."""
+    if isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
+        return ", ".join(map(plain.inline, value))
     return "" if value is None else plain.inline(value)
 
 
 #: Columns that hold seconds since 1970, and are shown as local time.
-_TIMES = ("at", "target", "started", "stopped", "pinged", "first", "last")
+_TIMES = ("at", "target", "started", "stopped", "pinged", "computed", "first", "last", "since")
+#: Columns that hold anybody's values; JSON where they are no texts.
+_VALUES = ("value", "result")
+#: What of a cell a table shows; `-o jsonl` shows all.
+_CELL_LIMIT = 240
 
 
-def shown(row: Row, name: str) -> str:
-    """One cell of a row, for people."""
+def shown(row: Row, name: str, *, today: date | None = None) -> str:
+    """One cell of a row, for people; of times on `today` only the time."""
     value = row.get(name)
     if name in _TIMES and isinstance(value, int | float):
-        return local_time(value)
+        return local_time(value, today)
     if name == "value" and row.get("deleted"):
         return "(deleted)"
-    if name == "value" and "value" in row:
+    if name in _VALUES and name in row:
         return plain.inline(value)
     return cell(value)
 
 
-def local_time(at: float) -> str:
-    """Seconds since 1970 as local date and time, to the second."""
+def local_time(at: float, today: date | None = None) -> str:
+    """Seconds since 1970 as local date and time, to the second; on `today` the time alone."""
     try:
-        return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+        when = datetime.fromtimestamp(at)
+        return f"{when:%H:%M:%S}" if when.date() == today else f"{when:%Y-%m-%d %H:%M:%S}"
     except (OverflowError, ValueError, OSError):
         return repr(at)
 
@@ -187,13 +197,19 @@ def aligned(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
 def _table(columns: Sequence[str], rows: Sequence[Row]) -> None:
     from rich import box, console, table, text
 
-    grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    grid = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in columns:
         grid.add_column(name, overflow="fold")
+    today = date.today()
     for row in rows:
-        grid.add_row(*[text.Text(shown(row, name)) for name in columns])
+        cells = [_shortened(shown(row, name, today=today)) for name in columns]
+        grid.add_row(*map(text.Text, cells))
     wide = None if sys.stdout.isatty() else 1000
     console.Console(width=wide, highlight=False).print(grid)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CELL_LIMIT else text[: _CELL_LIMIT - 1] + "…"
 
 
 def _yaml(value: Any) -> str:

@@ -98,22 +98,21 @@ def _register_list(group: verbs.PathGroup, kind: Kind) -> None:
         path = invocation.here
         async with invocation.client() as client:
             base = await kind.base(client)
-            rows = [
-                {"path": str(path + each.path), "at": each.at, **_beside(each.value)}
-                async for each in client.get_tree(base + path)
-            ]
+            found = {path + each.path: each async for each in client.get_tree(base + path)}
+        rows = [
+            {"path": str(place), "at": each.at, **_beside(each.value, kind)}
+            for place, each in sorted(found.items())
+        ]
         out.rows(["path", *kind.columns, "at", "info"], rows)
 
 
-def _beside(value: Any) -> dict[str, Any]:
+def _beside(value: Any, kind: Kind) -> dict[str, Any]:
     """What is stored with a text, for a row."""
     if not isinstance(value, dict):
         return {"info": "(not code)"}
     shown = {key: item for key, item in value.items() if key not in ("code", "path", "at")}
-    for name in ("requires", "vars"):
-        if isinstance(shown.get(name), list):
-            shown[name] = ", ".join(map(str, shown[name]))
-    shown["kind"] = {True: "async", False: "thread", None: "sync"}.get(value.get("is_async"))
+    if "kind" in kind.columns:
+        shown["kind"] = {True: "async", False: "thread", None: "sync"}.get(value.get("is_async"))
     return shown
 
 
@@ -141,17 +140,18 @@ def _register_history(group: verbs.PathGroup, kind: Kind) -> None:
             versions = await client.history(await kind.base(client) + path, limit=limit)
         if not versions:
             raise errors.NotFound(f"history of {kind.word}", str(path))
-        out.rows(["rev", "at", "lines", "info"], [_version_row(each) for each in versions])
+        rows = [_version_row(each, kind) for each in versions]
+        out.rows(["rev", "at", "lines", "info"], rows)
 
 
-def _version_row(version: Any) -> dict[str, Any]:
+def _version_row(version: Any, kind: Kind) -> dict[str, Any]:
     row = {"rev": version["rev"], "at": version["at"], "id": version["id"]}
     if "value" not in version:
         return {**row, "deleted": True, "info": "(deleted)"}
     value = version["value"]
     code = value.get("code") if isinstance(value, dict) else None
     lines = len(code.splitlines()) if isinstance(code, str) else None
-    return {**row, "lines": lines, "info": _beside(value).get("info"), "value": value}
+    return {**row, "lines": lines, "info": _beside(value, kind).get("info"), "value": value}
 
 
 def _register_revert(group: verbs.PathGroup, kind: Kind) -> None:

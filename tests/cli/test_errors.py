@@ -32,7 +32,9 @@ async def test_open_errors_are_listed(moat: Moat) -> None:
     assert rows[0]["path"] == "a.b"
     assert rows[0]["count"] == 2
     assert rows[0]["message"] == "ValueError: no sensor"
-    assert rows[0]["nodes"] == "n1, n2"
+    assert rows[0]["nodes"] == ["n1", "n2"]
+    assert "n1, n2" in await moat.fine("error", "list")
+    assert await moat.fine("error", "list", "-o", "value") == "a.b\n"
     rows = json.loads(await moat.fine("error", "list", "--all", "-o", "json"))
     assert {each["state"] for each in rows} == {"open", "resolved by success"}
     assert await moat.fine("error", "list", "c") == "no open errors\n"
@@ -55,6 +57,8 @@ async def test_an_error_is_shown_with_its_traces(moat: Moat) -> None:
 async def test_an_error_is_acknowledged_and_resolved(moat: Moat) -> None:
     assert await moat.fine("error", "ack", "a.b", "being looked at") == ""
     assert "being looked at" in await moat.fine("error", "show", "a.b")
+    assert "open: being looked at" in await moat.fine("error", "list")
+    assert '"state":"open"' in await moat.fine("error", "list", "-o", "jsonl")
     await moat.fine("error", "ack", "a.b")
     assert "seen by " in await moat.fine("error", "show", "a.b")
     assert await moat.fine("error", "resolve", "a.b", "--comment", "replaced") == ""
@@ -76,7 +80,8 @@ async def test_errors_are_watched(moat: Moat) -> None:
 async def test_unknown_and_ambiguous_errors(moat: Moat, client: moat_kv.Client) -> None:
     for verb in ("show", "ack", "resolve"):
         ended = await moat("error", verb, "x")
-        assert (ended.code, ended.error_line) == (3, "moat: no error of x")
+        assert ended.error_line == "moat: no error of x; `error list` shows what there is"
+        assert ended.code == 3
     await error_record.record(client, "code", P("a.b"), node="n1", message="m")
     ended = await moat("error", "show", "a.b")
     assert ended.code == 128
