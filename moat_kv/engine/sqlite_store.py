@@ -51,6 +51,9 @@ _PLACES = f"({', '.join('?' * len(sqlite_rows.COLUMNS))})"
 #: So many rows go into one statement at most. A statement gives the interpreter's lock back once
 #: and not once a row: while the event loop is busy, each time costs up to its switch interval.
 _ROWS = 64
+#: Several rows go into one statement only up to this size, in bytes: a prepared statement keeps
+#: a copy of what it was last given, and there are `_ROWS` of them.
+_STATEMENT_BYTES = 64 * 1024
 _INSERT = {
     count: f"INSERT INTO log ({_COLUMNS}) VALUES " + ", ".join([_PLACES] * count)
     for count in range(1, _ROWS + 1)
@@ -136,19 +139,11 @@ class SqliteStore:
 
     def commit(self, entries: Sequence[sqlite_rows.Entry]) -> None:
         """Add records, in the order of their revisions; they are on disk when this returns."""
-        values: list[Any] = []
-        for record, prev in entries:
-            values += sqlite_rows.row_of(record, prev)
-        if len(entries) <= _ROWS:
-            # Outside of a transaction a statement is one by itself.
-            with self._committing() as connection:
-                connection.execute(_INSERT[len(entries)], values)
-        else:
-            with self._transaction() as connection:
-                step = _ROWS * len(sqlite_rows.COLUMNS)
-                for start in range(0, len(values), step):
-                    part = values[start : start + step]
-                    connection.execute(_INSERT[len(part) // len(sqlite_rows.COLUMNS)], part)
+        parts = _parted(entries)
+        # Outside of a transaction a statement is one by itself.
+        with self._committing() if len(parts) == 1 else self._transaction() as connection:
+            for values in parts:
+                connection.execute(_INSERT[len(values) // len(sqlite_rows.COLUMNS)], values)
         self.saved = entries[-1][0].rev
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
@@ -312,6 +307,23 @@ class SqliteStore:
                 raise
             reason = sqlite_connection.reason_of(exc)
             raise errors.StorageFailed(str(self._file), reason) from exc
+
+
+def _parted(entries: Sequence[sqlite_rows.Entry]) -> list[list[Any]]:
+    """The values of all rows, in order, parted into what goes into one statement."""
+    values: list[Any] = []
+    parts = [values]
+    rows = size_bytes = 0
+    for record, prev in entries:
+        if record.value is not None:
+            size_bytes += len(record.value)
+        if rows and (rows == _ROWS or size_bytes > _STATEMENT_BYTES):
+            values = []
+            parts.append(values)
+            rows, size_bytes = 0, len(record.value or b"")
+        values += sqlite_rows.row_of(record, prev)
+        rows += 1
+    return parts
 
 
 def _set_meta(connection: sqlite_connection.Connection, values: Mapping[str, Any]) -> None:
