@@ -6,8 +6,8 @@ write. The verbs here read both, and write the first.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -15,7 +15,7 @@ import asyncclick as click
 from moat_kv import config, errors
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
-from moat_kv_cli import command, entries, output, placement, plain, values, verbs
+from moat_kv_cli import command, entries, output, placement, plain, progress, values, verbs
 from moat_kv_runner import job as spec
 
 if TYPE_CHECKING:
@@ -41,19 +41,27 @@ class Job:
     """One job: where its entry and its states are, and how it is called in messages."""
 
     def __init__(
-        self, client: Client, which: placement.Placement, jobs: Path, states: Path
+        self,
+        client: Client,
+        which: placement.Placement,
+        jobs: Path,
+        states: Path,
+        claims: Path,
     ) -> None:
         self.client = client
         self.which = which
         self.jobs = jobs  # where all of its kind and group are
         self.states = states
+        self.claims = claims
         self.path = Path()
 
     @classmethod
     async def of(cls, invocation: command.Invocation, client: Client) -> Job:
         """The job that the command names; it need not exist."""
         which = placement.of(invocation)
-        job = cls(client, which, *placement.places_of(which, await config.load_places(client)))
+        places = await config.load_places(client)
+        jobs, states = placement.places_of(which, places)
+        job = cls(client, which, jobs, states, places.claim + which.prefix)
         job.path = invocation.here
         return job
 
@@ -79,13 +87,28 @@ class Job:
 
     async def state_of(self) -> dict[str, Any]:
         """What became of it: the states by node where all nodes run it, else one, named ``."""
-        if self.which.kind != "all":
-            places = {"": self.states + self.path}
-        else:
-            nodes = await self.client.list(self.states)
-            places = {str(each.name): self.states / each.name + self.path for each in nodes}
-        results = {name: await self.client.get(place) for name, place in places.items()}
+        results = {
+            name: await self.client.get(self.states + below)
+            for name, below in (await self._below()).items()
+        }
         return {name: each["value"] for name, each in results.items() if "value" in each}
+
+    async def _below(self) -> dict[str, Path]:
+        """Its paths below those of states and of claims, by node, or one named ``."""
+        if self.which.kind != "all":
+            return {"": self.path}
+        nodes = sorted(str(each.name) for each in await self.client.list(self.states))
+        return {name: Path(name) + self.path for name in nodes}
+
+    async def forget(self) -> None:
+        """Delete the states that no runner has a claim on; the others are their runners'."""
+        for below in (await self._below()).values():
+            if "value" in await self.client.get(self.claims + below):
+                continue
+            state = await self.client.get(self.states + below)
+            if "value" in state:
+                with contextlib.suppress(errors.Conflict):  # a runner has taken it just now
+                    await self.client.delete(self.states + below, expect=state.rev)
 
 
 @at.command(example="moat kv run at a.question\nmoat kv run -n pi3 at onewire.temperatures -o json")
@@ -105,82 +128,14 @@ async def get(invocation: command.Invocation, /, out: output.Printer) -> None:
 async def list_(invocation: command.Invocation, /, out: output.Printer) -> None:
     """List the jobs at PATH and below, with what became of them."""
     async with invocation.client() as client:
-        rows = await job_rows(client, placement.of(invocation), invocation.here)
-    out.rows(COLUMNS, rows)
+        rows = await progress.job_rows(client, placement.of(invocation), invocation.here)
+    print_jobs(out, rows)
 
 
-COLUMNS = ["path", "code", "state", "node", "started", "stopped", "result", "info"]
-
-
-async def job_rows(client: Client, which: placement.Placement, below: Path) -> list[dict[str, Any]]:
-    """A row for each job; one for each node where all nodes run it."""
-    places = await config.load_places(client)
-    jobs, states = placement.places_of(which, places)
-    found = {each.path: each.value async for each in client.get_tree(states)}
-    claimed = {each.path async for each in client.get_tree(places.claim + which.prefix)}
-    nodes = sorted({str(each[0]) for each in found}) if which.kind == "all" else [""]
-    rows = []
-    async for each in client.get_tree(jobs + below):
-        path = below + each.path
-        if not path or not isinstance(each.value, dict):
-            continue  # the group's own settings
-        places_of = {node: Path(node) + path if node else path for node in nodes}
-        past = {node: place for node, place in places_of.items() if place in found}
-        for node, place in (past or {"": path}).items():
-            state = spec.parse_state(found.get(place))
-            rows.append(_row(path, each.value, node, state, is_claimed=place in claimed))
-    return rows
-
-
-def _row(
-    path: Path, job: dict[str, Any], node: str, known: spec.JobState, *, is_claimed: bool
-) -> dict[str, Any]:
-    shown = {
-        "path": str(path),
-        "code": job.get("code"),
-        "state": word(job, known, is_claimed=is_claimed),
-        "node": known.node or node or None,
-        "started": known.started,
-        "stopped": known.stopped,
-        "result": known.result,
-        "info": job.get("info"),
-        "reason": known.reason,
-    }
-    return {name: value for name, value in shown.items() if value is not None}
-
-
-def word(job: Mapping[str, Any], state: spec.JobState, *, is_claimed: bool) -> str:
-    """What a job does, in a word or two."""
-    if state.running:
-        # Its runner cannot say so any more if it has died, but then it has lost its claim.
-        return "running" if is_claimed else "cut off"
-    if job.get("enabled") is False:
-        return "disabled"
-    target = job.get("target")
-    if target is None:
-        return "not started"
-    if state.started is None or target > state.started:
-        return "waiting"
-    return "failed" if state.backoff else "stopped" if state.interrupted else "done"
-
-
-EVENT_COLUMNS = ["pinged", "path", "node", "event", "result", "reason"]
-
-
-def event_row(which: placement.Placement, path: Path, event: Any) -> dict[str, Any]:
-    """A change of a state entry; `path` is below the states of the group."""
-    if which.kind == "all":
-        path = path[1:]
-    if "value" not in event:
-        return {"path": str(path), "event": "forgotten", "pinged": event["at"]}
-    state = spec.parse_state(event["value"])
-    word = "waiting"
-    if state.running:
-        word = "running"
-    elif state.started is not None:
-        word = "failed" if state.backoff else "stopped" if state.interrupted else "done"
-    shown = {**state.as_value(), "path": str(path), "event": word}
-    return {"pinged": event["at"], **shown}
+def print_jobs(out: output.Printer, rows: list[dict[str, Any]]) -> None:
+    """Print what `progress.job_rows` has found."""
+    shown = map(progress.for_people, rows) if out.for_people else rows
+    out.rows(progress.COLUMNS, list(shown))
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -289,17 +244,27 @@ async def state(invocation: command.Invocation, /, only_result: bool, out: outpu
     """Print what became of a job: when it ran, where, and what it returned."""
     async with invocation.client() as client:
         job = await Job.of(invocation, client)
-        await job.entry()
+        asked = (await job.entry())["value"]
         found = await job.state_of()
+    if not found:
+        what = "result of job" if only_result else "state of job"
+        raise errors.NotFound(what, str(job.path), hint=_why_not(asked))
     if only_result:
         _print_results(found, job.path, out if out.asked else output.Printer("value"))
-    elif not found:
-        raise _no_result(job.path, "no runner has taken it yet")
     elif job.which.kind == "all":
         columns = ["node", "started", "stopped", "result", "backoff", "reason"]
         out.rows(columns, [{**each, "node": node} for node, each in found.items()])
     else:
         out.facts(found[""])
+
+
+def _why_not(asked: Any) -> str:
+    """Why no runner has written a state of a job."""
+    if isinstance(asked, dict) and asked.get("enabled") is False:
+        return "it is disabled"
+    if isinstance(asked, dict) and asked.get("target") is None:
+        return "it is not to be started; `set -t 0` starts it now"
+    return "no runner has taken it yet"
 
 
 def _no_result(path: Path, why: str) -> errors.NotFound:
@@ -313,8 +278,6 @@ def _print_results(states: dict[str, Any], path: Path, out: output.Printer) -> N
         for node, each in states.items():
             _check_ended(path, spec.parse_state(each))
             results[node] = None
-    if not results:
-        raise _no_result(path, "no runner has taken it yet")
     if "" in results:
         out.value(results[""])
     elif out.format == "value":
@@ -335,11 +298,12 @@ def _check_ended(path: Path, state: spec.JobState) -> None:
 @at.command(example="moat kv run at a.question delete")
 @command.pass_invocation
 async def delete(invocation: command.Invocation, /) -> None:
-    """Delete a job; its runner stops it, and deletes its state, too."""
+    """Delete a job and its state; if it runs, its runner stops it first."""
     async with invocation.client() as client:
         job = await Job.of(invocation, client)
         await job.entry()
         await client.delete(job.place)
+        await job.forget()
 
 
 @at.command(example="moat kv run at a.question restart")

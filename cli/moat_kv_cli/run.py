@@ -13,7 +13,7 @@ import asyncclick as click
 import moat_kv
 from moat_kv import config
 from moat_kv.path import Path
-from moat_kv_cli import at, command, output, placement
+from moat_kv_cli import at, command, output, placement, progress
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -136,14 +136,16 @@ async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
         jobs, _ = placement.places_of(which, await config.load_places(client))
         settings = (await client.get(jobs)).get("value")
         nodes = await members(client, which.group)
-        rows = await at.job_rows(client, which, Path())
-    facts = {"jobs for": str(which), "nodes": nodes, "settings": settings}
+        rows = await progress.job_rows(client, which, Path())
     if not out.for_people:
-        out.value({**facts, "jobs": rows})
+        whose = {"kind": which.kind, "node": which.node, "group": which.group}
+        out.value({**whose, "nodes": nodes, "settings": settings, "jobs": rows})
         return
-    out.facts({name: value for name, value in facts.items() if value is not None})
+    there = [f"{name} ({', '.join(roles)})" for name, roles in nodes.items()]
+    facts = {"jobs for": str(which), "nodes": there or "no runner serves this group now"}
+    out.facts(facts if settings is None else {**facts, "settings": settings})
     out.note("")
-    out.rows(at.COLUMNS, rows)
+    at.print_jobs(out, rows)
 
 
 async def members(client: Client, group: Path) -> dict[str, Any]:
@@ -176,7 +178,10 @@ async def monitor(
             async for event in changes:
                 if not isinstance(event, moat_kv.WatchEvent):
                     continue
-                out.row(at.EVENT_COLUMNS, at.event_row(which, event.path[len(states) :], event))
+                row = progress.event_row(which, event.path[len(states) :], event)
+                if out.for_people:
+                    row = progress.for_people(row)
+                out.row(progress.EVENT_COLUMNS, row, bare="path")
                 seen += 1
                 if seen == count:
                     return

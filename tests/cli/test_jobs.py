@@ -197,6 +197,13 @@ async def test_enabling_restarting_and_deleting(moat: Moat, client: moat_kv.Clie
         pytest.param(
             None, 3, "", "moat: no result of job a.question; no runner has taken it yet\n", id="new"
         ),
+        pytest.param(
+            {"started": 3, "reason": "its runner was stopped"},
+            3,
+            "",
+            "moat: no result of job a.question; its runner was stopped\n",
+            id="left by its runner",
+        ),
     ],
 )
 async def test_a_result_is_printed_bare(
@@ -249,6 +256,7 @@ async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Clien
         "done": {"started": 5e9, "stopped": 5e9 + 1, "result": 1},
         "failed": {"started": 5e9, "stopped": 5e9 + 1, "backoff": 2},
         "stopped": {"started": 5e9, "stopped": 5e9 + 1, "interrupted": True},
+        "left": {"started": 5e9, "reason": "its runner was stopped"},
         "waiting": {"started": 1, "stopped": 2},
     }
     for name, state in states.items():
@@ -262,12 +270,62 @@ async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Clien
     rows = (await moat.fine("run", "at", ":", "list", "-o", "jsonl")).splitlines()
     listed = {each["path"]: each["state"] for each in map(json.loads, rows)}
     names = [*states, "disabled", "not started"]
+    assert listed.pop("left") == "stopped"
+    names.remove("left")
     assert listed == {name.replace(" ", ":_"): name for name in names}
+    assert list(listed) == sorted(listed)
     info = json.loads(await moat.fine("run", "info", "-o", "json"))
     assert info["settings"] == {"nodes": 2}
     assert info["nodes"] == {}
-    assert len(info["jobs"]) == 8
-    assert "jobs for  any node of group default" in await moat.fine("run", "info")
+    assert len(info["jobs"]) == 9
+    assert (info["kind"], info["node"], info["group"]) == ("any", None, {"$path": "default"})
+    shown = await moat.fine("run", "info")
+    assert "jobs for  any node of group default" in shown
+    assert "nodes     no runner serves this group now" in shown
+
+
+@pytest.mark.usefixtures("answer")
+async def test_a_state_that_is_not_there_says_why(moat: Moat) -> None:
+    async def why(*change: str) -> str:
+        await moat.fine("run", "at", "x", *change)
+        ended = await moat("run", "at", "x", "state")
+        assert ended.code == 3
+        return ended.error_line
+
+    assert "it is not to be started" in await why("set", "-c", "the.answer")
+    assert "no runner has taken it yet" in await why("set", "-t", "0")
+    assert await why("disable") == "moat: no state of job x; it is disabled"
+
+
+@pytest.mark.usefixtures("answer")
+async def test_deleting_a_job_forgets_what_became_of_it(moat: Moat, client: moat_kv.Client) -> None:
+    claim = P(":.moat.kv.claim.all.default.n1.x")
+    states = [P(":.moat.kv.state.all.default") / node / "x" for node in ("n1", "n2")]
+    await moat.fine("run", "-n", "-", "at", "x", "set", "-c", "the.answer", "-t", "0")
+    await client.set(claim, {"node": "n1"})
+    for state in states:
+        await client.set(state, {"started": 1, "stopped": 2})
+    await moat.fine("run", "-n", "-", "at", "x", "delete")
+    # The holder of a claim deletes its state itself, once the run has ended.
+    assert ["value" in await client.get(state) for state in states] == [True, False]
+
+
+@pytest.mark.usefixtures("answer")
+async def test_people_see_why_a_job_does_not_run(moat: Moat, client: moat_kv.Client) -> None:
+    states = {
+        "failed": {"started": 5e9, "stopped": 5e9 + 1, "backoff": 1, "reason": "failed: no bus"},
+        "waiting": {"reason": "waiting: no procedure x"},
+        "done": {"started": 5e9, "stopped": 5e9 + 1, "reason": "done"},
+    }
+    for name, state in states.items():
+        await moat.fine("run", "at", name, "set", "-c", "the.answer", "-t", "0")
+        await client.set(P(":.moat.kv.state.any.default") / name, state)
+    lines = (await moat.fine("run", "at", ":", "list")).splitlines()[1:]
+    assert [line.split()[2] for line in lines] == ["done", "failed", "waiting"]
+    assert lines[1].endswith("  no bus")
+    assert lines[2].endswith("  no procedure x")
+    rows = await moat.fine("run", "at", "failed", "list", "-o", "jsonl")
+    assert json.loads(rows)["reason"] == "failed: no bus"
 
 
 async def test_monitoring_prints_what_becomes_of_jobs(moat: Moat, client: moat_kv.Client) -> None:
@@ -275,3 +333,10 @@ async def test_monitoring_prints_what_becomes_of_jobs(moat: Moat, client: moat_k
     out = await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "jsonl")
     event = json.loads(out)
     assert (event["path"], event["event"], event["result"]) == ("a.question", "done", 42)
+    await client.set(STATE, {"started": 3, "stopped": 2, "result": 42, "reason": "running"})
+    line = await moat.fine("run", "monitor", "-f", "--count", "1")
+    assert line.split()[2:] == ["a.question", "running"]
+    await client.set(STATE, {"started": 3, "stopped": 2, "reason": "its runner was stopped"})
+    line = await moat.fine("run", "monitor", "-f", "--count", "1")
+    assert line.endswith("a.question  stopped  its runner was stopped\n")
+    assert await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "value") == "a.question\n"

@@ -11,7 +11,7 @@ import anyio
 import moat_kv
 from moat_kv import P, config
 from moat_kv.path import Path
-from moat_kv_cli import at
+from moat_kv_cli import progress
 from moat_kv_runner import job as spec
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _rows(
                 path=path,
                 kind=kind,
                 node=state.node or node,
-                word=at.word(job, state, is_claimed=each in claims),
+                word=progress.word(job, state, is_claimed=each in claims),
                 result=state.result,
             )
         )

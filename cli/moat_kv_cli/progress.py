@@ -1,0 +1,114 @@
+"""What becomes of jobs, in rows: for `run at`, `run info`, `run monitor` and the demonstration.
+
+Reads jobs, their states and their claims, and writes nothing. A row has all that a program may ask
+for; `for_people` takes away from it what the row says already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from moat_kv import config
+from moat_kv.path import Path
+from moat_kv_cli import placement
+from moat_kv_runner import job as spec
+
+if TYPE_CHECKING:
+    from moat_kv import Client
+
+#: What people see of a job, and of a change of its state.
+COLUMNS = ["path", "code", "state", "node", "started", "result", "reason", "info"]
+EVENT_COLUMNS = ["pinged", "path", "node", "event", "result", "reason"]
+
+#: Reasons that tell no more than the word for what the job does.
+_NO_NEWS = ("running", "done", "stopped")
+
+
+async def job_rows(client: Client, which: placement.Placement, below: Path) -> list[dict[str, Any]]:
+    """A row for each job, by path; one for each node where all nodes run it."""
+    places = await config.load_places(client)
+    jobs, states = placement.places_of(which, places)
+    found = {each.path: each.value async for each in client.get_tree(states)}
+    claimed = {each.path async for each in client.get_tree(places.claim + which.prefix)}
+    nodes = sorted({str(each[0]) for each in found}) if which.kind == "all" else [""]
+    asked = {below + each.path: each.value async for each in client.get_tree(jobs + below)}
+    rows = []
+    for path, job in sorted(asked.items()):
+        if not path or not isinstance(job, dict):
+            continue  # the group's own settings
+        places_of = {node: Path(node) + path if node else path for node in nodes}
+        past = {node: place for node, place in places_of.items() if place in found}
+        for node, place in (past or {"": path}).items():
+            state = spec.parse_state(found.get(place))
+            rows.append(_row(path, job, node, state, is_claimed=place in claimed))
+    return rows
+
+
+def _row(
+    path: Path, job: dict[str, Any], node: str, known: spec.JobState, *, is_claimed: bool
+) -> dict[str, Any]:
+    shown = {
+        "path": str(path),
+        "code": job.get("code"),
+        "state": word(job, known, is_claimed=is_claimed),
+        "node": known.node or node or None,
+        "started": known.started,
+        "stopped": known.stopped,
+        "result": known.result,
+        "info": job.get("info"),
+        "reason": known.reason,
+    }
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def word(job: Mapping[str, Any], state: spec.JobState, *, is_claimed: bool) -> str:
+    """What a job does, in a word or two."""
+    if state.running:
+        if is_claimed:
+            return "running"
+        # Its runner cannot say so any more if it has died, but then it has lost its claim.
+        return "stopped" if _was_stopped(state) else "cut off"
+    if job.get("enabled") is False:
+        return "disabled"
+    target = job.get("target")
+    if target is None:
+        return "not started"
+    if state.started is None or target > state.started:
+        return "waiting"
+    return _ended(state)
+
+
+def _was_stopped(state: spec.JobState) -> bool:
+    """Whether a runner that ends has left the run, and said so."""
+    return state.reason not in (None, "running")
+
+
+def _ended(state: spec.JobState) -> str:
+    return "failed" if state.backoff else "stopped" if state.interrupted else "done"
+
+
+def event_row(which: placement.Placement, path: Path, event: Any) -> dict[str, Any]:
+    """A change of a state entry; `path` is below the states of the group."""
+    if which.kind == "all":
+        path = path[1:]
+    if "value" not in event:
+        return {"path": str(path), "event": "forgotten", "pinged": event["at"]}
+    state = spec.parse_state(event["value"])
+    if state.running:
+        happened = "stopped" if _was_stopped(state) else "running"
+    else:
+        happened = "waiting" if state.started is None else _ended(state)
+    return {**state.as_value(), "path": str(path), "event": happened, "pinged": event["at"]}
+
+
+def for_people(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without what it would say twice."""
+    said = row.get("event", row.get("state"))
+    shown = dict(row)
+    reason = row.get("reason")
+    if reason is not None:
+        shown["reason"] = None if reason in _NO_NEWS else reason.removeprefix(f"{said}: ")
+    if "event" in row and said == "running":
+        shown.pop("result", None)  # that of the run before
+    return shown
