@@ -31,7 +31,7 @@ SEND_LOW_BYTES = 128 * 1024
 SEND_HIGH_BYTES = 4 * 1024 * 1024
 #: What one client may have in the hands of the engine and of tasks, in bytes; above, none of its
 #: requests is handled. Nobody's memory may grow with how fast a client can send.
-HELD_LIMIT_BYTES = 4 * 1024 * 1024
+HELD_LIMIT_BYTES = 1024 * 1024
 #: What something that is held counts for beside its value, in bytes: a write, a task.
 WRITE_BYTES = 400
 WORK_BYTES = 8 * 1024
@@ -111,7 +111,9 @@ class Connection:
         self.stream_ready(seq)
 
     def stream_ready(self, seq: int) -> None:
-        """That stream has something to send."""
+        """That stream has something to send. It may have been stopped meanwhile."""
+        if seq not in self._streams:
+            return
         self._ready[seq] = None
         if not self._reading:
             self._wake.set()

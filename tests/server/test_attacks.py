@@ -495,6 +495,26 @@ async def test_a_long_history_comes_whole_and_in_portions() -> None:
         assert await line.rows("history", path=P("b")) == []
 
 
+async def test_a_history_may_be_stopped_while_it_is_read() -> None:
+    go = anyio.Event()
+
+    class Slow(MemoryEngine):
+        async def history(self, path: Path, **options: Any) -> list[Any]:
+            await go.wait()
+            return await super().history(path, **options)
+
+    async with running_server(engine=Slow()) as running, connected(running.url) as line:
+        await line.ask("set", 1, path=P("a"))
+        seq = await line.send("history", path=P("a"))
+        assert (await line.next(seq)).state == State.START
+        await line.ask("stop", seq=seq)
+        assert (await line.next(seq)).state == State.END
+        connection = only_connection(running)
+        go.set()
+        await until(lambda: connection.unanswered == 0)
+        await line.ask("ping")
+
+
 async def test_a_history_that_fails_ends_with_that_error() -> None:
     class Damaged(MemoryEngine):
         async def history(self, path: Path, **options: Any) -> list[Any]:
