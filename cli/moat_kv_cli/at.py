@@ -156,8 +156,16 @@ _AMOUNT = click.FloatRange(min=0)
     example="moat kv run at a.question set -c the.answer -t 0\n"
     "moat kv run -n pi3 at blink set -c blink -t 0 -r 60 -e pin 17",
 )
-@click.option("-c", "--code", type=verbs.PATH, metavar="PATH", help="The procedure that it runs.")
-@click.option("-C", "--copy", type=verbs.PATH, metavar="JOB", help="Begin as a copy of that job.")
+@click.option(
+    "-c", "--code", type=verbs.PROCEDURE, metavar="PATH", help="The procedure that it runs."
+)
+@click.option(
+    "-C",
+    "--copy",
+    type=verbs.PathType(_base),
+    metavar="JOB",
+    help="Begin as a copy of that job, but for its time.",
+)
 @click.option(
     "-t",
     "--time",
@@ -166,10 +174,30 @@ _AMOUNT = click.FloatRange(min=0)
     metavar="SECONDS",
     help="Start so many seconds from now; -: do not start.",
 )
-@click.option("-r", "--repeat", type=_AMOUNT, metavar="SECONDS", help="Again after its end; 0: no.")
-@click.option("-k", "--ok-after", type=_AMOUNT, metavar="SECONDS", help="Then it counts as well.")
-@click.option("-b", "--backoff", type=_AMOUNT, metavar="FACTOR", help="For the next delay. [1.1]")
-@click.option("-d", "--delay", type=_AMOUNT, metavar="SECONDS", help="After a failure. [100]")
+@click.option(
+    "-r", "--repeat", type=_AMOUNT, metavar="SECONDS", help="Again so long after its end; 0: no."
+)
+@click.option(
+    "-k",
+    "--ok-after",
+    type=_AMOUNT,
+    metavar="SECONDS",
+    help="A run that lasts this long has left earlier failures behind.",
+)
+@click.option(
+    "-b",
+    "--backoff",
+    type=_AMOUNT,
+    metavar="FACTOR",
+    help="The delay grows by this with each failure in a row. [1.1]",
+)
+@click.option(
+    "-d",
+    "--delay",
+    type=_AMOUNT,
+    metavar="SECONDS",
+    help="Try again so long after a failure. [100]",
+)
 @click.option("-i", "--info", metavar="TEXT", help="What it is for, in a line.")
 @values.options
 @output.option

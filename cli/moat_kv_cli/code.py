@@ -54,8 +54,10 @@ code.add_other(manifest.load)
 @click.option("-a", "flavour", flag_value="async", help="It is async. This is the default.")
 @click.option("-A", "flavour", flag_value="sync", help="It is synchronous, and quick.")
 @click.option("-t", "flavour", flag_value="thread", help="It is synchronous, in a worker thread.")
-@click.option("--var", "names", multiple=True, metavar="NAME", help="A parameter; repeatable.")
-@click.option("--require", "requires", multiple=True, metavar="MODULE", help="Or py:NAME>=VERSION.")
+@click.option(
+    "--var", "names", multiple=True, metavar="NAME", help="A parameter; repeatable; -: none."
+)
+@stored.requires_option
 @click.option("--version", metavar="TEXT", help="What you call this version.")
 @click.option("-i", "--info", metavar="TEXT", help="What it does, in a line.")
 @values.options
@@ -84,10 +86,8 @@ async def set_(
     given: dict[str, Any] = {"version": version, "info": info}
     if script is not None:
         given["code"] = values.read_text(script, "-s")
-    if names:
-        given["vars"] = list(names)
-    if requires:
-        given["requires"] = list(requires)
+    given["vars"] = stored.listed(names, "--var")
+    given["requires"] = stored.listed(requires, "--require")
     attributes = {key: value for key, value in given.items() if value is not None}
     if flavour is not None:
         attributes["is_async"] = {"async": True, "sync": None, "thread": False}[flavour]
@@ -108,6 +108,12 @@ def _named(path: Path) -> Path:
     return path
 
 
+#: What a runner gives to procedures, and nobody else.
+_ONLY_IN_JOBS = frozenset(
+    ("_client", "_self", "_info", "_cls", "_cfg", "_log", "_P", "_Path", "_digits")
+)
+
+
 @code.command(example="moat kv code the.answer run\nmoat kv code add run -e a 1 -e b 2")
 @values.options
 @output.option
@@ -115,7 +121,8 @@ def _named(path: Path) -> Path:
 async def run(invocation: command.Invocation, /, out: output.Printer, **given: Any) -> None:
     """Run a procedure once, here and now, and print what it returns.
 
-    The value options are its arguments. It has no `_self`: nothing but its arguments and imports.
+    The value options are its arguments. It is given no `_self`, no `_client`, nothing but its
+    arguments and what it imports.
     """
     import inspect
 
@@ -130,7 +137,12 @@ async def run(invocation: command.Invocation, /, out: output.Printer, **given: A
         await KIND.current(client, path)
         await code_package.ModuleRoot.as_handler(client)
         root = await code_package.CodeRoot.as_handler(client)
-        result = root(path, **arguments)
-        if inspect.isawaitable(result):
-            result = await result
+        try:
+            result = root(path, **arguments)
+            if inspect.isawaitable(result):
+                result = await result
+        except NameError as exc:
+            if exc.name in _ONLY_IN_JOBS:
+                raise command.Refused(f"only a job is given {exc.name}; see `run at`") from exc
+            raise
     out.value(result)

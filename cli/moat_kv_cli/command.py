@@ -163,6 +163,14 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order in which a reader needs them
 
+    async def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            known = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"no command {args[0]!r}; there are: {known}", ctx)
+        return await super().resolve_command(ctx, args)
+
     async def invoke(self, ctx: click.Context) -> Any:
         # Options alone, as in `run -g default`, are a bare group too.
         if not ctx._protected_args and not self.invoke_without_command:

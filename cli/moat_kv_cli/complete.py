@@ -17,7 +17,7 @@ import anyio
 import asyncclick as click
 from asyncclick import shell_completion
 
-from moat_kv import errors
+from moat_kv import config, errors
 from moat_kv.path import P, Path
 from moat_kv_cli import command, verbs
 
@@ -153,8 +153,12 @@ async def _parameter(
 ) -> list[tuple[str, str]]:
     found, incomplete = shell_completion._resolve_incomplete(ctx, args, incomplete)
     if isinstance(found, click.Parameter):
+        if isinstance(found.type, verbs.ErrorPathType):
+            return await _errors(invocation, incomplete)
         if isinstance(found.type, verbs.PathType):
-            return await _paths(invocation, None, incomplete)
+            return await _paths(invocation, found.type.base, incomplete)
+        if found.name in ("node", "group"):
+            return _words(await _who(invocation, found.name), incomplete)
         if found.metavar in _FILES or found.name in ("file", "folder"):
             return [("file", "")]
     return [("word", each.value) for each in found.shell_complete(ctx, incomplete)]
@@ -187,6 +191,37 @@ async def _paths(
                 found = await _below(client, start, parent, incomplete)
                 if found:
                     return found[:MOST]
+    return []
+
+
+async def _errors(invocation: command.Invocation, incomplete: str) -> list[tuple[str, str]]:
+    """Whole paths that have an error, also one that is resolved."""
+    from moat_kv.client import error_record
+
+    with anyio.move_on_after(PATIENCE_S):
+        async with invocation.client() as client:
+            found = await error_record.records(client, resolved=None)
+            return _words(sorted({str(each.path) for each in found}), incomplete)[:MOST]
+    return []
+
+
+async def _who(invocation: command.Invocation, what: str) -> list[str]:
+    """Groups that have jobs, and the default one; or nodes that have jobs or serve the group."""
+    from moat_kv_cli import placement, run
+
+    with anyio.move_on_after(PATIENCE_S):
+        async with invocation.client() as client:
+            jobs = (await config.load_places(client)).run
+            group = placement.of(invocation).group
+            if what == "group":
+                found = {str(group)}
+                kinds = ["any", "all"]
+            else:
+                found = set(await run.members(client, group))
+                kinds = ["at"]
+            for kind in kinds:
+                found |= {str(Path(each.name)) for each in await client.list(jobs / kind)}
+            return sorted(found)
     return []
 
 

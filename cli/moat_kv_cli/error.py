@@ -31,7 +31,7 @@ def error() -> None:
 
 
 @error.command("list", example="moat kv error list\nmoat kv error list --all home.onewire")
-@click.argument("under", type=verbs.PATH, default=":")
+@click.argument("under", type=verbs.WITH_ERROR, default=":")
 @_subsystem
 @click.option("--all", "every", is_flag=True, help="Resolved ones as well.")
 @output.option
@@ -65,7 +65,7 @@ async def list_(
 
 
 @error.command(example="moat kv error show home.onewire.temp.28.0123456789AB")
-@click.argument("path", type=verbs.PATH)
+@click.argument("path", type=verbs.WITH_ERROR)
 @_subsystem
 @output.option
 @command.pass_invocation
@@ -92,7 +92,7 @@ async def show(
 
 
 @error.command(example="moat kv error ack home.onewire.temp.28.0123456789AB 'new sensor ordered'")
-@click.argument("path", type=verbs.PATH)
+@click.argument("path", type=verbs.WITH_ERROR)
 @click.argument("comment", default="")
 @_subsystem
 @command.pass_invocation
@@ -110,7 +110,7 @@ async def ack(
 
 
 @error.command(example="moat kv error resolve home.onewire.temp.28.0123456789AB --comment replaced")
-@click.argument("path", type=verbs.PATH)
+@click.argument("path", type=verbs.WITH_ERROR)
 @click.option("--comment", metavar="TEXT", help="Why it is over.")
 @_subsystem
 @command.pass_invocation

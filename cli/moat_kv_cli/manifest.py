@@ -18,14 +18,15 @@ import asyncclick as click
 
 from moat_kv import config, errors
 from moat_kv.path import P, Path
-from moat_kv_cli import command, entries, placement
+from moat_kv_cli import command, entries, output, placement
 from moat_kv_runner import job as spec
 
 FILE_NAME = "manifest.yaml"
 
 _TEXT_KEYS = {"requires", "info", "version"}
-_MODULE_KEYS = {"file", "path"} | _TEXT_KEYS
-_CODE_KEYS = _MODULE_KEYS | {"is_async", "vars", "default"}
+_ITEM_KEYS = {"file", "path"} | _TEXT_KEYS
+_MODULE_KEYS = _ITEM_KEYS | {"override"}
+_CODE_KEYS = _ITEM_KEYS | {"is_async", "vars", "default"}
 #: What goes into a job's entry as it is.
 _JOB_PLAIN = {
     "data",
@@ -95,7 +96,9 @@ def read(place: str | pathlib.Path) -> Manifest:
         raise errors.BadConfig(str(file), "a mapping with modules, code or jobs is needed")
     unknown = data.keys() - {"modules", "code", "jobs"}
     if unknown:
-        raise errors.BadConfig(f"{file}: {min(map(str, unknown))}", "unknown")
+        raise errors.BadConfig(
+            f"{file}: {min(map(str, unknown))}", "unknown; known: modules, code, jobs"
+        )
     folder = file.parent
     modules = _texts(folder, "modules", data, _MODULE_KEYS, module.KIND.check)
     for path in modules:
@@ -231,13 +234,14 @@ async def store(
     example="moat kv code load examples/onewire\nmoat kv code load my/scripts -n pi3 -g heating",
 )
 @click.argument("folder")
-@placement.options
+@placement.options_with("For jobs of a node that name none. [this host]")
 @click.option("--no-jobs", is_flag=True, help="Only modules and procedures.")
 @command.pass_invocation
 async def load(invocation: command.Invocation, /, folder: str, no_jobs: bool) -> None:
     """Store the modules, procedures and jobs of FOLDER, by its manifest.yaml; all or nothing.
 
-    -n and -g are for jobs that do not say where they run; without -n it is this host.
+    Texts that are stored already stay as they are. Jobs are set anew, with the manifest's data and
+    start; --no-jobs leaves yours alone. -n and -g are for jobs that do not say where they run.
     """
     found = read(folder)
     which = placement.of(invocation)
@@ -251,6 +255,9 @@ async def load(invocation: command.Invocation, /, folder: str, no_jobs: bool) ->
             group=which.group,
             with_jobs=not no_jobs,
         )
-    click.echo(
-        f"stored {counts['modules']} modules, {counts['code']} procedures, {counts['jobs']} jobs"
-    )
+    told = [
+        output.counted(counts["modules"], "module"),
+        output.counted(counts["code"], "procedure"),
+        output.counted(counts["jobs"], "job"),
+    ]
+    click.echo(f"stored {', '.join(told)}")

@@ -6,6 +6,7 @@ mean the same; given twice and different is bad usage.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -47,8 +48,20 @@ class Placement:
         return f"{where} of group {self.group}"
 
 
+_NODE_HELP = "Jobs of this node; - is all nodes; without -n, any node."
+
+
 def options(function: _F) -> _F:
     """Give a command `-n` and `-g`; `of` tells what they said."""
+    return options_with(_NODE_HELP)(function)
+
+
+def options_with(node_help: str) -> Callable[[_F], _F]:
+    """The same, where `-n` means something of its own."""
+    return functools.partial(_give, node_help=node_help)
+
+
+def _give(function: _F, *, node_help: str) -> _F:
     for decorate in (
         click.option(
             "-g",
@@ -68,7 +81,7 @@ def options(function: _F) -> _F:
             metavar="NODE",
             expose_value=False,
             callback=_keep_node,
-            help="Jobs of this node; - is all nodes; without -n, any node.",
+            help=node_help,
         ),
     ):
         function = decorate(function)

@@ -6,6 +6,8 @@ Which jobs is said with `-n` and `-g`, see `placement`. Single jobs are in `at`.
 from __future__ import annotations
 
 import functools
+import io
+import sys
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -78,7 +80,7 @@ async def all_(invocation: command.Invocation, /, nodes: int | None, name: str |
     cls=command.Command,
     example="moat kv run everything -g default\nmoat kv run everything --name pi3 --nodes 2",
 )
-@placement.options
+@placement.options_with("This node's name, as --name.")
 @_nodes
 @_name
 @command.pass_invocation
@@ -106,6 +108,9 @@ async def _serve(
         if named not in (None, name):
             raise command.fail(f"-n {named} and --name {name} differ")
     invocation.start_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What scripts print is to be seen at once, also in a file or a journal.
+        sys.stdout.reconfigure(line_buffering=True)
     async with invocation.client() as client:
         serve = functools.partial(
             runner.run, client, kinds=kinds, group=which.group, name=name or named, nodes=nodes

@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 Check = Callable[[str, Mapping[str, Any]], None]
 
 
+requires_option = click.option(
+    "--require",
+    "requires",
+    multiple=True,
+    metavar="MODULE",
+    help="A stored module, or py:NAME>=VERSION for an installed package; repeatable; -: none.",
+)
+
+
+def listed(given: tuple[str, ...], option: str) -> list[str] | None:
+    """What a repeatable option says: a list, empty for a lone `-`; None if it was not given."""
+    if "-" in given and len(given) > 1:
+        raise command.fail(f"{option}: - stands alone; it takes all away")
+    return None if not given else [] if given == ("-",) else list(given)
+
+
 class Kind:
     """Procedures or modules."""
 

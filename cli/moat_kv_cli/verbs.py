@@ -94,13 +94,20 @@ class PathGroup(command.Group):
         if self.others:
             with formatter.section("Commands"):
                 others = self.others.items()
-                formatter.write_dl([(name, each.get_short_help_str()) for name, each in others])
+                rows = [(name, each.get_short_help_str(formatter.width)) for name, each in others]
+                formatter.write_dl(rows)
 
 
 class PathType(click.ParamType[Path]):
-    """An option or argument that is a path; its text is checked when it is read."""
+    """An option or argument that is a path; its text is checked when it is read.
+
+    `base` says where in the tree such paths begin, for completion; None: at the root.
+    """
 
     name = "path"
+
+    def __init__(self, base: Base | None = None) -> None:
+        self.base = base
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if isinstance(value, Path):
@@ -111,4 +118,16 @@ class PathType(click.ParamType[Path]):
             self.fail(str(exc), param, ctx)
 
 
+class ErrorPathType(PathType):
+    """The path of something that has an error; only these are completed."""
+
+
+async def _procedures(invocation: command.Invocation, client: Client) -> Path:
+    from moat_kv import config
+
+    return (await config.load_places(client)).proc
+
+
 PATH = PathType()
+PROCEDURE = PathType(_procedures)
+WITH_ERROR = ErrorPathType()

@@ -113,6 +113,40 @@ async def test_code_can_be_run_here(moat: Moat, flavour: str) -> None:
     assert (await moat("code", "nothing", "run")).code == 3
 
 
+async def test_what_only_jobs_are_given_is_told(moat: Moat) -> None:
+    await moat.fine("code", "x", "set", "-s", "-", stdin="await _self.timer(1)")
+    ended = await moat("code", "x", "run")
+    assert (ended.code, ended.error_line) == (1, "moat: only a job is given _self; see `run at`")
+    await moat.fine("code", "x", "set", "-s", "-", stdin="return other")
+    assert "name 'other' is not defined" in (await moat("code", "x", "run")).error_line
+
+
+async def test_a_module_that_an_installed_one_hides_is_told(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    ended = await moat("module", "json.more", "set", "-s", "-", stdin="X = 1")
+    assert ended.code == 0
+    assert "a module json is installed here, and goes before this one" in ended.error_line
+    await moat.fine("module", "json", "set", "-s", "-", "--override", stdin="X = 1")
+    place = P(":.moat.kv.code.module.json")
+    assert (await client.get(place)).value == {"code": "X = 1", "override": True}
+    await moat.fine("module", "json", "set", "--no-override")
+    assert (await client.get(place)).value["override"] is False
+
+
+async def test_variables_and_requirements_can_be_taken_away(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    options = ["--var", "a", "--require", "m.n"]
+    await moat.fine("code", "x", "set", "-s", "-", *options, stdin="return 1")
+    await moat.fine("code", "x", "set", "--var", "-", "--require", "-")
+    value = (await client.get(P(":.moat.kv.code.proc.x"))).value
+    assert (value["vars"], value["requires"]) == ([], [])
+    ended = await moat("code", "x", "set", "--require", "-", "--require", "m")
+    assert ended.code == 128
+    assert "- stands alone" in ended.error_line
+
+
 async def test_listing_code_and_modules(moat: Moat) -> None:
     await moat.fine("code", "a.b", "set", "-s", "-", "--var", "x", "-i", "why", stdin="pass")
     await moat.fine("module", "m.n", "set", "-s", "-", stdin="x = 1")
@@ -164,6 +198,11 @@ def folder_with(tmp_path: pathlib.Path, manifest_text: str, **files: str) -> pat
         ),
         pytest.param("code: [{file: good.py, path: a..b}]", "code a..b: path: bad path", id="path"),
         pytest.param("code: [{path: a}]", "code a: file: a file's name", id="no file"),
+        pytest.param(
+            "modules: [{file: good.py, path: a, override: 1}]",
+            "modules a: override: true or false",
+            id="override",
+        ),
         pytest.param("code: [{file: none.py, path: a}]", "none.py: No such file", id="file"),
         pytest.param(
             "code: [{file: good.py, path: a}, {file: good.py, path: a}]", "comes twice", id="twice"

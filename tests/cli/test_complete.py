@@ -13,6 +13,7 @@ import pytest
 
 import moat_kv
 from moat_kv import P
+from moat_kv.client import error_record
 from moat_kv_cli import complete
 from tests.cli.conftest import Moat
 
@@ -25,6 +26,8 @@ async def filled(moat: Moat, client: moat_kv.Client) -> None:
         await client.set(P(path), 1)
     await client.set(P(":.moat.kv.code.proc.the.answer"), {"code": "return 42"})
     await client.set(P(":.moat.kv.run.at.n1.g1.blink"), {"code": P("the.answer")})
+    await client.set(P(":.moat.kv.run.all.heating.pump"), {"code": P("the.answer")})
+    await error_record.record(client, "run", P("one.bad"), node="n1", message="m")
 
 
 @pytest.mark.usefixtures("filled")
@@ -50,7 +53,15 @@ async def filled(moat: Moat, client: moat_kv.Client) -> None:
         ("moat kv code lo", ["word load"]),
         ("moat kv code load ", ["file"]),
         ("moat kv run -n n1 -g g1 at ", ["word blink"]),
-        ("moat kv run at x set -c one.tw", ["part one.two", "word one.twenty"]),
+        ("moat kv data x update --strip one.tw", ["part one.two", "word one.twenty"]),
+        ("moat kv run at x set -c ", ["part the"]),
+        ("moat kv run at x set -c the.", ["word the.answer"]),
+        ("moat kv run -n n1 -g g1 at x set -C b", ["word blink"]),
+        ("moat kv run -n ", ["word n1"]),
+        ("moat kv run -g ", ["word default", "word heating"]),
+        ("moat kv run -g h", ["word heating"]),
+        ("moat kv error show ", ["word one.bad"]),
+        ("moat kv error list x", []),
         ("moat kv run -", ["word -n", "word --node", "word -g", "word --group", "word --help"]),
         ("moat kv completion ", ["word bash", "word fish", "word zsh"]),
         ("moat kv no-such ", []),

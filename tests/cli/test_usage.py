@@ -102,6 +102,7 @@ async def test_an_unknown_option_is_bad_usage_everywhere(offline: Moat, words: l
         pytest.param("data a delete -r --expect 1", "--expect is for one entry", id="expect"),
         pytest.param("data + watch --match a", "belong into the --match pattern", id="pattern"),
         pytest.param("code a set", "nothing to set", id="no code"),
+        pytest.param("run set", "no command 'set'; there are: all, everything, at", id="command"),
         pytest.param("code : set -s /dev/null", "needs a path below the root", id="no path"),
         pytest.param("module a.1b set -s /dev/null", "cannot be a module's name", id="module name"),
         pytest.param("server 3", "a server's name starts with a letter", id="server's name"),

@@ -240,8 +240,8 @@ def _tell_how_to_look(family: children.Children) -> None:
     print(
         f"""
 it is still running; to look around:
-  export MOAT_KV_URL={family.url}
-  moat kv data : list -r
+  export PATH={pathlib.Path(sys.executable).parent}:$PATH MOAT_KV_URL={family.url}
+  moat kv data home list -r
   moat kv run info
   moat kv error list
   moat kv data home watch
