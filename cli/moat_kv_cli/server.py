@@ -7,6 +7,7 @@ whoever waits for it when clients can come. It never serves beyond this machine 
 from __future__ import annotations
 
 import functools
+import gc
 import ipaddress
 import os
 import pathlib
@@ -203,6 +204,9 @@ def _engine(name: str, data: pathlib.Path, sync_s: float) -> Engine:
 
 def _told(name: str, urls: list[str], ready_fd: int | None) -> str:
     """Tell everybody where it is; returns the line for systemd."""
+    # What was loaded stays: without this, each full collection would look at all of it, and stop
+    # the server for 0.2 s for every million entries.
+    gc.freeze()
     print(f"server {name} is ready: {' '.join(urls)}", flush=True)
     if ready_fd is not None:
         with os.fdopen(ready_fd, "w") as file:
