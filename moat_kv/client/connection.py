@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import anyio
 
-from moat_kv import errors, waiting
-from moat_kv.client import direct, handshake
+from moat_kv import direct, errors, waiting
+from moat_kv.client import handshake
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 

@@ -27,6 +27,9 @@ BOOL: Types = (bool,)
 LIST: Types = (list,)
 BYTES: Types = (bytes,)
 
+#: What most actions require.
+ONLY_PATH: Mapping[str, Types] = {"path": PATH}
+
 
 class Action(NamedTuple):
     """One thing that a client may ask for."""
@@ -41,6 +44,8 @@ class Action(NamedTuple):
     def check(self, arguments: dict[str, Any]) -> None:
         """Raises BadArguments that names the argument that is unknown, mistyped or missing."""
         required, optional = self.required, self.optional
+        if len(arguments) == 1 and required is ONLY_PATH and type(arguments.get("path")) is Path:
+            return  # nearly all gets and sets
         for name, value in arguments.items():
             types = required.get(name) or optional.get(name)
             if types is None:

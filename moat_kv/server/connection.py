@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from moat_kv import errors
+from moat_kv import direct, errors, waiting
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 
@@ -79,8 +79,13 @@ class Connection:
         self._sending = False
         self._reading = False
         self._broken = False
-        self._wake = anyio.Event()
-        self._room = anyio.Event()
+        self._direct: direct.DirectSender | None = None
+        self._make_waiter = waiting.maker()
+        self._wake = self._make_waiter()
+        # The writer will look at what there is to send.
+        self._roused = False
+        # While somebody waits for room.
+        self._room: waiting.Waiter | None = None
         self._streams: dict[int, Stream] = {}
         # Streams that may have something to send, in the order of their turns.
         self._ready: dict[int, None] = {}
@@ -92,8 +97,12 @@ class Connection:
         """Queue a frame. It leaves with the others of its chunk, or through the writer."""
         self._out.append(frame)
         self._out_bytes += len(frame)
-        if not self._reading:
-            self._wake.set()
+        if not self._roused and not self._reading:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        self._roused = True
+        self._wake.set()
 
     def reply(self, seq: int, fields: dict[str, Any], value: bytes | None = None) -> None:
         self.send(messages.pack((seq, State.REPLY, fields, value)))
@@ -115,8 +124,8 @@ class Connection:
         if seq not in self._streams:
             return
         self._ready[seq] = None
-        if not self._reading:
-            self._wake.set()
+        if not self._roused and not self._reading:
+            self._rouse()
 
     def stop_stream(self, seq: int) -> None:
         """End a stream at the client's wish. Stopping one that has ended is no error."""
@@ -141,13 +150,15 @@ class Connection:
         """What was held is free again; called beside the answer."""
         self.unanswered -= 1
         self.held_bytes -= size_bytes
-        self._make_room()
+        if self._room is not None:
+            self._room.set()
 
     # The line -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until the client goes. Errors of the line end it quietly."""
         self.send(messages.pack((0, State.HELLO, self.server.greeting(), None)))
+        self._direct = direct.sender_of(self._stream)
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -156,6 +167,9 @@ class Connection:
                 await self._say_farewell()
                 tasks.cancel_scope.cancel()
         finally:
+            if self._direct is not None:
+                self._direct.close()
+                self._direct = None
             for stream in self._streams.values():
                 stream.close()
             self._streams.clear()
@@ -195,8 +209,15 @@ class Connection:
         while self._out_bytes > SEND_HIGH_BYTES or self.held_bytes > HELD_LIMIT_BYTES:
             if self._broken:
                 raise anyio.BrokenResourceError
-            self._room = anyio.Event()
+            await self._wait_for_change()
+
+    async def _wait_for_change(self) -> None:
+        """Until something was sent or answered, or the line broke."""
+        self._room = self._make_waiter()
+        try:
             await self._room.wait()
+        finally:
+            self._room = None
 
     def _handle(self, frame: bytes | frames.Oversized) -> None:
         seq = 0
@@ -221,7 +242,8 @@ class Connection:
         try:
             while True:
                 await self._wake.wait()
-                self._wake = anyio.Event()
+                self._wake = self._make_waiter()
+                self._roused = False
                 if not self._sending:
                     await self._flush(streams=True)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
@@ -247,12 +269,15 @@ class Connection:
                 data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
                 self._out.clear()
                 self._out_bytes = 0
-                await self._stream.send(data)
+                # With more to come others have their turn in between.
+                sent = self._direct.send(data) if self._direct and not self._ready else 0
+                if sent < len(data):
+                    await self._stream.send(data[sent:] if sent else data)
                 self._make_room()
         finally:
             self._sending = False
         if self._ready:
-            self._wake.set()
+            self._rouse()
 
     def _pull(self) -> None:
         """Take one slice from each stream that is ready, until there is enough to send."""
@@ -272,7 +297,7 @@ class Connection:
                 self._ready[seq] = None
 
     def _make_room(self) -> None:
-        if not self._room.is_set():
+        if self._room is not None:
             self._room.set()
 
     async def _run_work(self, seq: int, work: Callable[[], Awaitable[None]]) -> None:
@@ -288,8 +313,7 @@ class Connection:
         with anyio.move_on_after(FAREWELL_S):
             try:
                 while self.unanswered > 0 and not self._broken:
-                    self._room = anyio.Event()
-                    await self._room.wait()
+                    await self._wait_for_change()
                 if not self._sending:
                     await self._flush(streams=True)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):

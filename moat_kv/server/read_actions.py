@@ -12,7 +12,7 @@ from moat_kv.path import Path, key_element
 from moat_kv.proto import messages, rows
 from moat_kv.proto.messages import Request
 from moat_kv.server import streams
-from moat_kv.server.actions import BOOL, INT, LIST, PATH, TEXT, Action, readable
+from moat_kv.server.actions import BOOL, INT, LIST, ONLY_PATH, TEXT, Action, readable
 from moat_kv.server.connection import Connection
 from moat_kv.tree import match
 from moat_kv.tree import tree as tree_module
@@ -207,17 +207,17 @@ _DEPTHS = {"min_depth": INT, "max_depth": INT}
 ACTIONS = (
     Action("hello", "open", {}, {"client": TEXT, "seen": INT, "epoch": TEXT}, hello),
     Action("ping", "open", {}, {}, ping),
-    Action("get", "read", {"path": PATH}, {"strict": BOOL}, get),
-    Action("get_tree", "read", {"path": PATH}, _DEPTHS, get_tree),
-    Action("list", "read", {"path": PATH}, {}, list_),
+    Action("get", "read", ONLY_PATH, {"strict": BOOL}, get),
+    Action("get_tree", "read", ONLY_PATH, _DEPTHS, get_tree),
+    Action("list", "read", ONLY_PATH, {}, list_),
     Action(
         "watch",
         "read",
-        {"path": PATH},
+        ONLY_PATH,
         {**_DEPTHS, "fetch": BOOL, "match": BOOL, "since": LIST},
         watch,
     ),
     Action("stop", "open", {"seq": INT}, {}, stop),
-    Action("history", "read", {"path": PATH}, {"limit": INT, "before": INT}, history),
+    Action("history", "read", ONLY_PATH, {"limit": INT, "before": INT}, history),
     Action("state", "read", {}, {}, state),
 )

@@ -19,7 +19,7 @@ from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
 from moat_kv.proto.messages import Request
 from moat_kv.server import patching
-from moat_kv.server.actions import INT, LIST, PATH, TEXT, Action, readable
+from moat_kv.server.actions import INT, LIST, ONLY_PATH, PATH, TEXT, Action, readable
 from moat_kv.server.connection import WRITE_BYTES, Connection
 from moat_kv.server.writes import OPTIONS, SET_OPTIONS, make_write
 from moat_kv.tree import tree as tree_module
@@ -29,9 +29,25 @@ SLICE_NODES = 2_000
 
 
 def set_(connection: Connection, request: Request) -> None:
-    value, arguments, seq = _checked_value(request), request.arguments, request.seq
-    write = make_write(connection, request.action, arguments["path"], value, arguments)
-    submit(connection, seq, (write,), lambda records: _answer_one(connection, seq, records))
+    seq, action, arguments, value = request
+    if value is None:
+        raise errors.BadArguments(action, "the value is missing")
+    codec.check(value)
+    write = make_write(connection, action, arguments["path"], value, arguments)
+    held_bytes = WRITE_BYTES + len(value)
+    connection.hold(held_bytes)
+
+    # As `submit` does it, in one step: this is done for most of all writes.
+    def done(outcome: Outcome) -> None:
+        connection.answered(held_bytes)
+        if isinstance(outcome, errors.MoatKvError):
+            connection.fail(seq, connection.server.sessions.explained(outcome))
+        else:
+            record = outcome[0]
+            id_ = f"{record.origin}:{record.tick}"
+            connection.reply(seq, {"rev": record.rev, "at": record.at, "id": id_})
+
+    connection.server.submit((write,), done)
 
 
 def _checked_value(request: Request) -> bytes:
@@ -40,11 +56,6 @@ def _checked_value(request: Request) -> bytes:
         raise errors.BadArguments(request.action, "the value is missing")
     codec.check(value)
     return value
-
-
-def _answer_one(connection: Connection, seq: int, records: Sequence[Record]) -> None:
-    record = records[0]
-    connection.reply(seq, {"rev": record.rev, "at": record.at, "id": record.id})
 
 
 def delete(connection: Connection, request: Request) -> None:
@@ -219,12 +230,12 @@ def _nothing(connection: Connection, request: Request) -> None:
 _BATCH_OPTIONS = Action("batch", "write", {}, SET_OPTIONS, _nothing)
 
 ACTIONS = (
-    Action("set", "write", {"path": PATH}, SET_OPTIONS, set_),
-    Action("delete", "write", {"path": PATH}, OPTIONS, delete),
+    Action("set", "write", ONLY_PATH, SET_OPTIONS, set_),
+    Action("delete", "write", ONLY_PATH, OPTIONS, delete),
     Action(
         "delete_tree",
         "write",
-        {"path": PATH},
+        ONLY_PATH,
         {"min_depth": INT, "max_depth": INT, "guard": LIST, "fence": LIST},
         delete_tree,
     ),
