@@ -13,6 +13,7 @@ user's business.
 
 from __future__ import annotations
 
+import os
 import struct
 from types import TracebackType
 
@@ -63,6 +64,15 @@ class OwError(Exception):
 
 class OwGone(Exception):
     """The server cannot be reached, hung up, or said nothing for too long."""
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says; anyio itself says only that all attempts to connect failed."""
+    told = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    number = told.errno if isinstance(told, OSError) else None
+    if number is not None and number > 0:  # a negative one is of a name that was not found
+        return os.strerror(number).lower()
+    return str(told) or "hung up"
 
 
 class Owserver:
@@ -161,7 +171,7 @@ class Owserver:
             self._heard = True  # it is there, so to ask it once more would only double the wait
             raise OwGone(f"{self.host} port {self.port}: no answer in time") from error
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise OwGone(f"{self.host} port {self.port}: {str(error) or 'hung up'}") from error
+            raise OwGone(f"{self.host} port {self.port}: {_reason(error)}") from error
         except (anyio.EndOfStream, anyio.IncompleteRead) as error:
             raise OwGone(f"{self.host} port {self.port}: hung up") from error
         finally:
