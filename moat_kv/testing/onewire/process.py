@@ -95,7 +95,8 @@ async def obey(bus: SimulatedBus, line: str) -> dict[str, Any]:
                 setattr(bus, key, value)
             return {"ok": True}
         if do not in COMMANDS:
-            raise ValueError(f"unknown command {do!r}; known: {', '.join(COMMANDS)}")
+            known = ", ".join([*COMMANDS, "set", "state"])
+            raise ValueError(f"unknown command {do!r}; known: {known}")
         result = getattr(bus, do)(**command)
         if inspect.isawaitable(result):
             await result
