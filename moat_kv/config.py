@@ -139,8 +139,12 @@ def load(file: str | os.PathLike[str] | None = None) -> Config:
 
 
 def parse(text: str, *, source: str = "the configuration") -> Config:
-    """The settings in a YAML text. Raises BadConfig; `source` names the text if it is no YAML."""
-    return from_mapping(_parse_yaml(text, source))
+    """The settings in a YAML text. Raises BadConfig, with `source` as the name of the text."""
+    data = _parse_yaml(text, source)
+    try:
+        return from_mapping(data)
+    except errors.BadConfig as exc:
+        raise errors.BadConfig(f"{source}: {exc.name}", exc.reason) from exc
 
 
 def from_mapping(data: Any) -> Config:

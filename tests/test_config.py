@@ -97,14 +97,15 @@ def test_an_empty_text_is_all_defaults() -> None:
         pytest.param("client: {url: []}", r"client\.url: at least one", id="no url"),
         pytest.param("runner: {queue: 0}", r"runner\.queue: at least 1", id="queue"),
         pytest.param("output: html", "output: one of table, json", id="output"),
-        pytest.param("a: [", "the configuration: not YAML", id="no YAML"),
+        pytest.param("a: [", "a.yaml: not YAML", id="no YAML"),
         pytest.param("output: json\noutput: yaml", "not YAML: .*duplicate", id="key given twice"),
         pytest.param("x: !!python/object:os.system {}", "not YAML", id="tag that would be code"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(text: str, message: str) -> None:
-    with pytest.raises(errors.BadConfig, match=message):
-        config.parse(text)
+    with pytest.raises(errors.BadConfig, match=message) as caught:
+        config.parse(text, source="a.yaml")
+    assert str(caught.value).startswith("bad configuration, a.yaml: ")
 
 
 def test_the_places_are_those_of_the_reference() -> None:
