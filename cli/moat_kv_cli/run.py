@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -113,9 +115,23 @@ async def _serve(
         sys.stdout.reconfigure(line_buffering=True)
     async with invocation.client() as client:
         serve = functools.partial(
-            runner.run, client, kinds=kinds, group=which.group, name=name or named, nodes=nodes
+            runner.run,
+            client,
+            kinds=kinds,
+            group=which.group,
+            name=name or named,
+            nodes=nodes,
+            on_stuck=_end_by_force,
         )
         return await staying.until_signal(serve, lambda own: _told(own, kinds, which))
+
+
+def _end_by_force(jobs: Sequence[Path]) -> None:
+    """Scripts that do not heed their cancellation end with the process, and only so."""
+    for path in jobs:
+        print(f"moat: job {path} does not end", file=sys.stderr)
+    print("moat: ended by force", file=sys.stderr, flush=True)
+    os._exit(command.FAILED)
 
 
 _KIND_WORDS = {"any": "any node", "at": "this node", "all": "all nodes"}

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 TRACE_LIMIT = 12_000
 #: One line for tables.
 MESSAGE_LIMIT = 500
+#: So many of a group's errors are described.
+_PARTS = 5
+
+#: What is kept of the data beside an error, and of how many items if it is more.
+DATA_LIMIT_BYTES = 16 * 1024
+_DATA_ITEMS = 20
 
 BY_SUCCESS = "success"
 BY_HAND = "hand"
@@ -112,15 +118,32 @@ def place(subsystem: str, path: Path, places: Places) -> Path:
 
 def describe(exc: BaseException) -> str:
     """One line that says what an exception says, and its type unless it is one of ours."""
-    text = " ".join(str(exc).split())
+    if isinstance(exc, BaseExceptionGroup):
+        each = "; ".join(dict.fromkeys(describe(part) for part in exc.exceptions[:_PARTS]))
+        return f"{len(exc.exceptions)} errors: {each}"[:MESSAGE_LIMIT]
+    try:
+        text = str(exc)
+    except BaseException as fault:  # a script's own class may raise anything
+        text = f"its text cannot be made ({type(fault).__name__})"
+    text = one_line(text)
     if not isinstance(exc, errors.MoatKvError):
         text = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
     return text[:MESSAGE_LIMIT]
 
 
+def one_line(text: str) -> str:
+    """A text that can be carried and shown in one line, not longer than `MESSAGE_LIMIT`."""
+    return " ".join(_carried_text(text[: 2 * MESSAGE_LIMIT]).split())[:MESSAGE_LIMIT]
+
+
+def _carried_text(text: str) -> str:
+    """Lone surrogates, as names of files have them, cannot be carried."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def format_trace(exc: BaseException) -> str:
     """The traceback as text, its middle left out if it is long."""
-    text = "".join(traceback.format_exception(exc))
+    text = _carried_text("".join(traceback.format_exception(exc)))
     if len(text) <= TRACE_LIMIT:
         return text
     head = TRACE_LIMIT // 4
@@ -175,7 +198,7 @@ async def record(
         message = describe(exc) if exc is not None else "failed"
     seen = NodeTrace(
         at=time.time(),
-        message=" ".join(message.split())[:MESSAGE_LIMIT],
+        message=one_line(message),
         trace=format_trace(exc) if exc is not None else None,
         data=_carried(data),
         id=secrets.token_hex(6),
@@ -306,12 +329,25 @@ async def _change(
         return new
 
 
-def _carried(data: Any) -> Any:
-    """The data, or its text if msgpack cannot carry it."""
+def _carried(data: Any, depth: int = 3, limit_bytes: int = DATA_LIMIT_BYTES) -> Any:
+    """The data, or what can be carried of it: texts stand for what cannot, or is too much."""
     try:
-        codec.pack(data)
+        # As deep as it will be in the record.
+        packed = codec.pack([[[[data]]]])
+        codec.check(packed)
+        if len(packed) <= limit_bytes:
+            return data
     except errors.BadValue:
-        if isinstance(data, Mapping):
-            return {str(key): _carried(each) for key, each in data.items()}
-        return repr(data)[:MESSAGE_LIMIT]
-    return data
+        pass
+    if isinstance(data, Mapping) and depth:
+        items = list(data.items())[:_DATA_ITEMS]
+        share = limit_bytes // len(items)
+        return {one_line(_shown(key)): _carried(each, depth - 1, share) for key, each in items}
+    return one_line(_shown(data))
+
+
+def _shown(data: Any) -> str:
+    try:
+        return data if isinstance(data, str) else repr(data)
+    except Exception as fault:  # a script's own class may raise anything
+        return f"<{type(data).__name__}, {type(fault).__name__} in its repr>"

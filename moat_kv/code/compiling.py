@@ -52,6 +52,19 @@ class Source:
         weakref.finalize(self, _forget, self.filename, cached)
 
 
+def is_stored(filename: str) -> bool:
+    """Whether a frame's file name is a `Source`'s."""
+    return filename.startswith(("<code ", "<module "))
+
+
+def is_raised_by_stored(exc: BaseException) -> bool:
+    """Whether it was a stored text itself that raised this, not what it has called."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and is_stored(trace.tb_frame.f_code.co_filename)
+
+
 def _forget(filename: str, cached: tuple[Any, ...]) -> None:
     if linecache.cache.get(filename) is cached:
         del linecache.cache[filename]

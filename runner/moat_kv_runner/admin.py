@@ -8,6 +8,7 @@ they raise are the product's surface.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import anyio.abc
 from moat_kv import errors
 from moat_kv.client import error_record, results, writes
 from moat_kv.client.client import Client
+from moat_kv.code import compiling
 from moat_kv.config import Places
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
@@ -27,6 +29,8 @@ from moat_kv_runner.feeds import Timer
 from moat_kv_runner.info_queue import InfoQueue
 
 __all__ = ["SUBSYSTEM", "CallAdmin", "RunFacts", "ScriptEnded", "Timer", "guarded"]
+
+logger = logging.getLogger(__name__)
 
 #: The subsystem of jobs' error records.
 SUBSYSTEM = "run"
@@ -44,11 +48,11 @@ class ScriptEnded(Exception):
 async def guarded(call: Callable[[], Awaitable[_T]]) -> _T:
     """Call a script's function; what would end more than its run becomes `ScriptEnded`.
 
-    Cancellation from outside, KeyboardInterrupt and GeneratorExit pass.
+    Cancellation from outside passes, and what the script has not raised itself (Ctrl-C).
     """
     try:
         return await call()
-    except (Exception, KeyboardInterrupt, GeneratorExit):
+    except Exception:
         raise
     except anyio.get_cancelled_exc_class() as exc:
         if anyio.current_effective_deadline() == -math.inf:
@@ -56,6 +60,10 @@ async def guarded(call: Callable[[], Awaitable[_T]]) -> _T:
         raise ScriptEnded("something that the script waited for was cancelled") from exc
     except SystemExit as exc:
         raise ScriptEnded(f"the script called sys.exit({exc.code!r})") from exc
+    except (KeyboardInterrupt, GeneratorExit) as exc:
+        if not compiling.is_raised_by_stored(exc):
+            raise
+        raise ScriptEnded(f"the script raised {type(exc).__name__}") from exc
     except BaseExceptionGroup as exc:
         cancelled, others = exc.split(anyio.get_cancelled_exc_class())
         if cancelled is not None and others is None:
@@ -94,7 +102,8 @@ class CallAdmin:
         self._client = facts.client
         #: What the script reads as `_info`.
         self.info = InfoQueue(facts.queue_limit)
-        self.info.push_state(state)
+        self._told: messages.ActorState | None = None
+        self.tell_state(state)
         self.info.push_start(messages.ReadyMsg(0))
         self._tasks: anyio.abc.TaskGroup | None = None
         self._outer: anyio.abc.TaskGroup | None = None
@@ -278,6 +287,12 @@ class CallAdmin:
 
     # For the runner -----------------------------------------------------------------------------
 
+    def tell_state(self, state: messages.ActorState) -> None:
+        """The group's state, told if it is another than the last one."""
+        told, self._told = self._told, state
+        if told is None or (type(told), told.msg) != (type(state), state.msg):
+            self.info.push_state(state)
+
     async def run(self, call: Callable[[], Awaitable[_T]]) -> _T | None:
         """Call the script, and end all that it has started. Raises what it, or a part of it, does.
 
@@ -302,6 +317,7 @@ class CallAdmin:
                 await self._contexts[-1].close()
                 self._contexts.pop()
         for context in self._contexts:
+            logger.warning("%s: %r is not left after %g s", self.path, context.manager, CLOSE_S)
             context.cancel()
 
     @property

@@ -1,93 +1,152 @@
 """One run of a procedure: with the names that it is given, inline or in a thread, to its end.
 
-`supervision` calls `execute`, and this is the seam where a run's place is chosen: async procedures
-run in the runner's own loop, both kinds of synchronous ones in a worker thread of their own, which
-is left behind if it does not end when the run is cancelled (its writes are refused then). Nothing
-here knows of claims, schedules or states.
+`running` makes a `Run` and starts it, and this is the seam where a run's place is chosen: async
+procedures run in the runner's own loop, both kinds of synchronous ones in a worker thread of their
+own, which is left behind if it does not end when the run is cancelled (its writes are refused
+then); required modules are loaded in such a thread, too. Nothing here knows of claims, schedules or
+states.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
-import anyio.from_thread
-import anyio.to_thread
+from anyio.from_thread import BlockingPortal
 
 from moat_kv import blocking, codec, errors
 from moat_kv.client import error_record
 from moat_kv.client.client import Client
+from moat_kv.code import compiling
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import P, Path
 from moat_kv_runner import messages, readiness
 from moat_kv_runner.admin import CallAdmin, ScriptEnded
 
+logger = logging.getLogger(__name__)
+
 #: What a state entry needs beside its result, in bytes of a frame.
 ENTRY_BYTES = 8 * 1024
+
+_RESULT = "result"
 
 _CLASSES = codec.AttrDict({cls.__name__: cls for cls in messages.SCRIPT_CLASSES})
 _CLASSES["NotGiven"] = NotGiven
 
 
-async def execute(
-    call: readiness.Call,
-    admin: CallAdmin,
-    *,
-    client: Client,
-    modules: ModuleRoot,
-    config: Mapping[str, Any],
-) -> Any:
-    """Run a procedure to its end; `client` is bound to the run's fence.
+class Run:
+    """One run of a procedure. `work` is a task of the client, and contains whatever it raises."""
 
-    Returns its result, which can be stored. Raises what the procedure does, or an exception group
-    if several of its tasks failed; BadValue for a result that cannot be carried.
-    """
-    needs = call.needs
-    if needs.stored:
-        name = call.procedure.name
-        await anyio.to_thread.run_sync(lambda: modules.load(needs, needed_by=name))
-    given = {
-        "_cfg": config,
-        "_cls": codec.AttrDict(_CLASSES),
-        "_digits": codec.digits,
-        "_log": logging.getLogger(f"moat_kv.job.{admin.path}"),
-        "_P": P,
-        "_Path": Path,
-    }
-    try:
-        if call.procedure.is_async:
-            given |= {"_client": client, "_info": admin.info, "_self": admin}
-            result = await admin.run(call.procedure.bind({**call.variables, **given}))
-        else:
-            result = await _in_thread(call, given, client)
-    finally:
-        _stop_mirrors(client)
-    _check_result(result, client)
-    return result
+    def __init__(
+        self,
+        call: readiness.Call,
+        admin: CallAdmin,
+        *,
+        client: Client,
+        modules: ModuleRoot,
+        config: Mapping[str, Any],
+        on_over: Callable[[], None],
+    ) -> None:
+        #: Set when nothing of it goes on any more.
+        self.over = anyio.Event()
+        #: It was cancelled before it had a result or an error.
+        self.was_cut_off = True
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._call = call
+        self._admin = admin
+        self._client = client
+        self._modules = modules
+        self._config = config
+        self._on_over = on_over
+        self._scope = anyio.CancelScope()
+
+    async def work(self) -> None:
+        """Run it to its end."""
+        try:
+            with self._scope:
+                try:
+                    self.result = await self._execute()
+                except Exception as exc:
+                    self.error = cause_of(exc)
+                self.was_cut_off = False
+        finally:
+            self.over.set()
+            self._on_over()
+
+    async def stop(self, limit_s: float) -> bool:
+        """Cancel it, if it is not over, and give it so many seconds; whether it is over then.
+
+        Cannot be cancelled itself.
+        """
+        if not self.over.is_set():
+            self._scope.cancel()
+            with anyio.move_on_after(limit_s, shield=True):
+                await self.over.wait()
+        return self.over.is_set()
+
+    async def _execute(self) -> Any:
+        """The procedure's result, which can be stored.
+
+        Raises what the procedure does, or an exception group if several of its tasks failed;
+        BadValue for a result that cannot be carried.
+        """
+        call, admin, client = self._call, self._admin, self._client
+        needs, name = call.needs, call.procedure.name
+        if needs.stored:
+            modules = self._modules
+            await _in_thread(lambda _portal: lambda: modules.load(needs, needed_by=name), name)
+        given = {
+            "_cfg": self._config,
+            "_cls": codec.AttrDict(_CLASSES),
+            "_digits": codec.digits,
+            "_log": logging.getLogger(f"moat_kv.job.{admin.path}"),
+            "_P": P,
+            "_Path": Path,
+        }
+        try:
+            if call.procedure.is_async:
+                given |= {"_client": client, "_info": admin.info, "_self": admin}
+                result = await admin.run(call.procedure.bind({**call.variables, **given}))
+            else:
+                result = await _in_thread(
+                    lambda portal: call.procedure.bind(
+                        {**call.variables, **given, "_client": blocking.Client(portal, client)}
+                    ),
+                    name,
+                )
+        finally:
+            _stop_mirrors(client)
+        _check_result(result, client)
+        return result
 
 
-async def _in_thread(call: readiness.Call, given: dict[str, Any], client: Client) -> Any:
-    """Run a synchronous procedure beside the loop, with a blocking client."""
-    async with anyio.from_thread.BlockingPortal() as portal:
-        names = {**call.variables, **given, "_client": blocking.Client(portal, client)}
-        worker = _Worker(call.procedure.bind(names), portal)
-        threading.Thread(target=worker.work, name=call.procedure.name, daemon=True).start()
+async def _in_thread(make: Callable[[BlockingPortal], Callable[[], Any]], name: str) -> Any:
+    """Call what `make` makes in a thread beside the loop; cancelled, it is left behind there."""
+    async with BlockingPortal() as portal:
+        worker = _Worker(make(portal), portal)
+        thread = threading.Thread(target=worker.work, name=name, daemon=True)
+        thread.start()
         try:
             await worker.done.wait()
+        except anyio.get_cancelled_exc_class():
+            logger.warning("%s: its thread is left behind, until it ends by itself", name)
+            raise
         finally:
-            # The client's calls that are under way end; a thread that goes on has none any more.
+            # Calls of its client that are under way end; from now on all are refused.
             await portal.stop(cancel_remaining=True)
     return worker.result()
 
 
 class _Worker:
-    """A function in a daemon thread, so that one that never ends does not keep the runner."""
+    """A function in a daemon thread, so that one that never ends does not keep the process."""
 
-    def __init__(self, call: Callable[[], Any], portal: anyio.from_thread.BlockingPortal) -> None:
+    def __init__(self, call: Callable[[], Any], portal: BlockingPortal) -> None:
         self.done = anyio.Event()
         self._call = call
         self._portal = portal
@@ -101,7 +160,7 @@ class _Worker:
             self._error = exc
         try:
             self._portal.call(self.done.set)
-        except RuntimeError:
+        except (RuntimeError, concurrent.futures.CancelledError):
             return  # nobody waits any more
 
     def result(self) -> Any:
@@ -123,7 +182,10 @@ def _stop_mirrors(client: Client) -> None:
 
 
 def _check_result(result: Any, client: Client) -> None:
-    size = len(codec.pack(result))
+    # As deep as it will be in the state entry, and with the server's eyes.
+    packed = codec.pack({_RESULT: result})
+    codec.check(packed)
+    size = len(packed) - len(codec.pack({_RESULT: None})) + 1
     limit = client.server.frame_limit - ENTRY_BYTES
     if size > limit:
         raise errors.BadValue(f"the result has {size} bytes, {limit} can be stored")
@@ -134,10 +196,6 @@ def cause_of(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     trace = error.__traceback__
-    while trace is not None and not _is_stored(trace.tb_frame.f_code.co_filename):
+    while trace is not None and not compiling.is_stored(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     return error if trace is None else error.with_traceback(trace)
-
-
-def _is_stored(filename: str) -> bool:
-    return filename.startswith(("<code ", "<module "))

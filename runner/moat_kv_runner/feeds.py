@@ -195,25 +195,28 @@ class Context(Handle):
 
     def __init__(self, manager: Any) -> None:
         super().__init__()
-        self._manager = manager
+        self.manager = manager
         self._leave = anyio.Event()
         self.left = anyio.Event()
 
     async def hold(self, *, task_status: anyio.abc.TaskStatus[Any]) -> None:
-        """Enter, tell what was entered, wait, leave. Cancelling the run does not reach in here."""
+        """Enter, tell what was entered, wait, leave. Once it is entered, cancelling the run does
+        not reach in here."""
         try:
             with self._scope:
-                self._scope.shield = True
-                if hasattr(self._manager, "__aenter__"):
-                    async with self._manager as entered:
-                        task_status.started(entered)
-                        await self._leave.wait()
+                if hasattr(self.manager, "__aenter__"):
+                    async with self.manager as entered:
+                        await self._stay(entered, task_status)
                 else:
-                    with self._manager as entered:
-                        task_status.started(entered)
-                        await self._leave.wait()
+                    with self.manager as entered:
+                        await self._stay(entered, task_status)
         finally:
             self.left.set()
+
+    async def _stay(self, entered: Any, task_status: anyio.abc.TaskStatus[Any]) -> None:
+        self._scope.shield = True
+        task_status.started(entered)
+        await self._leave.wait()
 
     async def close(self) -> None:
         """Leave, and return when that is done."""

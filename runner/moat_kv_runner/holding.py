@@ -146,6 +146,15 @@ class Holding:
         self._may_have_failed = False
 
 
+def is_loss(error: BaseException, claim: claims.Claim) -> bool:
+    """Whether an error of a run, or a part of it, says that its claim is gone."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_loss(each, claim) for each in error.exceptions)
+    if isinstance(error, errors.StaleFence):
+        return bool(error.path == str(claim.path))
+    return isinstance(error, messages.LostClaim)
+
+
 @contextlib.contextmanager
 def fenced() -> Iterator[None]:
     """Raise LostClaim where a fence is stale."""

@@ -20,7 +20,7 @@ from moat_kv.client.client import Client
 from moat_kv.client.mirror import ClientRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
-from moat_kv_runner import claims, job, serving, supervision
+from moat_kv_runner import claims, execution, job, serving, supervision
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class JobRoot(ClientRoot):
         self._service: serving.Service | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._supervisors: dict[Path, supervision.Supervisor] = {}
+        #: Runs whose script does not end though it was told to; not begun anew before.
+        self.left_behind: dict[Path, execution.Run] = {}
 
     @classmethod
     def below(cls, place: Path, group: Path, name: str) -> Path:
@@ -183,6 +185,12 @@ class JobRoot(ClientRoot):
         # It may have come back while the last one was on its way out.
         if not supervisor.is_idle:
             self._concerns(supervisor.path)
+
+    def run_over(self, path: Path, run: execution.Run) -> None:
+        """A run has ended, perhaps long after it was given up."""
+        if self.left_behind.get(path) is run:
+            del self.left_behind[path]
+        self._concerns(path)
 
     def job_changed(self, entry: job.JobEntry) -> None:
         self._concerns(entry.path)

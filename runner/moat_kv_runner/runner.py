@@ -3,8 +3,8 @@
 The command line calls `run`, and ends it by cancellation: jobs are cancelled, claims released, the
 session closed. The way of a job, in files: `roots` (where it is), `job` (what it says),
 `supervision` (its life here), `schedule` and `placing` (when, and who), `claims` and `holding`
-(whose it is), `readiness` (with what), `execution` (the run), `admin`, `feeds`, `info_queue` and
-`messages` (what the script sees). `serving` holds it together.
+(whose it is), `readiness` (with what), `running` and `execution` (the run), `admin`, `feeds`,
+`info_queue` and `messages` (what the script sees). `serving` holds it together.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ async def run(
     places: config.Places | None = None,
     ttl_s: float | None = None,
     grace_s: float | None = None,
+    on_stuck: serving.OnStuck | None = None,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the group's jobs of these kinds until cancelled; never returns.
@@ -40,7 +41,10 @@ async def run(
     `name` is this runner's in the group, by default the configuration's, else the host's; `nodes`
     is N, how many runners make the group complete, by default as the group's settings say.
     `ttl_s` and `grace_s` are those of its session (see `Client.session`): how soon others take over
-    when it falls silent, or its line breaks. `task_status` is told the name when jobs can run.
+    when it falls silent, or its line breaks. `on_stuck` is called at the end with the jobs whose
+    scripts do not end although they were cancelled `running.STOP_S` ago, before their claims pass
+    on: whoever has the process to itself should end it there. Without it their writes are refused,
+    and they keep `client` from closing. `task_status` is told the name when jobs can run.
 
     Raises NameTaken if another runner has the name, BadConfig for a name that cannot be one.
     """
@@ -59,6 +63,13 @@ async def run(
         if kind in kinds
     ]
     service = await serving.Service.make(
-        client, mirrors, name=name, group=group, places=places, ttl_s=ttl_s, grace_s=grace_s
+        client,
+        mirrors,
+        name=name,
+        group=group,
+        places=places,
+        ttl_s=ttl_s,
+        grace_s=grace_s,
+        on_stuck=on_stuck,
     )
     await service.serve(task_status=task_status)

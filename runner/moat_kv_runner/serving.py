@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -35,6 +35,10 @@ NAME_RETRY_S = 0.2
 NAME_MARGIN_S = 1.0
 
 
+#: Called with jobs, by the paths of their entries, whose scripts do not end.
+OnStuck = Callable[[Sequence[Path]], None]
+
+
 class Service:
     """What a runner's jobs have in common."""
 
@@ -50,6 +54,7 @@ class Service:
         modules: ModuleRoot,
         ttl_s: float | None = None,
         grace_s: float | None = None,
+        on_stuck: OnStuck | None = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -63,6 +68,7 @@ class Service:
         self.config = script_config.view_of(client.config, places, name=name, group=group)
         self._roots = list(roots)
         self._session_times = {"ttl_s": ttl_s, "grace_s": grace_s}
+        self._on_stuck = on_stuck
         self._has_served = False
         #: None: the group cannot be seen.
         self._members: results.Members | None = None
@@ -79,6 +85,7 @@ class Service:
         code: CodeRoot | None = None,
         ttl_s: float | None = None,
         grace_s: float | None = None,
+        on_stuck: OnStuck | None = None,
     ) -> Self:
         """With mirrors of code and modules; `code` may be one that is there already."""
         return cls(
@@ -91,6 +98,7 @@ class Service:
             modules=await ModuleRoot.as_handler(client, places=places),
             ttl_s=ttl_s,
             grace_s=grace_s,
+            on_stuck=on_stuck,
         )
 
     # The group ----------------------------------------------------------------------------------
@@ -135,12 +143,23 @@ class Service:
             while True:
                 try:
                     async with self.client.session(**self._session_times) as self.session:
-                        await self._join()
-                        await self._serve_session(task_status)
-                except (*claims.PASSING, errors.SessionExpired) as exc:
-                    logger.warning("%s: %s; beginning anew", self.name, exc)
+                        try:
+                            await self._join()
+                            await self._serve_session(task_status)
+                        except anyio.get_cancelled_exc_class():
+                            self._tell_stuck()
+                            raise
+                except* (*claims.PASSING, errors.SessionExpired) as group:
+                    for exc in group.exceptions:
+                        logger.warning("%s: %s; beginning anew", self.name, exc)
                     with anyio.move_on_after(1):
                         await claims.line_change(self.client)
+
+    def _tell_stuck(self) -> None:
+        """At the end, before the claims of scripts that do not end pass on."""
+        stuck = [root.base + path for root in self._roots for path in root.left_behind]
+        if stuck and self._on_stuck is not None:
+            self._on_stuck(stuck)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:

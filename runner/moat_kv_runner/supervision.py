@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
@@ -19,13 +19,13 @@ from moat_kv import errors
 from moat_kv.client import error_record
 from moat_kv.path import Path
 from moat_kv_runner import (
-    admin,
     claims,
     execution,
     holding,
     messages,
     placing,
     readiness,
+    running,
     schedule,
 )
 from moat_kv_runner.job import JobEntry, JobSpec
@@ -43,11 +43,6 @@ FAULT_S = 5.0
 #: How long a job may take to be left when its runner ends, in seconds.
 LEAVE_S = 3.0
 
-#: Why a run is cancelled.
-Stop = Literal["lost", "restart", "stopped"]
-
-_NOTHING = object()
-
 
 class Supervisor:
     """See above; `run` is its task."""
@@ -64,10 +59,8 @@ class Supervisor:
         self._free_at: float | None = None
         # This node lacks a package, and lets these others try.
         self._left_to: frozenset[str] = frozenset()
-        # The run that is under way.
-        self._admin: admin.CallAdmin | None = None
-        self._under_way = False
-        self._stop: Stop | None = None
+        # The run that is under way; its end has not been written yet.
+        self._running: running.Running | None = None
         # It was cancelled to be started anew.
         self._again = False
 
@@ -75,10 +68,12 @@ class Supervisor:
         """Something may have changed."""
         self._news.set()
         self._news = anyio.Event()
+        if self._running is not None:
+            self._running.wake()
 
     def group_changed(self, state: messages.ActorState) -> None:
-        if self._admin is not None:
-            self._admin.info.push_state(state)
+        if self._running is not None:
+            self._running.group_changed(state)
         self.wake()
 
     @property
@@ -94,10 +89,10 @@ class Supervisor:
                     await self._step(self._news)
                 except messages.LostClaim as exc:
                     logger.warning("%s: lost the claim: %s", self.path, exc)
-                    self._held.claim, self._under_way = None, False
+                    self._held.claim = self._running = None
                 except errors.SessionExpired:
                     # The client is about to notice; then all jobs end.
-                    self._held.claim, self._under_way = None, False
+                    self._held.claim = self._running = None
                     session = self._service.session
                     with anyio.move_on_after(session.ttl_s):
                         await session.lost.wait()
@@ -107,7 +102,7 @@ class Supervisor:
                         await claims.line_change(self._client)
                 except Exception:
                     logger.exception("%s: a fault of the runner", self.path)
-                    self._under_way = False
+                    self._running = None
                     await anyio.sleep(FAULT_S)
         finally:
             await self._leave()
@@ -116,6 +111,9 @@ class Supervisor:
 
     async def _step(self, news: anyio.Event) -> None:
         """Whatever is next; returns when it is done, or when there is news."""
+        if self.path in self._root.left_behind:
+            await news.wait()
+            return
         if not self.entry.exists:
             await self._forget()
             return
@@ -221,116 +219,46 @@ class Supervisor:
     async def _run(
         self, spec: JobSpec, call: readiness.Call, signature: readiness.Signature
     ) -> None:
-        self._again, self._stop = False, None
+        self._again = False
         started = schedule.started_at(time.time(), spec.target)
         await self._held.write(started=started, reason="running", computed=None, interrupted=False)
-        facts = self._facts()
-        self._admin = admin.CallAdmin(facts, state=self._service.state_of(self._root))
-        self._under_way = True
-        result, error = _NOTHING, None
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch_for_stop, signature, tasks.cancel_scope)
-                if spec.ok_after:
-                    tasks.start_soon(self._well_after, spec.ok_after, tasks.cancel_scope)
-                try:
-                    result = await execution.execute(
-                        call,
-                        self._admin,
-                        client=facts.client,
-                        modules=self._service.modules,
-                        config=self._service.config,
-                    )
-                except Exception as exc:
-                    error = execution.cause_of(exc)
-                tasks.cancel_scope.cancel()
-        finally:
-            self._admin = None
-        await self._finish(result, error)
-        self._under_way = False
-
-    def _facts(self) -> admin.RunFacts:
-        service, claim = self._service, self._held.claim
-        assert claim is not None  # the state was written under it a moment ago
-        return admin.RunFacts(
-            client=self._client.bound(fence=claim.guard),
-            runner_client=self._client,
-            places=service.places,
-            node=service.name,
-            path=self.entry.absolute,
-            fence=claim.fence,
-            every_node=self._root.every_node,
-            queue_limit=service.queue_limit,
-            work_well=self._work_well,
+        self._running = running.Running(
+            self._root, self._service, self.entry, self._held, signature
         )
+        run = await self._running.see_through(spec, call)
+        await self._finish(run, self._running.stop)
+        self._running = None
 
-    async def _watch_for_stop(
-        self, signature: readiness.Signature, scope: anyio.CancelScope
-    ) -> None:
-        while True:
-            news = self._news
-            self._stop = self._reason_to_stop(signature)
-            if self._stop is not None:
-                logger.info("%s: %s", self.path, self._stop)
-                scope.cancel()
-                return
-            await news.wait()
-
-    def _reason_to_stop(self, signature: readiness.Signature) -> Stop | None:
-        if self._held.is_lost:
-            return "lost"
-        if not self.entry.exists:
-            return "stopped"
-        try:
-            spec = self.entry.spec()
-        except errors.BadValue:
-            return "restart"  # which waits until the entry is right
-        if not spec.enabled or spec.target is None:
-            return "stopped"
-        now = readiness.signature(spec, self._service.code, self._service.modules)
-        return "restart" if now != signature else None
-
-    async def _well_after(self, seconds: float, scope: anyio.CancelScope) -> None:
-        await anyio.sleep(seconds)
-        try:
-            await self._work_well()
-        except messages.LostClaim:
-            self._stop = "lost"
-            scope.cancel()
-
-    async def _work_well(self) -> None:
-        """The run has shown that it works: earlier failures are forgotten."""
-        if self._held.state.backoff:
-            await self._held.write(backoff=0)
-        await self._held.resolve_error()
-
-    async def _finish(self, result: Any, error: BaseException | None) -> None:
+    async def _finish(self, run: execution.Run, stop: running.Stop | None) -> None:
         now, held = time.time(), self._held
-        if self._stop is not None and error is not None:
-            text = error_record.describe(error)
+        if stop is not None and run.error is not None:
+            text = error_record.describe(run.error)
             logger.warning("%s: failed while it was being stopped: %s", self.path, text)
-        if self._stop == "lost":
-            raise messages.LostClaim(str(self.path))
-        if self._stop == "restart":
+        if stop == "restart":
             held.state = dataclasses.replace(held.state, stopped=now, interrupted=True)
             self._again = True
-        elif self._stop == "stopped":
+        elif stop == "stopped":
             await held.write(stopped=now, interrupted=True, reason="stopped")
-        elif error is not None:
-            await self._failed(error, now)
+        elif run.error is not None:
+            await self._failed(run.error, now)
         else:
-            # A script that has cancelled itself returns nothing.
-            value = None if result is _NOTHING else result
-            await held.resolve_error()
-            computed = self._next_due(now, 0)
-            await held.write(stopped=now, result=value, backoff=0, reason="done", computed=computed)
+            await self._succeeded(run.result, now)
+
+    async def _succeeded(self, result: Any, now: float) -> None:
+        await self._held.resolve_error()
+        computed = self._next_due(now, 0)
+        try:
+            await self._held.write(
+                stopped=now, result=result, backoff=0, reason="done", computed=computed
+            )
+        except errors.MoatKvError as exc:
+            # The server may know more reasons than were checked here.
+            await self._failed(exc, now)
 
     async def _failed(self, error: BaseException, now: float) -> None:
         claim = self._held.claim
-        if isinstance(error, messages.LostClaim):
-            raise error
-        if isinstance(error, errors.StaleFence) and claim and error.path == str(claim.path):
-            raise messages.lost_claim(error)
+        if claim is not None and holding.is_loss(error, claim):
+            raise messages.LostClaim(error_record.describe(error)) from error
         failures = schedule.after_failure(self._held.state.backoff)
         text = error_record.describe(error)
         logger.info("%s: failed: %s", self.path, text)
@@ -356,9 +284,11 @@ class Supervisor:
             return
         with anyio.move_on_after(LEAVE_S, shield=True) as scope:
             try:
-                if self._under_way:
+                if self._running is not None:
                     await self._held.write(reason="its runner was stopped", computed=None)
-                await self._held.release()
+                # Where its script goes on, it is kept until this process, or its session, ends.
+                if self.path not in self._root.left_behind:
+                    await self._held.release()
             except (errors.MoatKvError, messages.LostClaim) as exc:
                 logger.warning("%s: left without releasing it: %s", self.path, exc)
         if scope.cancelled_caught:

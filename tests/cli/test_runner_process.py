@@ -6,6 +6,7 @@ import json
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -91,3 +92,45 @@ def test_a_runner_without_a_server_is_2(tmp_path: pathlib.Path) -> None:
     ended = moat(tmp_path, "run", "all")
     assert ended.stderr.startswith("moat: cannot connect to unix://")
     assert ended.returncode == 2
+
+
+STUBBORN = """
+import anyio
+while True:
+    try:
+        await anyio.sleep(0.1)
+    except BaseException:
+        pass
+"""
+HASTY = """
+import sys
+from moat_kv_runner import running
+running.STOP_S = 0.3
+from moat_kv_cli import main
+sys.argv[0] = "moat"
+sys.exit(main.main())
+"""
+
+
+def test_a_job_that_does_not_end_is_ended_by_force_and_named(place: pathlib.Path) -> None:
+    moat(place, "code", "stubborn", "set", "-s", "-", stdin=STUBBORN)
+    moat(place, "run", "at", "j", "set", "-c", "stubborn", "-t", "0")
+    moat(place, "run", "at", "k", "set", "-c", "the.answer", "-t", "0")
+    runner = subprocess.Popen(
+        [sys.executable, "-c", HASTY, "kv", "run", "all", "--name", "pi"],
+        env=processes.environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert result_of(place, "run", "at", "k").stdout == "42\n"
+        runner.send_signal(signal.SIGTERM)
+        _, err = runner.communicate(timeout=20)
+    finally:
+        runner.kill()
+    assert runner.returncode == 1
+    assert err.splitlines()[-2:] == [
+        "moat: job :.moat.kv.run.any.default.j does not end",
+        "moat: ended by force",
+    ]

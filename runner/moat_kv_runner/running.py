@@ -1,0 +1,172 @@
+"""One run under way: started, watched for what stops it, and seen to its end.
+
+`supervision` makes a `Running` for each run, wakes it when something may have changed, and decides
+afterwards what the end means. The script itself is a task of the client (`execution.Run`), because
+one that does not heed its cancellation must be left behind without holding up everything else.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+
+from moat_kv import errors
+from moat_kv_runner import admin, execution, holding, messages, readiness
+from moat_kv_runner.job import JobEntry, JobSpec
+
+if TYPE_CHECKING:
+    from moat_kv_runner.roots import JobRoot
+    from moat_kv_runner.serving import Service
+
+logger = logging.getLogger(__name__)
+
+#: How long a script that was cancelled may take before it counts as one that does not end, in
+#: seconds. Its contexts alone may take `admin.CLOSE_S`.
+STOP_S = 6.0
+
+#: Why a run is cancelled.
+Stop = Literal["lost", "restart", "stopped"]
+
+
+class Running:
+    """See above; `see_through` is the whole of it."""
+
+    def __init__(
+        self,
+        root: JobRoot,
+        service: Service,
+        entry: JobEntry,
+        held: holding.Holding,
+        signature: readiness.Signature,
+    ) -> None:
+        #: Why it was cancelled; None if it has ended by itself.
+        self.stop: Stop | None = None
+        self._root = root
+        self._service = service
+        self._entry = entry
+        self._held = held
+        self._signature = signature
+        self._claim = held.claim
+        self._news = anyio.Event()
+        self._admin: admin.CallAdmin
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        self._news.set()
+        self._news = anyio.Event()
+
+    def group_changed(self, state: messages.ActorState) -> None:
+        self._admin.tell_state(state)
+
+    async def see_through(self, spec: JobSpec, call: readiness.Call) -> execution.Run:
+        """Run the script until it ends or has to; the run is over then.
+
+        Raises LostClaim, and leaves behind a script that does not end though its claim is lost. So
+        it does if it is cancelled itself. One that has only to stop is waited for.
+        """
+        facts = self._facts()
+        self._admin = admin.CallAdmin(facts, state=self._service.state_of(self._root))
+        run = execution.Run(
+            call,
+            self._admin,
+            client=facts.client,
+            modules=self._service.modules,
+            config=self._service.config,
+            on_over=lambda: self._root.run_over(self._entry.path, run),
+        )
+        self._service.client.task_group.start_soon(run.work)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch_for_stop, tasks.cancel_scope)
+                if spec.ok_after:
+                    tasks.start_soon(self._well_after, spec.ok_after, tasks.cancel_scope)
+                await run.over.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            if not await run.stop(STOP_S):
+                self._leave_behind(run)
+        if self.stop != "lost" and not run.over.is_set():
+            await self._wait_out(run)
+        if self.stop == "lost":
+            raise messages.LostClaim(str(self._entry.path))
+        # Whoever cancels this run's task cancels this one, too; nothing may be written then.
+        await anyio.lowlevel.checkpoint()
+        if run.was_cut_off and self.stop is None:
+            await anyio.sleep_forever()
+        return run
+
+    def _facts(self) -> admin.RunFacts:
+        service, claim = self._service, self._claim
+        assert claim is not None  # the state was written under it a moment ago
+        return admin.RunFacts(
+            client=service.client.bound(fence=claim.guard),
+            runner_client=service.client,
+            places=service.places,
+            node=service.name,
+            path=self._entry.absolute,
+            fence=claim.fence,
+            every_node=self._root.every_node,
+            queue_limit=service.queue_limit,
+            work_well=self._work_well,
+        )
+
+    # What stops it ------------------------------------------------------------------------------
+
+    async def _watch_for_stop(self, scope: anyio.CancelScope) -> None:
+        while True:
+            news = self._news
+            self.stop = self._reason_to_stop()
+            if self.stop is not None:
+                logger.info("%s: %s", self._entry.path, self.stop)
+                scope.cancel()
+                return
+            await news.wait()
+
+    def _reason_to_stop(self) -> Stop | None:
+        if self._held.is_lost:
+            return "lost"
+        if not self._entry.exists:
+            return "stopped"
+        try:
+            spec = self._entry.spec()
+        except errors.BadValue:
+            return "restart"  # which waits until the entry is right
+        if not spec.enabled or spec.target is None:
+            return "stopped"
+        now = readiness.signature(spec, self._service.code, self._service.modules)
+        return "restart" if now != self._signature else None
+
+    def _leave_behind(self, run: execution.Run) -> None:
+        path = self._entry.path
+        logger.warning("%s: its script does not end, %g s after it was told to", path, STOP_S)
+        self._root.left_behind[path] = run
+
+    async def _wait_out(self, run: execution.Run) -> None:
+        """The claim is kept meanwhile, so that no other node begins while this one goes on."""
+        await self._held.note(reason="stopping: its script does not end", computed=None)
+        while not run.over.is_set():
+            news = self._news
+            if self._held.is_lost:
+                self.stop = "lost"
+                return
+            await news.wait()
+
+    # What it says of itself ---------------------------------------------------------------------
+
+    async def _well_after(self, seconds: float, scope: anyio.CancelScope) -> None:
+        await anyio.sleep(seconds)
+        try:
+            await self._work_well()
+        except messages.LostClaim:
+            self.stop = "lost"
+            scope.cancel()
+
+    async def _work_well(self) -> None:
+        """The run has shown that it works: earlier failures are forgotten."""
+        if self._held.claim is not self._claim:
+            raise messages.LostClaim(str(self._entry.path))
+        if self._held.state.backoff:
+            await self._held.write(backoff=0)
+        await self._held.resolve_error()
