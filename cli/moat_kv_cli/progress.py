@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moat_kv import Client
 
 #: What people see of a job, and of a change of its state.
-COLUMNS = ["path", "code", "state", "node", "started", "result", "reason", "info"]
+COLUMNS = ["path", "code", "state", "node", "started", "reason", "result", "info"]
 EVENT_COLUMNS = ["pinged", "path", "node", "event", "result", "reason"]
 
 #: Reasons that tell no more than the word for what the job does.
