@@ -98,7 +98,9 @@ def parse(text: str) -> list[Any]:
                 _fail(text, start, f"nothing after the colon; {_ALLOWED}")
             elements.append(_special(text, start, _unescape(match[0])))
         elif pos == start:
-            _fail(text, start, "an empty element; write :e for the empty string")
+            dotted = text.startswith(":", pos)  # a.:1, which is written a:1
+            hint = "a colon takes the dot's place" if dotted else "write :e for the empty string"
+            _fail(text, start, f"an empty element; {hint}")
         else:
             elements.append(_unescape(match[0]))
         if pos == end:
