@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -102,11 +103,18 @@ async def ack(
     """Write a comment on an error, which stays open; without one, that you have seen it."""
     from moat_kv.client import error_record
 
-    text = comment or f"seen by {getpass.getuser()}"
+    text = comment or f"seen by {_user()}"
     async with invocation.client() as client:
         found = await _find(client, path, subsystem)
         places = await config.load_places(client)
         await error_record.annotate(client, found.subsystem, found.path, text, places=places)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in a container
+        return f"user {os.getuid()}"
 
 
 @error.command(example="moat kv error resolve home.onewire.temp.28.0123456789AB --comment replaced")

@@ -160,6 +160,8 @@ _TIMES = ("at", "target", "started", "stopped", "pinged", "computed", "first", "
 _VALUES = ("value", "result")
 #: What of a cell a table shows; `-o jsonl` shows all.
 _CELL_LIMIT = 240
+#: Plain text aligns cells up to this length; longer ones stand out, whole.
+_ALIGNED_LIMIT = 80
 
 
 def shown(row: Row, name: str, *, today: date | None = None) -> str:
@@ -187,7 +189,11 @@ def aligned(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """Plain text in columns, with a line of their names above."""
     texts = [[name.upper() for name in columns]]
     texts += [[shown(row, name) for name in columns] for row in rows]
-    widths = [max(len(line[index]) for line in texts) for index in range(len(columns))]
+    # One long text must not push the columns of all other lines out of sight.
+    widths = [
+        max(len(line[index]) for line in texts if len(line[index]) <= _ALIGNED_LIMIT)
+        for index in range(len(columns))
+    ]
     return [
         "  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
         for line in texts

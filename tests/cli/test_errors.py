@@ -25,6 +25,10 @@ async def failed(client: moat_kv.Client) -> None:
     await error_record.resolve(client, "code", P("c"), by="success")
 
 
+def _nobody() -> str:
+    raise KeyError("getpwuid(): uid not found: 12345")
+
+
 @pytest.mark.usefixtures("failed")
 async def test_open_errors_are_listed(moat: Moat) -> None:
     rows = [json.loads(x) for x in (await moat.fine("error", "list", "-o", "jsonl")).splitlines()]
@@ -54,13 +58,18 @@ async def test_an_error_is_shown_with_its_traces(moat: Moat) -> None:
 
 
 @pytest.mark.usefixtures("failed")
-async def test_an_error_is_acknowledged_and_resolved(moat: Moat) -> None:
+async def test_an_error_is_acknowledged_and_resolved(
+    moat: Moat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await moat.fine("error", "ack", "a.b", "being looked at") == ""
     assert "being looked at" in await moat.fine("error", "show", "a.b")
     assert "open: being looked at" in await moat.fine("error", "list")
     assert '"state":"open"' in await moat.fine("error", "list", "-o", "jsonl")
     await moat.fine("error", "ack", "a.b")
     assert "seen by " in await moat.fine("error", "show", "a.b")
+    monkeypatch.setattr("getpass.getuser", _nobody)
+    await moat.fine("error", "ack", "a.b")
+    assert "seen by user " in await moat.fine("error", "show", "a.b")
     assert await moat.fine("error", "resolve", "a.b", "--comment", "replaced") == ""
     assert await moat.fine("error", "list") == "no open errors\n"
     ended = await moat("error", "resolve", "a.b")

@@ -45,6 +45,13 @@ def test_a_table_leaves_the_date_of_today_away(capsys: pytest.CaptureFixture[str
     assert output.local_time(0) in printed(capsys, "table", [{"at": 0}])
 
 
+def test_one_long_text_leaves_the_other_lines_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"path": "a", "value": LONG, "n": 1}, {"path": "b", "value": "y", "n": 2}]
+    lines = printed(capsys, output.PLAIN, rows).splitlines()
+    assert lines[1] == f"a     {LONG}  1"
+    assert lines[2] == "b     y      2"
+
+
 def test_names_are_joined_and_values_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, output.PLAIN, [{"nodes": ["n1", "n2"], "result": ["n1"]}])
     assert out.splitlines()[1] == 'n1, n2  ["n1"]'
