@@ -7,6 +7,7 @@ Called by `server` for each listener. The listeners' own `serve` would end all c
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import resource
 import socket
@@ -16,23 +17,31 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from moat_kv import transport
+
 logger = logging.getLogger(__name__)
 
 Serve = Callable[[Any], Coroutine[Any, Any, None]]
 
 #: After an `accept` that failed the next one comes so many seconds later.
 PAUSE_S = 0.1
-#: So many descriptors are left to the engine, to listeners and to whatever else is open.
+#: What the system says when it will not open one more, whoever the client is.
+_NO_SUPPLY = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: So many descriptors are left to the engine, to listeners and to whatever else is open; and so
+#: many are a connection's.
 RESERVE = 48
+PER_CONNECTION = 2
 #: A connection from which nothing comes is asked after so many seconds whether there is still
 #: somebody, so often, each so many seconds after the other; else it is closed.
 KEEPALIVE_S = (60, 5, 10)
 
 
 def connection_limit() -> int:
-    """How many clients can be served at the same time: as many as files may be open, nearly."""
+    """How many clients can be served at the same time, by the number of files that may be open."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1_000_000 if soft == resource.RLIM_INFINITY else max(1, soft - RESERVE)
+    return (
+        1_000_000 if soft == resource.RLIM_INFINITY else max(1, (soft - RESERVE) // PER_CONNECTION)
+    )
 
 
 async def accept_from(
@@ -55,11 +64,13 @@ async def _accept(
     failing = False
     while True:
         try:
-            stream = await listener.accept()
+            stream = await transport.accept(listener)
         except (OSError, anyio.BrokenResourceError) as exc:
-            # The client has gone already, or no file can be opened; anyio closes what it opened.
+            if _number_of(exc) not in _NO_SUPPLY:
+                logger.debug("a client was gone before it was served: %s", exc)
+                continue
             if not failing:
-                logger.warning("cannot take a connection: %s", exc.__cause__ or exc)
+                logger.warning("cannot take connections: %s", exc.__cause__ or exc)
             failing = True
             await anyio.sleep(PAUSE_S)
             continue
@@ -68,7 +79,13 @@ async def _accept(
         tasks.start_soon(serve, stream)
 
 
-def _keep_alive(stream: anyio.abc.SocketStream) -> None:
+def _number_of(exc: BaseException) -> int | None:
+    """The system's number of an error, which anyio may have wrapped."""
+    inner = exc.__cause__ if isinstance(exc, anyio.BrokenResourceError) else exc
+    return inner.errno if isinstance(inner, OSError) else None
+
+
+def _keep_alive(stream: anyio.abc.ByteStream) -> None:
     """Have the system find out when the machine at the other end has vanished."""
     raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
     if raw.family == socket.AF_UNIX:

@@ -204,6 +204,8 @@ class Connection:
             await self._flush(streams=False)
 
     async def _wait_for_room(self) -> None:
+        # Others have their turn, however fast this client takes what it asked for.
+        await anyio.lowlevel.checkpoint()
         if not self._sending:
             await self._flush(streams=False)
         while self._out_bytes > SEND_HIGH_BYTES or self.held_bytes > HELD_LIMIT_BYTES:

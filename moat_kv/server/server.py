@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from moat_kv import errors, transport
+from moat_kv import errors
 from moat_kv.engine.base import Done, Engine
 from moat_kv.entry import Write
 from moat_kv.proto import frames, messages
@@ -119,17 +119,11 @@ class Server:
                 self.stopping = True
 
     async def _serve_client(self, stream: anyio.abc.ByteStream) -> None:
-        try:
-            settled = await transport.settled(stream)
-        except OSError as exc:
-            logger.debug("a client was gone before it was served: %s", exc)
-            await anyio.aclose_forcefully(stream)
-            return
-        async with settled:
+        async with stream:
             if len(self.connections) >= self.connection_limit:
-                await self._refuse(settled)
+                await self._refuse(stream)
             else:
-                await self._serve_line(Connection(self, settled))
+                await self._serve_line(Connection(self, stream))
 
     async def _refuse(self, stream: anyio.abc.ByteStream) -> None:
         reason = f"the server has {self.connection_limit} connections, which is its limit"

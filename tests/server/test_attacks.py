@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ import anyio.lowlevel
 import msgpack
 import pytest
 
-from moat_kv import codec, errors
+from moat_kv import codec, errors, transport
 from moat_kv.engine.base import Done
 from moat_kv.engine.memory import MemoryEngine
 from moat_kv.entry import Write
@@ -548,37 +548,24 @@ async def test_a_connection_too_many_is_told_so_and_the_others_go_on() -> None:
 
 
 async def test_an_accept_that_fails_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = transport.accept
     failures = 0
 
     async def accept(listener: Any) -> Any:
         nonlocal failures
         failures += 1
-        if failures <= 2:
-            raise OSError(24, "Too many open files")
+        if failures <= 3:
+            raise OSError(errno.EMFILE if failures == 1 else errno.ECONNABORTED, "no")
         return await plain(listener)
 
     async with running_server(tcp=True) as running, connected(running.url) as line:
         # The one that waits already is the plain one; the next three are not.
-        (connection,) = running.server.connections
-        kind = type(await listening(running))
-        plain = kind.accept
-        monkeypatch.setattr(kind, "accept", accept)
-        with contextlib.suppress(OSError):
-            async with connected(running.url):
-                pass
-        async with connected(running.url) as late:
-            await late.ask("ping")
+        monkeypatch.setattr(transport, "accept", accept)
+        for _ in range(2):
+            async with connected(running.url) as late:
+                await late.ask("ping")
         await line.ask("ping")
-        assert failures > 2
-        assert connection in running.server.connections
-
-
-async def listening(running: RunningServer) -> anyio.abc.SocketListener:
-    """A listener of the kind that the server has."""
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as made:
-        listeners = getattr(made, "listeners", [made])
-        first: anyio.abc.SocketListener = listeners[0]
-        return first
+        assert failures > 3
 
 
 async def test_clients_that_are_gone_at_once_harm_nobody() -> None:
@@ -588,3 +575,26 @@ async def test_clients_that_are_gone_at_once_harm_nobody() -> None:
             await anyio.aclose_forcefully(stream)
         await line.ask("ping")
         await until(lambda: len(running.server.connections) == 1)
+
+
+async def test_what_a_client_sends_ahead_stays_in_the_sockets() -> None:
+    """Also from the first moment on, and while its requests wait for the engine."""
+    engine = HeldEngine()
+    async with running_server(engine=engine, tcp=True) as running:
+        host, _, port = running.url.removeprefix("tcp://").rpartition(":")
+        async with await anyio.connect_tcp(host, int(port)) as stream:
+            value = codec.pack(b"x" * 100_000)
+            sent = 0
+            with anyio.move_on_after(1):
+                while True:
+                    await stream.send(messages.pack((1, "set", {"path": P("a")}, value)))
+                    sent += len(value)
+            # What is not held by the server is in the buffers of sockets and of this stream.
+            connection = only_connection(running)
+            taken = connection.held_bytes + len(connection._frames._buffer)
+            chunks = getattr(connection._stream, "_protocol", None)
+            if chunks is not None:
+                taken += sum(len(chunk) for chunk in chunks.chunks)
+            assert taken < connection_module.HELD_LIMIT_BYTES + 2 * MIB
+            assert sent < 40 * MIB
+            engine.release()
