@@ -111,6 +111,14 @@ def remove_shelf(shelf: Shelf) -> None:
         sys.meta_path.remove(_LAST)
 
 
+def is_installed(name: str) -> bool:
+    """Whether a module of that name, or the package that it were in, is there without us."""
+    top = name.partition(".")[0]
+    if top in sys.builtin_module_names:
+        return True
+    return importlib.machinery.PathFinder.find_spec(top) is not None
+
+
 def is_stored(name: str) -> bool:
     """Whether the loaded module of that name came from a shelf."""
     return loaded_from(name) is not None

@@ -241,6 +241,23 @@ class ModuleRoot(ClientRoot):
                 hint = "an installed module has that name; rename yours, or set `override`"
                 raise errors.MissingModule(name, needed_by, hint=hint)
 
+    def check_imports(self, names: Iterable[str]) -> None:
+        """See that stored modules which these import statements may load can be loaded.
+
+        What is not stored is none of ours, nor what installed modules hide. Raises BadCode,
+        BadValue.
+        """
+        for name in sorted(self.closure(names)):
+            found = self.stored(name)
+            if found is None:
+                continue
+            try:
+                found.compiled()
+                _ = found.needs
+            except errors.MoatKvError:
+                if found.override or not importing.is_installed(name):
+                    raise
+
     def closure(self, names: Iterable[str]) -> set[str]:
         """These modules and all stored ones that they may load: required, imported, parents."""
         found: set[str] = set()

@@ -53,6 +53,7 @@ def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Call:
         if name not in variables and name not in injected:
             raise errors.MissingVariable(name, procedure.name)
     modules.order(needs, needed_by=procedure.name)
+    modules.check_imports(procedure.imports)
     return Call(procedure=procedure, variables=variables, needs=needs)
 
 
