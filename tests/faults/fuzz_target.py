@@ -22,7 +22,7 @@ from moat_kv.engine.memory import MemoryEngine
 from moat_kv.path import Path
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
-from moat_kv.server import writes
+from moat_kv.server import actions, writes
 from moat_kv.server.actions import Action
 from moat_kv.server.connection import Connection
 from moat_kv.server.server import Server
@@ -63,6 +63,8 @@ class Source:
         return choices[self.byte() % len(choices)]
 
 
+_TABLE = actions.table()
+_ACTIONS = (*_TABLE, "", "nothing")
 _EPOCH = "fuzz"
 _INTEGERS = (0, 1, -1, 2, 63, 64, 1_000, 2**31, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))
 _NUMBERS = (0.0, -1.0, 0.5, 1e308, float("inf"), float("-inf"), float("nan"))
@@ -183,6 +185,17 @@ def _of_type(source: Source, kind: type) -> Any:
     return [_plain(source) for _ in range(source.byte() % 4)]
 
 
+def request(source: Source, sessions: list[str]) -> bytes:
+    """The body of a request that is nearly right."""
+    seq = source.byte() % 16
+    name = source.one_of(_ACTIONS)
+    arguments = _arguments(source, _TABLE.get(name), sessions)
+    try:
+        return _packed([seq, name, arguments, _value(source)])
+    except (TypeError, ValueError, OverflowError):
+        return b""
+
+
 class FedStream(anyio.abc.ByteStream):
     """A line whose input is known, and whose output is kept."""
 
@@ -230,7 +243,6 @@ class Target:
         self._faults = _Faults()
         logging.getLogger("moat_kv").addHandler(self._faults)
         logging.getLogger("moat_kv").propagate = False
-        self._actions: list[str] = []
         self._inputs = 0
         self._task: asyncio.Task[None] | None = None
         self._sessions: list[str] = []
@@ -261,7 +273,6 @@ class Target:
         engine = MemoryEngine()
         engine.epoch = _EPOCH
         self._server = Server("fuzz", engine, frame_limit=64 * 1024)
-        self._actions = [*self._server.actions, "", "nothing"]
         self._task = asyncio.create_task(self._server.serve([]))
         self._sessions.clear()
         while self._server.engine.revision == 0:
@@ -281,22 +292,12 @@ class Target:
             elif kind == 2:
                 chunks.append(b"")
             else:
-                body = self._request(source)
+                body = request(source, self._sessions[-3:])
                 if kind == 3 and body:
                     at = source.byte() % len(body)
                     body = body[:at] + bytes([source.byte()]) + body[at + 1 :]
                 chunks[-1] += frames.frame(body)
         return [chunk for chunk in chunks if chunk]
-
-    def _request(self, source: Source) -> bytes:
-        seq = source.byte() % 16
-        name = source.one_of(self._actions)
-        action = self._server.actions.get(name)
-        arguments = _arguments(source, action, self._sessions[-3:])
-        try:
-            return _packed([seq, name, arguments, _value(source)])
-        except (TypeError, ValueError, OverflowError):
-            return b""
 
     async def _serve(self, chunks: list[bytes]) -> None:
         stream = FedStream(chunks)

@@ -102,8 +102,9 @@ class Watchers:
 async def flood(writer: Client, changes: int, chance: random.Random) -> None:
     """Large changes that nobody measures."""
     padding = chance.randbytes(FLOOD_VALUE_BYTES)
-    for number in range(changes):
-        await writer.set(LARGE / (number % PATHS), [number, padding])
+    for start in range(0, changes, PATHS):
+        # All of them in one frame.
+        await writer.batch([writer.op_set(LARGE / n, [start + n, padding]) for n in range(PATHS)])
 
 
 @asynccontextmanager
