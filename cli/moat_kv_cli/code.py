@@ -27,7 +27,7 @@ def check(name: str, value: Mapping[str, Any]) -> None:
         raise errors.BadValue("the default values are a mapping", "default")
 
 
-KIND = stored.Kind("procedure", "proc", check, ("kind", "vars"))
+KIND = stored.Kind("procedure", "proc", check, ("kind", "vars"), example="the.answer")
 
 
 @click.group(

@@ -126,6 +126,7 @@ async def restore(invocation: command.Invocation, /, file: str, force: bool, che
     FILE is checked before anything is written.
     """
     with _opened(file) as saved:
+        file = "standard input" if file == "-" else file
         facts = _check(saved, file)
         if check:
             records = output.counted(facts["records"], "record")

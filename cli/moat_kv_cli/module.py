@@ -27,7 +27,7 @@ def check(name: str, value: Mapping[str, Any]) -> None:
         raise errors.BadValue("true or false", "override")
 
 
-KIND = stored.Kind("module", "module", check, ("requires",))
+KIND = stored.Kind("module", "module", check, ("requires",), example="onewire.bus")
 
 
 @click.group(

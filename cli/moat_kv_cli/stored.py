@@ -40,11 +40,14 @@ def listed(given: tuple[str, ...], option: str) -> list[str] | None:
 class Kind:
     """Procedures or modules."""
 
-    def __init__(self, word: str, place: str, check: Check, columns: tuple[str, ...]) -> None:
+    def __init__(
+        self, word: str, place: str, check: Check, columns: tuple[str, ...], *, example: str
+    ) -> None:
         self.word = word  # "procedure", "module"
         self.place = place  # the name of its place, see `config.Places`
         self.check = check
         self.columns = columns
+        self.example = example  # a path, for help
 
     async def base(self, client: Client) -> Path:
         path: Path = getattr(await config.load_places(client), self.place)
@@ -86,7 +89,7 @@ def register(group: verbs.PathGroup, kind: Kind) -> None:
 
 def _register_get(group: verbs.PathGroup, kind: Kind) -> None:
     @group.command(
-        short_help=f"Print a {kind.word}.", example=f"moat kv {group.name} the.answer get"
+        short_help=f"Print a {kind.word}.", example=f"moat kv {group.name} {kind.example} get"
     )
     @click.option("-l", "--long", is_flag=True, help="What is stored with the text, too.")
     @click.option("--rev", type=int, metavar="REV", help="An earlier version; see history.")
@@ -133,7 +136,7 @@ def _beside(value: Any, kind: Kind) -> dict[str, Any]:
 
 
 def _register_delete(group: verbs.PathGroup, kind: Kind) -> None:
-    @group.command(example=f"moat kv {group.name} the.answer delete")
+    @group.command(example=f"moat kv {group.name} {kind.example} delete")
     @command.pass_invocation
     async def delete(invocation: command.Invocation, /) -> None:
         """Delete it. What uses it waits until it is there again."""
@@ -145,7 +148,7 @@ def _register_delete(group: verbs.PathGroup, kind: Kind) -> None:
 
 
 def _register_history(group: verbs.PathGroup, kind: Kind) -> None:
-    @group.command(example=f"moat kv {group.name} the.answer history")
+    @group.command(example=f"moat kv {group.name} {kind.example} history")
     @click.option("--limit", type=click.IntRange(1), default=20, metavar="N", help="At most. [20]")
     @output.option
     @command.pass_invocation
@@ -172,8 +175,8 @@ def _version_row(version: Any, kind: Kind) -> dict[str, Any]:
 
 def _register_revert(group: verbs.PathGroup, kind: Kind) -> None:
     @group.command(
-        example=f"moat kv {group.name} the.answer history\n"
-        f"moat kv {group.name} the.answer revert 17"
+        example=f"moat kv {group.name} {kind.example} history\n"
+        f"moat kv {group.name} {kind.example} revert 17"
     )
     @click.argument("rev", type=int, required=False)
     @output.option

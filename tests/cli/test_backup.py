@@ -255,6 +255,8 @@ async def test_a_damaged_file_is_refused_before_anything_is_written(
     assert ended.code == 1
     assert ended.error_line.startswith(f"moat: {file} is damaged: it is cut short")
     assert await contents(client) == {}
+    ended = await moat("log", "restore", "-", stdin=b"")
+    assert ended.error_line.startswith("moat: standard input is damaged")
     ended = await moat("log", "restore", str(tmp_path / "none"))
     assert ended.code == 1
     assert ended.error_line.endswith("none: No such file or directory")
