@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -27,11 +28,21 @@ logger = logging.getLogger(__name__)
 DEFAULT_GROUP = Path("default")
 
 
+#: The length of a runner's name, in characters; the server's limit for members of groups.
+NAME_LIMIT = 200
+
+
 def runner_name(client: Client, name: str | None = None) -> str:
     """The name given, else the configuration's, else the host's. Raises BadConfig."""
     name = name or client.config.runner.name or socket.gethostname()
+    # As in paths, so that a name is the same wherever it is found.
+    name = unicodedata.normalize("NFC", name)
     if name.isdigit():
         raise errors.BadConfig("runner.name", f"{name} is a bare number; call it node{name}, say")
+    if not name.isprintable() or name != name.strip() or name.startswith("-"):
+        raise errors.BadConfig("runner.name", f"{name!a} can be no name")
+    if len(name) > NAME_LIMIT:
+        raise errors.BadConfig("runner.name", f"longer than {NAME_LIMIT} characters")
     return name
 
 
@@ -171,7 +182,12 @@ class JobRoot(ClientRoot):
         if supervisor is not None:
             supervisor.wake()
         elif self._tasks is not None and self._service is not None and path:
-            supervisor = supervision.Supervisor(self, self._service, path)
+            try:
+                supervisor = supervision.Supervisor(self, self._service, path)
+            except errors.BadPath as exc:
+                # The places of states and claims are longer than that of jobs.
+                logger.error("%s: cannot be run: %s", self.base + path, exc)
+                return
             if not supervisor.is_idle:
                 self._supervisors[path] = supervisor
                 self._tasks.start_soon(self._run, supervisor)
