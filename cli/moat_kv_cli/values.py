@@ -24,6 +24,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 LITERAL_LIMIT = 4096
 
 
+#: Without the mark that some editors put first.
+_ENCODING = "utf-8-sig"
+
+
 class _Nothing:
     def __repr__(self) -> str:
         return "NOTHING"
@@ -213,8 +217,8 @@ def read_text(name: str, what: str) -> str:
     """A file's text, or standard input's for `-`. Raises UsageError, which starts with `what`."""
     try:
         if name == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        with open(name, encoding="utf-8", newline="") as file:  # noqa: PTH123
+            return sys.stdin.buffer.read().decode(_ENCODING)
+        with open(name, encoding=_ENCODING, newline="") as file:  # noqa: PTH123
             return file.read()
     except OSError as exc:
         raise click.UsageError(f"{what}: {name}: {exc.strerror or exc}") from exc

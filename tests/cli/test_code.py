@@ -113,6 +113,16 @@ async def test_code_can_be_run_here(moat: Moat, flavour: str) -> None:
     assert (await moat("code", "nothing", "run")).code == 3
 
 
+async def test_the_mark_that_editors_put_first_is_no_part_of_the_text(
+    moat: Moat, tmp_path: pathlib.Path
+) -> None:
+    marked = b"\xef\xbb\xbfreturn 42"
+    await anyio.Path(tmp_path, "x.py").write_bytes(marked)
+    await moat.fine("code", "x", "set", "-s", str(tmp_path / "x.py"))
+    await moat.fine("code", "y", "set", "-s", "-", stdin=marked)
+    assert await moat.fine("code", "x") == await moat.fine("code", "y") == "return 42\n"
+
+
 async def test_what_only_jobs_are_given_is_told(moat: Moat) -> None:
     await moat.fine("code", "x", "set", "-s", "-", stdin="await _self.timer(1)")
     ended = await moat("code", "x", "run")
