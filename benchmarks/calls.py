@@ -32,7 +32,7 @@ async def set_(place: peers.Place) -> list[outcome.Figure]:
         contestants: dict[str, rounds.Round] = {
             OURS: lambda: rounds.round_trip(on.set, calls),
             ECHO: lambda: rounds.round_trip(on.echo_call, calls),
-            SQLITE: lambda: on.commit_time(1, calls),
+            SQLITE: lambda: on.commit_time(calls),
         }
         if on.redis is not None:
             contestants[REDIS] = lambda: rounds.round_trip(on.redis_set, calls)

@@ -35,7 +35,7 @@ async def mirror(place: peers.Place) -> list[outcome.Figure]:
             place.scale.rounds,
         )
     note = f"from a plain dictionary of paths {series.median('dict') * 1e6:.2f} µs"
-    del series["dict"]
+    series = series.without("dict")
     return [calls.figure("read from a mirror", "s", series, note=note)]
 
 

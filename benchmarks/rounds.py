@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import anyio
 
@@ -25,6 +25,15 @@ def median(figures: Iterable[float]) -> float:
     return statistics.median(figures)
 
 
+def ratio(figures: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the ratios round by round.
+
+    The longer of the two begins with rounds that do not count.
+    """
+    count = min(len(figures), len(others))
+    return median(a / b for a, b in zip(figures[-count:], others[-count:], strict=True))
+
+
 class Series(dict[str, list[float]]):
     """Each contestant's figures, one a round."""
 
@@ -33,7 +42,11 @@ class Series(dict[str, list[float]]):
 
     def ratio(self, name: str, other: str) -> float:
         """How many times `other`'s figure `name`'s is: the median over the rounds."""
-        return median(a / b for a, b in zip(self[name], self[other], strict=True))
+        return ratio(self[name], self[other])
+
+    def without(self, name: str) -> Series:
+        """The others' figures."""
+        return Series({other: figures for other, figures in self.items() if other != name})
 
 
 async def alternate(contestants: Mapping[str, Round], rounds: int) -> Series:

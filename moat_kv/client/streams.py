@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from moat_kv import errors
+from moat_kv import errors, waiting
 
 if TYPE_CHECKING:
     from moat_kv.client.link import Link
@@ -38,7 +38,10 @@ class Stream:
         self._link = link
         self._over = False
         self._error: errors.MoatKvError | None = None
-        self._news = anyio.Event()
+        self._make_waiter = waiting.maker()
+        # Whether something has come since the consumer last waited, and while it waits.
+        self._is_news = False
+        self._news: waiting.Waiter | None = None
 
     def ask(self) -> dict[str, Any]:
         """The arguments of the request, made anew for each line."""
@@ -62,12 +65,19 @@ class Stream:
         self.changed()
 
     def changed(self) -> None:
-        self._news.set()
+        self._is_news = True
+        if self._news is not None:
+            self._news.set()
 
     async def wait(self) -> None:
         """Until something has come since the last wait."""
-        await self._news.wait()
-        self._news = anyio.Event()
+        if not self._is_news:
+            self._news = self._make_waiter()
+            try:
+                await self._news.wait()
+            finally:
+                self._news = None
+        self._is_news = False
 
 
 class Answer(Stream):

@@ -296,8 +296,9 @@ class SqliteEngine(base.Engine):
 
     def describe(self) -> dict[str, Any]:
         """`kind`, `place`, `size_bytes` (on disk), `records` (kept in the file), `commits` (since
-        the start), `waiting` (groups), `unsaved` (records), `sync` ("always" or seconds),
-        `history`, `sqlite` (its version).
+        the start), `commits_s` (what they took together), `committed_at` (when the last one
+        was on disk, seconds since 1970), `waiting` (groups), `unsaved` (records), `sync` ("always"
+        or seconds), `history`, `sqlite` (its version).
         """
         size = 0
         for suffix in ("", "-wal"):
@@ -310,6 +311,8 @@ class SqliteEngine(base.Engine):
             "size_bytes": size,
             "records": self._records - self._compactor.dropped,
             "commits": self._commits,
+            "commits_s": round(self._store.commits_s, 6),
+            "committed_at": self._store.committed_at,
             "waiting": self._committer.waiting,
             "unsaved": len(self._saver.unsaved),
             "sync": "always" if self._sync is None else self._sync,

@@ -36,6 +36,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -108,6 +109,10 @@ class SqliteStore:
         self._inherited = False
         #: The last revision that is durable; reading goes up to it.
         self.saved = 0
+        #: How long all commits have taken together, in seconds.
+        self.commits_s = 0.0
+        #: When the last one was on disk, in seconds since 1970; 0: there was none yet.
+        self.committed_at = 0.0
         #: What `meta` has to say before the next commit.
         self._due: dict[str, Any] = {}
 
@@ -139,12 +144,15 @@ class SqliteStore:
 
     def commit(self, entries: Sequence[sqlite_rows.Entry]) -> None:
         """Add records, in the order of their revisions; they are on disk when this returns."""
+        began = time.perf_counter()
         parts = _parted(entries)
         # Outside of a transaction a statement is one by itself.
         with self._committing() if len(parts) == 1 else self._transaction() as connection:
             for values in parts:
                 connection.execute(_INSERT[len(values) // len(sqlite_rows.COLUMNS)], values)
         self.saved = entries[-1][0].rev
+        self.commits_s += time.perf_counter() - began
+        self.committed_at = time.time()
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
         with self._transaction() as connection:
