@@ -91,7 +91,8 @@ class Job:
             name: await self.client.get(self.states + below)
             for name, below in (await self._below()).items()
         }
-        return {name: each["value"] for name, each in results.items() if "value" in each}
+        found = {name: each["value"] for name, each in results.items() if "value" in each}
+        return {name: each for name, each in found.items() if not progress.is_of_deleted(each)}
 
     async def _below(self) -> dict[str, Path]:
         """Its paths below those of states and of claims, by node, or one named ``."""
@@ -101,7 +102,7 @@ class Job:
         return {name: Path(name) + self.path for name in nodes}
 
     async def forget(self) -> None:
-        """Delete the states that no runner has a claim on; the others are their runners'."""
+        """Delete the states that no runner has a claim on; a runner marks the others itself."""
         for below in (await self._below()).values():
             if "value" in await self.client.get(self.claims + below):
                 continue
@@ -326,7 +327,7 @@ def _check_ended(path: Path, state: spec.JobState) -> None:
 @at.command(example="moat kv run at a.question delete")
 @command.pass_invocation
 async def delete(invocation: command.Invocation, /) -> None:
-    """Delete a job and its state; if it runs, its runner stops it first."""
+    """Delete a job, and what became of it; if it runs, its runner stops it."""
     async with invocation.client() as client:
         job = await Job.of(invocation, client)
         await job.entry()

@@ -306,8 +306,13 @@ async def test_deleting_a_job_forgets_what_became_of_it(moat: Moat, client: moat
     for state in states:
         await client.set(state, {"started": 1, "stopped": 2})
     await moat.fine("run", "-n", "-", "at", "x", "delete")
-    # The holder of a claim deletes its state itself, once the run has ended.
+    # The holder of a claim marks its state itself, once the run has ended.
     assert ["value" in await client.get(state) for state in states] == [True, False]
+    await client.set(states[0], {"started": 1, "stopped": 2, "result": 1, "reason": "deleted"})
+    await moat.fine("run", "-n", "-", "at", "x", "set", "-c", "the.answer")
+    assert (await moat("run", "-n", "-", "at", "x", "state")).code == 3
+    row = json.loads(await moat.fine("run", "-n", "-", "at", "x", "list", "-o", "jsonl"))
+    assert "result" not in row
 
 
 @pytest.mark.usefixtures("answer")
