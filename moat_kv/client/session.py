@@ -92,13 +92,9 @@ class Session:
         if not self._lives_at_server:
             return
         self._lives_at_server = False
+        told = self._sessions.end_soon(self)
         with anyio.move_on_after(CLOSE_LIMIT_S, shield=True):
-            try:
-                await self.end_at(self._link)
-                return
-            except (errors.Disconnected, errors.Unknown) as exc:
-                logger.debug("session %s is closed on the next line: %s", self.id, exc)
-        self._sessions.leave(self)
+            await told.wait()
 
     async def end_at(self, line: Link | connection.Connection) -> None:
         """Have the server end it, whichever line it was on."""
@@ -190,7 +186,8 @@ class Session:
 class Sessions:
     """The live sessions of a client; resumes them on each new line."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(self, link: Link, tasks: anyio.abc.TaskGroup) -> None:
+        self._link = link
         self._tasks = tasks
         self._live: dict[str, Session] = {}
         # Those that are over here, and to be ended on the next line.
@@ -203,9 +200,21 @@ class Sessions:
     def remove(self, session: Session) -> None:
         self._live.pop(session.id, None)
 
-    def leave(self, session: Session) -> None:
-        """Have it ended on the next line."""
-        self._left.append(session)
+    def end_soon(self, session: Session) -> anyio.Event:
+        """Have the server end one that is over here; the event says that this was tried."""
+        told = anyio.Event()
+        self._tasks.start_soon(self._end, session, told)
+        return told
+
+    async def _end(self, session: Session, told: anyio.Event) -> None:
+        # Not cancelled when its owner waits no longer: a server that hangs may hear it yet.
+        try:
+            await session.end_at(self._link)
+        except (errors.Disconnected, errors.Unknown) as exc:
+            logger.debug("session %s is ended on the next line: %s", session.id, exc)
+            self._left.append(session)
+        finally:
+            told.set()
 
     def is_live(self, id: str) -> bool:
         return id in self._live

@@ -27,7 +27,7 @@ class Shared:
         self.config = config
         #: Handlers of users, and hooks of mirrors; ends before the line does.
         self.task_group = task_group
-        self.sessions = session.Sessions(own_tasks)
+        self.sessions = session.Sessions(link_, own_tasks)
         self.joins = groups.Joins(link_, self.sessions)
         link_.restorers += [self.sessions, self.joins]
         #: Those made by `as_handler`, by class, path and binding.

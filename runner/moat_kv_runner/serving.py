@@ -152,7 +152,8 @@ class Service:
                 except* (*claims.PASSING, errors.SessionExpired) as group:
                     for exc in group.exceptions:
                         logger.warning("%s: %s; beginning anew", self.name, exc)
-                    with anyio.move_on_after(1):
+                    # With a line it is the server that has trouble; without, there is no hurry.
+                    with anyio.move_on_after(1 if self.client.connected else None):
                         await claims.line_change(self.client)
 
     def _tell_stuck(self) -> None:

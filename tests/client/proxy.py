@@ -34,6 +34,9 @@ class Proxy:
         """From now on requests wait here."""
         self._requests = anyio.Event()
 
+    def release_requests(self) -> None:
+        self._requests.set()
+
     def release_answers(self) -> None:
         self._answers.set()
 

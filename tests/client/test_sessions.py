@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from moat_kv import MemberInfo, P, errors, open_client
+from moat_kv.client import session as session_module
 from moat_kv.client.results import Members
 from moat_kv.testing.server import running_server
 from tests.client.proxy import proxied
@@ -119,6 +120,24 @@ async def test_a_session_that_was_given_up_is_ended_at_the_server_when_it_is_clo
         await session.close()
         await until_gone(client, "a")
         assert len(running.server.sessions) == 0
+
+
+async def test_a_session_is_ended_when_a_server_that_hung_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "CLOSE_LIMIT_S", 0.1)
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        open_client(proxy.url) as client,
+        client.session(ttl_s=100) as session,
+    ):
+        await client.set(P("a"), 1, session=session)
+        proxy.hold_requests()
+        session._lose("by the test")
+        await session.close()
+        proxy.release_requests()
+        await until_gone(client, "a")
 
 
 async def test_a_session_that_is_closed_without_a_line_is_ended_on_the_next_one() -> None:
