@@ -35,7 +35,13 @@ class DirectSender:
 
 
 def sender_of(stream: anyio.abc.ByteStream) -> DirectSender | None:
-    """A handle on a plain socket's stream; None for one that is wrapped (TLS), or no socket."""
+    """A handle on a plain socket's stream; None for one that is wrapped (TLS), or no socket.
+
+    None, too, where no more files can be opened: it goes without.
+    """
     if not _USABLE or not isinstance(stream, anyio.abc.SocketStream):
         return None
-    return DirectSender(stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno())
+    try:
+        return DirectSender(stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno())
+    except OSError:
+        return None

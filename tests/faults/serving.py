@@ -114,6 +114,9 @@ class ServerProcess:
             int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(field)
         )
 
+    def open_files(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208  # a count, no paths
+
     def limit(self, which: int, soft: int) -> None:
         """Change a limit of the running process, up to its hard limit."""
         _, hard = resource.prlimit(self.pid, which)
