@@ -67,6 +67,16 @@ class Invocation:
         async with moat_kv.open_client(self.url or None, config=self.config) as client:
             yield client
 
+    @asynccontextmanager
+    async def staying_client(self) -> AsyncIterator[Client]:
+        """The same for who watches: a break of the line is told, and its end."""
+        async with self.client() as client:
+            remove = client.add_connection_listener(_tell_line)
+            try:
+                yield client
+            finally:
+                remove()
+
     def start_logging(self) -> None:
         """Log lines on standard error, for the commands that stay (server, runner)."""
         import logging
@@ -74,6 +84,10 @@ class Invocation:
         level = logging.DEBUG if self.debug else logging.INFO if self.verbose else logging.WARNING
         form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
         logging.basicConfig(stream=sys.stderr, level=level, format=form)
+
+
+def _tell_line(is_up: bool) -> None:
+    click.echo(f"moat: {'connected again' if is_up else 'disconnected; trying again'}", err=True)
 
 
 pass_invocation = click.make_pass_decorator(Invocation)

@@ -162,7 +162,7 @@ async def watch(
     elif "+" in path or "#" in path:
         click.echo("moat: + and # in PATH are plain texts; a pattern is for --match", err=True)
     async with (
-        invocation.client() as client,
+        invocation.staying_client() as client,
         client.watch(
             path,
             fetch=fetch,

@@ -149,7 +149,7 @@ async def watch(
     from moat_kv.client import error_record
 
     seen = 0
-    async with invocation.client() as client:
+    async with invocation.staying_client() as client:
         base = (await config.load_places(client)).error
         async with client.watch(base, fetch=fetch) as changes:
             async for event in changes:

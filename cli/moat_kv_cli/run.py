@@ -192,7 +192,7 @@ async def monitor(
 ) -> None:
     """Print what happens to a group's jobs as it happens, until interrupted."""
     which = placement.of(invocation)
-    async with invocation.client() as client:
+    async with invocation.staying_client() as client:
         _, states = placement.places_of(which, await config.load_places(client))
         seen = 0
         async with client.watch(states, fetch=fetch, min_depth=1) as changes:

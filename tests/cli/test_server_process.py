@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.cli.processes import environment, moat, server
+from tests.cli.processes import environment, moat, server, staying
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,23 @@ def test_interrupting_a_watcher_is_130_without_a_traceback(tmp_path: pathlib.Pat
         finally:
             watcher.kill()
             watcher.communicate()
+
+
+def test_a_watcher_tells_that_the_server_is_away_and_goes_on(tmp_path: pathlib.Path) -> None:
+    data = ["--data", str(tmp_path / "d")]
+    with server(tmp_path, *data) as (first, _):
+        moat(tmp_path, "data", "a", "set", "-e", ":", "1")
+        with staying(tmp_path, "data", "a", "watch", "-f", "-o", "value") as (watcher, line):
+            assert line == "1\n"
+            assert watcher.stdout is not None
+            assert watcher.stderr is not None
+            first.send_signal(signal.SIGTERM)
+            assert watcher.stderr.readline() == "moat: disconnected; trying again\n"
+            first.wait(20)
+            with server(tmp_path, *data):
+                assert watcher.stderr.readline() == "moat: connected again\n"
+                moat(tmp_path, "data", "a", "set", "-e", ":", "2")
+                assert watcher.stdout.readline() == "2\n"
 
 
 def test_a_reader_that_leaves_early_is_no_reason_to_complain(tmp_path: pathlib.Path) -> None:
