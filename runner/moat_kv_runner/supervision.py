@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -226,7 +227,9 @@ class Supervisor:
             self._root, self._service, self.entry, self._held, signature
         )
         run = await self._running.see_through(spec, call)
-        await self._finish(run, self._running.stop)
+        stop = self._running.stop
+        # Stopped just now, the end of this run must still be told, or another node runs it again.
+        await _to_the_end(lambda: self._finish(run, stop))
         self._running = None
 
     async def _finish(self, run: execution.Run, stop: running.Stop | None) -> None:
@@ -293,3 +296,26 @@ class Supervisor:
                 logger.warning("%s: left without releasing it: %s", self.path, exc)
         if scope.cancelled_caught:
             logger.warning("%s: left without releasing it: no answer", self.path)
+
+
+async def _to_the_end(finish: Callable[[], Awaitable[None]]) -> None:
+    """Call it; cancelled meanwhile, it still has `LEAVE_S` to come to its end."""
+    shielded = anyio.CancelScope(shield=True)
+    failure: Exception | None = None
+
+    async def limit() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            shielded.deadline = anyio.current_time() + LEAVE_S
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(limit)
+        with shielded:
+            try:
+                await finish()
+            except Exception as exc:  # raised below, outside of the group that would wrap it
+                failure = exc
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
