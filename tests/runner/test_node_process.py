@@ -72,4 +72,7 @@ async def test_stopped_runner_ends_cleanly_and_at_once(anyio_backend: str) -> No
         for path in ("job", "stuck"):
             assert (await b.state(lambda _: True, path=path)).reason == "its runner was stopped"
             assert "value" not in await b.desk.get(b.claim_path(path))
-        assert len(b.server.server.sessions) == 0
+        # Closed at the end, or, if the thread that never rests left no time for it, by the grace.
+        with anyio.fail_after(LIMIT_S):
+            while len(b.server.server.sessions):
+                await anyio.sleep(0.05)
