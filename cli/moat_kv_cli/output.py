@@ -155,7 +155,18 @@ def cell(value: Any) -> str:
 
 
 #: Columns that hold seconds since 1970, and are shown as local time.
-_TIMES = ("at", "target", "started", "stopped", "pinged", "computed", "first", "last", "since")
+_TIMES = (
+    "at",
+    "target",
+    "started",
+    "stopped",
+    "pinged",
+    "computed",
+    "due",
+    "first",
+    "last",
+    "since",
+)
 #: Columns that hold anybody's values; JSON where they are no texts.
 _VALUES = ("value", "result")
 #: What of a cell a table shows; `-o jsonl` shows all.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moat_kv import Client
 
 #: What people see of a job, and of a change of its state.
-COLUMNS = ["path", "code", "state", "node", "started", "reason", "result", "info"]
+COLUMNS = ["path", "code", "state", "node", "started", "due", "reason", "result", "info"]
 EVENT_COLUMNS = ["pinged", "path", "node", "event", "result", "reason"]
 
 #: Reasons that tell no more than the word for what the job does.
@@ -52,13 +52,15 @@ async def job_rows(client: Client, which: placement.Placement, below: Path) -> l
 def _row(
     path: Path, job: dict[str, Any], node: str, known: spec.JobState, *, is_claimed: bool
 ) -> dict[str, Any]:
+    state = word(job, known, is_claimed=is_claimed)
     shown = {
         "path": str(path),
         "code": job.get("code"),
-        "state": word(job, known, is_claimed=is_claimed),
+        "state": state,
         "node": known.node or node or None,
         "started": known.started,
         "stopped": known.stopped,
+        "due": _due(job, known) if state in ("waiting", "failed", "done") else None,
         "result": known.result,
         "info": job.get("info"),
         "reason": known.reason,
@@ -86,6 +88,15 @@ def word(job: Mapping[str, Any], state: spec.JobState, *, is_claimed: bool) -> s
     if state.started is None or target > state.started:
         return "waiting"
     return _ended(state)
+
+
+def _due(job: Mapping[str, Any], state: spec.JobState) -> float | None:
+    """When it is to start next, as its runner has computed it, or as the job says."""
+    if state.computed is not None:
+        return state.computed
+    target = job.get("target")
+    is_asked_for = isinstance(target, int | float) and target > (state.started or 0)
+    return target if is_asked_for and state.reason is None else None
 
 
 def _was_stopped(state: spec.JobState) -> bool:

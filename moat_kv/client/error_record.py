@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: A trace is cut in its middle above this, in characters: what failed is at its end, and where it
 #: came from at its start.
 TRACE_LIMIT = 12_000
+#: So many nodes' traces are kept in one record.
+TRACED_NODES = 20
 #: One line for tables.
 MESSAGE_LIMIT = 500
 #: So many of a group's errors are described.
@@ -169,13 +171,25 @@ def with_occurrence(
         )
     before = old.nodes.get(node)
     count = before.count + 1 if before is not None else 1
+    nodes = {**old.nodes, node: dataclasses.replace(seen, count=count)}
     return dataclasses.replace(
         old,
         count=old.count + 1,
         last=max(old.last, seen.at),
         message=seen.message,
-        nodes={**old.nodes, node: dataclasses.replace(seen, count=count)},
+        nodes=_shortened(nodes),
     )
+
+
+def _shortened(nodes: dict[str, NodeTrace]) -> dict[str, NodeTrace]:
+    """Only the latest nodes keep their traces and data, so that the record fits a frame."""
+    if len(nodes) <= TRACED_NODES:
+        return nodes
+    latest = sorted(nodes, key=lambda name: nodes[name].at)[-TRACED_NODES:]
+    return {
+        name: seen if name in latest else dataclasses.replace(seen, trace=None, data=None)
+        for name, seen in nodes.items()
+    }
 
 
 async def record(

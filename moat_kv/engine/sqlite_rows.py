@@ -64,7 +64,9 @@ def record_of(row: tuple[Any, ...]) -> Record:
     rev, prev, packed, value, at, origin, tick, session, expires_at, crc = row
     try:
         if crc == _checksum(rev, prev, packed, value, at, origin, tick, session, expires_at):
-            return Record(rev, Path.unpack(packed), value, at, origin, tick, session, expires_at)
+            path = Path.unpack(packed)
+            # Past NamedTuple's own constructor, which is Python: a start reads every row.
+            return tuple.__new__(Record, (rev, path, value, at, origin, tick, session, expires_at))
     except errors.BadPath as exc:
         raise BadRow(f"record {rev} has no proper path ({exc})") from exc
     except (TypeError, AttributeError, ValueError, struct.error) as exc:

@@ -35,8 +35,10 @@ HELD_LIMIT_BYTES = 1024 * 1024
 #: What something that is held counts for beside its value, in bytes: a write, a task.
 WRITE_BYTES = 400
 WORK_BYTES = 8 * 1024
-#: How many streams one connection may have open.
+#: How many streams one connection may have open, and how many of them walk over the tree at a
+#: time; the others wait for their turn. A walk holds the names of all that is beside its place.
 STREAM_LIMIT = 10_000
+WALK_LIMIT = 8
 #: How long the last replies of a connection that ends may take, in seconds.
 FAREWELL_S = 2.0
 
@@ -46,6 +48,13 @@ class Stream(Protocol):
 
     #: Whether the last `produce` gave the last frames.
     finished: bool
+
+    def start(self) -> bytes:
+        """The first frame."""
+
+    @property
+    def walks(self) -> bool:
+        """Whether the next `produce` walks over the tree, or goes on with that."""
 
     @property
     def more(self) -> bool:
@@ -89,6 +98,9 @@ class Connection:
         self._streams: dict[int, Stream] = {}
         # Streams that may have something to send, in the order of their turns.
         self._ready: dict[int, None] = {}
+        # Those that are walking, and those that are to when their turn comes.
+        self._walkers: set[int] = set()
+        self._parked: dict[int, None] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
 
     # What actions use ---------------------------------------------------------------------------
@@ -117,7 +129,12 @@ class Connection:
         if len(self._streams) >= STREAM_LIMIT:
             raise errors.BadArguments("stream", f"more than {STREAM_LIMIT} streams on a line")
         self._streams[seq] = stream
+        self.send(stream.start())
         self.stream_ready(seq)
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
 
     def stream_ready(self, seq: int) -> None:
         """That stream has something to send. It may have been stopped meanwhile."""
@@ -131,7 +148,9 @@ class Connection:
         """End a stream at the client's wish. Stopping one that has ended is no error."""
         stream = self._streams.pop(seq, None)
         self._ready.pop(seq, None)
+        self._parked.pop(seq, None)
         if stream is not None:
+            self._rest_walker(seq)
             stream.close()
             self.send(messages.pack((seq, State.END, {}, None)))
 
@@ -288,15 +307,37 @@ class Connection:
                 return
             del self._ready[seq]
             stream = self._streams[seq]
+            if stream.walks and not self._may_walk(seq):
+                continue
             for frame in stream.produce():
                 self._out.append(frame)
                 self._out_bytes += len(frame)
             if stream.finished:
                 del self._streams[seq]
+                self._rest_walker(seq)
                 stream.close()
-            elif stream.more:
+                continue
+            if not stream.walks:
+                self._rest_walker(seq)
+            if stream.more:
                 # Its next turn is after everybody else's.
                 self._ready[seq] = None
+
+    def _may_walk(self, seq: int) -> bool:
+        if seq in self._walkers or len(self._walkers) < WALK_LIMIT:
+            self._walkers.add(seq)
+            return True
+        self._parked[seq] = None
+        return False
+
+    def _rest_walker(self, seq: int) -> None:
+        """That stream walks no more; the next one may."""
+        if seq in self._walkers:
+            self._walkers.discard(seq)
+            if self._parked:
+                next_one = next(iter(self._parked))
+                del self._parked[next_one]
+                self.stream_ready(next_one)
 
     def _make_room(self) -> None:
         if self._room is not None:

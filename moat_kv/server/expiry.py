@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 
 from moat_kv import errors
 from moat_kv.engine.base import Outcome
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 #: After a write that could not be stored it is tried again, in seconds.
 RETRY_S = 1.0
+#: So many that end at the same time are looked at before others have their turn.
+SLICE = 200
 #: So many times that may have passed over (their entries were written anew) are kept at least.
 STALE_LIMIT = 1_000
 
@@ -61,9 +64,13 @@ class Expiry:
         while True:
             self._sooner = anyio.Event()
             now = self._server.now()
+            expired = 0
             while self._due and self._due[0][0] <= now:
                 _at, rev, path = heapq.heappop(self._due)
                 self._expire(rev, path)
+                expired += 1
+                if expired % SLICE == 0:
+                    await anyio.lowlevel.checkpoint()
             # Nobody is woken for nothing: without such entries this sleeps until there is one.
             wait_s = min(LOOK_S, self._due[0][0] - now) if self._due else None
             with anyio.move_on_after(wait_s):

@@ -17,8 +17,10 @@ from moat_kv.server.connection import Connection
 from moat_kv.tree import match
 from moat_kv.tree import tree as tree_module
 from moat_kv.tree.node import Node
-from moat_kv.tree.watch import Watcher
+from moat_kv.tree.watch import PENDING_LIMIT, Watcher
 
+#: How many changes may wait for all watchers of one line together, about.
+LINE_PENDING = 400_000
 #: How many records one history request may ask for, and how many are in memory at a time.
 HISTORY_LIMIT = 10_000
 HISTORY_SLICE = 16
@@ -76,11 +78,13 @@ def list_(connection: Connection, request: Request) -> None:
 
 def _listed(path: Path, node: Node | None) -> Iterator[bytes | None]:
     """The rows, and None for each node that was looked at for them."""
-    if node is None or node.children is None:
+    children_by_key = node.children if node is not None else None
+    if not children_by_key:
         return
     pack = msgpack.Packer(autoreset=True).pack
-    for key, child in list(node.children.items()):
-        if not path and key == tree_module.SYSTEM_KEY:
+    for key in list(children_by_key):
+        child = children_by_key.get(key)
+        if child is None or (not path and key == tree_module.SYSTEM_KEY):
             continue
         children = 0
         for living in _look_at_children(child):
@@ -126,6 +130,8 @@ def watch(connection: Connection, request: Request) -> None:
         min_depth=min_depth,
         max_depth=max_depth,
         pattern=pattern,
+        # Many on one line may have fewer each, for nobody knows whether any of them is read.
+        limit=min(PENDING_LIMIT, LINE_PENDING // (1 + connection.stream_count)),
     )
     fetch = arguments.get("fetch", False)
     stream = streams.WatchStream(seq, store, watcher, fetch=fetch, since=since, reset=reset)

@@ -29,15 +29,31 @@ SLICE_BYTES = 64 * 1024
 SLICE_NODES = 2_000
 
 
-class TreeStream:
+class Answer:
+    """What all have in common; see `connection.Stream`."""
+
+    def __init__(self, seq: int, **fields: Any) -> None:
+        self.finished = False
+        self._seq = seq
+        self._fields = fields
+
+    @property
+    def walks(self) -> bool:
+        return False
+
+    @property
+    def more(self) -> bool:
+        return False
+
+    def start(self) -> bytes:
+        return messages.pack((self._seq, State.START, self._fields, None))
+
+
+class TreeStream(Answer):
     """All entries below a path, with relative paths: the answer to get_tree."""
 
     def __init__(self, seq: int, store: Store, path: Path, min_depth: int, max_depth: int) -> None:
-        self.finished = False
-        self._seq = seq
-        self._head: list[bytes] = [
-            messages.pack((seq, State.START, {"rev": store.tree.revision}, None))
-        ]
+        super().__init__(seq, rev=store.tree.revision)
         node = store.tree.find(path)
         self._walk: Iterator[tuple[bytes, Node]] = iter(())
         if node is not None:
@@ -46,14 +62,16 @@ class TreeStream:
             )
 
     def produce(self) -> list[bytes]:
-        produced, self._head = self._head, []
         packed, done = _slice(self._walk)
-        if packed:
-            produced.append(rows.pack_item(self._seq, packed, {}))
+        produced = [rows.pack_item(self._seq, packed, {})] if packed else []
         if done:
             produced.append(messages.pack((self._seq, State.END, {}, None)))
             self.finished = True
         return produced
+
+    @property
+    def walks(self) -> bool:
+        return not self.finished
 
     @property
     def more(self) -> bool:
@@ -85,20 +103,17 @@ def _slice(
     return packed, True
 
 
-class RowStream:
+class RowStream(Answer):
     """Rows that are made one after the other: the answer to list.
 
     `packed` gives None wherever something was done without there being a row.
     """
 
     def __init__(self, seq: int, packed: Iterator[bytes | None]) -> None:
-        self.finished = False
-        self._seq = seq
-        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
+        super().__init__(seq)
         self._packed = packed
 
     def produce(self) -> list[bytes]:
-        produced, self._head = self._head, []
         part: list[bytes] = []
         size = 0
         for steps, row in enumerate(self._packed, 1):
@@ -109,11 +124,14 @@ class RowStream:
                 break
         else:
             self.finished = True
-        if part:
-            produced.append(rows.pack_item(self._seq, part, {}))
+        produced = [rows.pack_item(self._seq, part, {})] if part else []
         if self.finished:
             produced.append(messages.pack((self._seq, State.END, {}, None)))
         return produced
+
+    @property
+    def walks(self) -> bool:
+        return not self.finished
 
     @property
     def more(self) -> bool:
@@ -123,18 +141,16 @@ class RowStream:
         self._packed = iter(())
 
 
-class FedStream:
+class FedStream(Answer):
     """Rows that somebody fetches in portions: the answer to history.
 
     Whoever feeds it waits in `taken` until the client has room for more.
     """
 
     def __init__(self, seq: int, ready: Callable[[], None]) -> None:
-        self.finished = False
+        super().__init__(seq)
         self.closed = False
-        self._seq = seq
         self._ready = ready
-        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
         self._packed: list[bytes] = []
         self._last = False
         self._error: errors.MoatKvError | None = None
@@ -157,7 +173,7 @@ class FedStream:
         await self._taken.wait()
 
     def produce(self) -> list[bytes]:
-        produced, self._head = self._head, []
+        produced = []
         if self._packed:
             produced.append(rows.pack_item(self._seq, self._packed, {}))
             self._packed = []
@@ -170,16 +186,12 @@ class FedStream:
         self._taken.set()
         return produced
 
-    @property
-    def more(self) -> bool:
-        return False
-
     def close(self) -> None:
         self.closed = True
         self._taken.set()
 
 
-class WatchStream:
+class WatchStream(Answer):
     """Changes below a path as they come, after its present state if that was asked for.
 
     The present state is read by a walk in slices while changes go on. A change that comes in
@@ -196,12 +208,10 @@ class WatchStream:
         since: int | None,
         reset: str | None,
     ) -> None:
-        self.finished = False
-        self._seq = seq
+        super().__init__(seq, rev=store.tree.revision)
         self._store = store
         self._watcher = watcher
         self._reset = reset
-        self._announced = False
         self._since = since
         self._walk: Iterator[tuple[bytes, Node]] | None = None
         store.watchers.add(watcher)
@@ -224,10 +234,6 @@ class WatchStream:
 
     def produce(self) -> list[bytes]:
         produced: list[bytes] = []
-        if not self._announced:
-            self._announced = True
-            fields = {"rev": self._store.tree.revision}
-            produced.append(messages.pack((self._seq, State.START, fields, None)))
         if self._watcher.overrun:
             self._watcher.overrun = False
             self._reset = "too many changes waited"
@@ -274,6 +280,10 @@ class WatchStream:
         return rows.pack_item(self._seq, [packed_change(record) for record in records], fields)
 
     @property
+    def walks(self) -> bool:
+        return self._walk is not None or self._reset is not None or self._watcher.overrun
+
+    @property
     def more(self) -> bool:
         return self._walk is not None or bool(self._watcher.pending)
 
@@ -297,7 +307,7 @@ def packed_change(record: Record) -> bytes:
     return row
 
 
-class QueueStream:
+class QueueStream(Answer):
     """Messages that are not stored, with a bound: the answer to monitor.
 
     A reader that is slow loses the oldest, and is told how many.
@@ -307,14 +317,12 @@ class QueueStream:
     LIMIT_BYTES = 2 * 1024 * 1024
 
     def __init__(self, seq: int, ready: Callable[[], None], close: Callable[[], None]) -> None:
-        self.finished = False
-        self._seq = seq
+        super().__init__(seq)
         self._ready = ready
         self._close = close
         self._waiting: deque[tuple[Path, bytes]] = deque()
         self._size_bytes = 0
         self._lost = 0
-        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
 
     def put(self, topic: Path, data: bytes) -> None:
         waiting = self._waiting
@@ -326,7 +334,7 @@ class QueueStream:
         self._ready()
 
     def produce(self) -> list[bytes]:
-        produced, self._head = self._head, []
+        produced = []
         if self._lost:
             produced.append(messages.pack((self._seq, State.ITEM, {"lost": self._lost}, None)))
             self._lost = 0
@@ -346,7 +354,7 @@ class QueueStream:
         self._close()
 
 
-class StateStream:
+class StateStream(Answer):
     """The newest state of something, whenever it has changed: the answer to group_watch."""
 
     def __init__(
@@ -355,24 +363,18 @@ class StateStream:
         state: Callable[[], tuple[dict[str, Any], bytes | None]],
         close: Callable[[], None],
     ) -> None:
-        self.finished = False
-        self._seq = seq
+        super().__init__(seq)
         self._state = state
         self._close = close
         self._told: tuple[dict[str, Any], bytes | None] | None = None
-        self._head: list[bytes] = [messages.pack((seq, State.START, {}, None))]
 
     def produce(self) -> list[bytes]:
-        produced, self._head = self._head, []
+        produced = []
         state = self._state()
         if state != self._told:
             self._told = state
             produced.append(messages.pack((self._seq, State.ITEM, state[0], state[1])))
         return produced
-
-    @property
-    def more(self) -> bool:
-        return False
 
     def close(self) -> None:
         self._close()

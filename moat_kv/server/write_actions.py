@@ -116,7 +116,8 @@ def _batch_write(connection: Connection, index: int, asked: Any) -> Write:
     well_typed = type(path) is Path and type(options) is dict
     if not well_typed or not (value is None or type(value) is bytes):
         raise errors.BadArguments("batch", f"write {index} is not [path, value, options]")
-    _BATCH_OPTIONS.check(options)
+    if options:
+        _BATCH_OPTIONS.check(options)
     if value is not None:
         codec.check(value)
     return make_write(connection, "batch", path, value, options)

@@ -29,17 +29,23 @@ def depth_limit(pattern: Path) -> int:
 
 
 def matches(pattern: Path, path: Path) -> bool:
-    """Whether a path matches. Linear in the product of both lengths (at most 64 each)."""
+    """Whether a path matches. At worst linear in the product of both lengths (at most 64 each)."""
     wanted, given = pattern.keys, path.keys
-    # reached[j]: the pattern's elements so far can match the path's first j elements.
-    reached = [True] + [False] * len(given)
+    all_bits = (2 << len(given)) - 1
+    # Bit j: the pattern's elements so far can match the path's first j elements.
+    reached = 1
     for element in wanted:
         if element == ANY:
-            first = reached.index(True) if True in reached else len(reached)
-            reached = [index >= first for index in range(len(reached))]
+            # From the lowest bit upwards.
+            reached = all_bits & -(reached & -reached)
+        elif element == ONE:
+            reached = reached << 1 & all_bits
         else:
-            step = [False] * len(reached)
+            there = 0
             for index, key in enumerate(given):
-                step[index + 1] = reached[index] and element in (ONE, key)
-            reached = step
-    return reached[-1]
+                if key == element:
+                    there |= 1 << index
+            reached = (reached & there) << 1
+        if not reached:
+            return False
+    return bool(reached >> len(given) & 1)

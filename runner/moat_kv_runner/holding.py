@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,9 @@ from moat_kv_runner.job import JobState, parse_state
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
     from moat_kv_runner.serving import Service
+
+
+logger = logging.getLogger(__name__)
 
 
 class Holding:
@@ -115,35 +119,45 @@ class Holding:
         if isinstance(error, messages.ErrorRecorded):
             return
         service = self._service
-        await claims.patiently(
-            self._client,
-            lambda: error_record.record(
+        with self._said():
+            await claims.patiently(
                 self._client,
-                admin.SUBSYSTEM,
-                self._job,
-                node=service.name,
-                exc=error,
-                places=service.places,
-            ),
-        )
+                lambda: error_record.record(
+                    self._client,
+                    admin.SUBSYSTEM,
+                    self._job,
+                    node=service.name,
+                    exc=error,
+                    places=service.places,
+                ),
+            )
 
     async def resolve_error(self) -> None:
         """The job works, or is gone."""
         if not self._may_have_failed:
             return
         service = self._service
-        await claims.patiently(
-            self._client,
-            lambda: error_record.resolve(
+        with self._said():
+            await claims.patiently(
                 self._client,
-                admin.SUBSYSTEM,
-                self._job,
-                by=error_record.BY_SUCCESS,
-                node=service.name if self._root.every_node else None,
-                places=service.places,
-            ),
-        )
+                lambda: error_record.resolve(
+                    self._client,
+                    admin.SUBSYSTEM,
+                    self._job,
+                    by=error_record.BY_SUCCESS,
+                    node=service.name if self._root.every_node else None,
+                    places=service.places,
+                ),
+            )
         self._may_have_failed = False
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        """A record that cannot be kept is no reason to run the job again."""
+        try:
+            yield
+        except errors.MoatKvError:
+            logger.exception("cannot keep the error record of %s", self._job)
 
 
 def is_loss(error: BaseException, claim: claims.Claim) -> bool:

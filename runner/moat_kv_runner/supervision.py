@@ -285,6 +285,8 @@ class Supervisor:
         """The runner ends, or the job is gone; what runs was cut off and may go on elsewhere."""
         if self._held.claim is None or self._service.session.ended:
             return
+        if not self._client.connected:
+            return  # the server ends the session, and the claim with it, after the grace
         with anyio.move_on_after(LEAVE_S, shield=True) as scope:
             try:
                 if self._running is not None:

@@ -10,6 +10,7 @@ import pytest
 
 import moat_kv
 from moat_kv import P
+from moat_kv_cli import output
 from tests.cli.conftest import Moat
 
 pytestmark = pytest.mark.anyio
@@ -313,6 +314,25 @@ async def test_deleting_a_job_forgets_what_became_of_it(moat: Moat, client: moat
     assert (await moat("run", "-n", "-", "at", "x", "state")).code == 3
     row = json.loads(await moat.fine("run", "-n", "-", "at", "x", "list", "-o", "jsonl"))
     assert "result" not in row
+
+
+@pytest.mark.usefixtures("answer")
+async def test_it_is_shown_when_a_job_is_due(moat: Moat, client: moat_kv.Client) -> None:
+    states: dict[str, dict[str, Any]] = {
+        "again": {"started": 5e9, "stopped": 5e9 + 1, "computed": 5e9 + 2, "reason": "done"},
+        "never": {"started": 5e9, "stopped": 5e9 + 1, "reason": "done"},
+        "stuck": {"reason": "waiting: no procedure x"},
+    }
+    for name, state in states.items():
+        await moat.fine("run", "at", name, "set", "-c", "the.answer", "-t", "0")
+        await client.set(P(":.moat.kv.state.any.default") / name, state)
+    await moat.fine("run", "at", "soon", "set", "-c", "the.answer", "-t", "100")
+    target = (await client.get(P(":.moat.kv.run.any.default.soon"))).value["target"]
+    rows = (await moat.fine("run", "at", ":", "list", "-o", "jsonl")).splitlines()
+    due = {each["path"]: each.get("due") for each in map(json.loads, rows)}
+    assert due == {"again": 5e9 + 2, "never": None, "stuck": None, "soon": target}
+    lines = (await moat.fine("run", "at", ":", "list")).splitlines()
+    assert output.local_time(5e9 + 2) in lines[1]
 
 
 @pytest.mark.usefixtures("answer")

@@ -167,3 +167,17 @@ def test_own_errors_are_described_without_their_type() -> None:
     assert error_record.describe(errors.MissingVariable("x")) == "missing variable x"
     assert error_record.describe(KeyError("x")) == "KeyError: 'x'"
     assert error_record.describe(TimeoutError()) == "TimeoutError"
+
+
+async def test_record_of_many_nodes_fits_a_frame() -> None:
+    async with running_server() as server, open_client(server.url) as client:
+        for number in range(60):
+            error = RuntimeError("x" * 20_000)
+            await error_record.record(
+                client, "run", P("a"), node=f"n{number}", exc=error, data={"d": "x" * 15_000}
+            )
+        record = await error_record.find(client, "run", P("a"))
+        assert record is not None
+        assert (record.count, len(record.nodes)) == (60, 60)
+        assert sum(seen.trace is not None for seen in record.nodes.values()) == 20
+        assert record.nodes["n59"].trace is not None

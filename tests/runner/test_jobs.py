@@ -353,3 +353,18 @@ async def test_runner_refuses_what_cannot_be(bad: dict[str, Any]) -> None:
     async with running_server() as server, open_client(server.url) as client:
         with pytest.raises(errors.BadConfig):
             await run(client, **bad)
+
+
+async def test_error_record_that_cannot_be_kept_does_not_run_a_job_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refused(*_args: Any, **_options: Any) -> None:
+        raise errors.FrameTooLarge(2, 1)
+
+    monkeypatch.setattr(error_record, "record", refused)
+    monkeypatch.setattr(error_record, "resolve", refused)
+    async with bench("n1") as b:
+        text = "n = (await _client.patch(_P('n'), 'add', 1)).value\nif n == 1: raise OSError"
+        await b.job(text, delay=0.1)
+        await b.state(lambda state: state.reason == "done")
+        assert await b.get("n") == 2

@@ -278,6 +278,47 @@ async def test_long_answers_come_in_steps_of_bounded_work() -> None:
         assert pulls > 5
 
 
+async def test_few_long_answers_of_a_line_are_walking_at_a_time() -> None:
+    async with running_server() as running, connected(running.url) as line:
+        for start in range(0, 4_000, 1_000):
+            writes = [[Path("a", start + n), b"\xc0", {}] for n in range(1_000)]
+            await line.ask("batch", writes=writes)
+        connection = only_connection(running)
+        most = 0
+        plain = connection._pull
+
+        def pull() -> None:
+            nonlocal most
+            plain()
+            most = max(most, len(connection._walkers))
+
+        connection._pull = pull  # type: ignore[method-assign]
+        kinds = ("get_tree", "list", "watch")
+        sent = b"".join(
+            messages.pack((100 + n, kinds[n % 3], {"path": P("a")}, None)) for n in range(60)
+        )
+        await line.stream.send(sent)
+        stopped = await line.send("stop", seq=100 + 57)
+        for n in range(60):
+            while (await line.next(100 + n)).state != State.END:
+                if kinds[n % 3] == "watch":
+                    break
+        assert (await line.next(stopped)).state == State.REPLY
+        assert 1 < most <= connection_module.WALK_LIMIT
+        await until(lambda: not connection._walkers and not connection._parked)
+
+
+async def test_many_watches_of_a_line_may_have_less_waiting_each() -> None:
+    async with running_server() as running, connected(running.url) as line:
+        await line.stream.send(requests("watch", 200, path=P("a")))
+        await until(lambda: running.server.store.watchers.count == 200)
+        watchers = running.server.store.watchers._root.branches["a"].watchers
+        limits = [watcher.limit for watcher in watchers]
+        assert limits[0] == 20_000
+        assert limits[-1] == 2_000
+        assert sum(limits) < 2_000_000
+
+
 # Order ------------------------------------------------------------------------------------------
 
 

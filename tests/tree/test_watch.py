@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from moat_kv import errors
-from moat_kv.path import P, Path
+from moat_kv.path import Element, P, Path
 from moat_kv.tree import match, patch
 from moat_kv.tree.watch import Watcher, WatchIndex
 from tests.tree.test_tree import record
@@ -79,6 +81,30 @@ def test_system_data_is_told_to_nobody() -> None:
 )
 def test_patterns(pattern: str, path: str, expected: bool) -> None:
     assert match.matches(P(pattern), P(path)) is expected
+
+
+def matches_slowly(pattern: tuple[object, ...], path: tuple[object, ...]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == match.ANY:
+        return any(matches_slowly(pattern[1:], path[n:]) for n in range(len(path) + 1))
+    return (
+        bool(path) and pattern[0] in (match.ONE, path[0]) and matches_slowly(pattern[1:], path[1:])
+    )
+
+
+names = strategies.sampled_from(["a", "b", 1])
+
+
+@hypothesis.given(
+    pattern=strategies.lists(names | strategies.sampled_from(["+", "#"]), max_size=7),
+    path=strategies.lists(names, max_size=7),
+)
+def test_a_pattern_matches_what_its_definition_says(
+    pattern: list[Element], path: list[Element]
+) -> None:
+    expected = matches_slowly(tuple(pattern), tuple(path))
+    assert match.matches(Path(*pattern), Path(*path)) is expected
 
 
 def test_a_pattern_knows_where_to_look() -> None:
