@@ -28,16 +28,8 @@ HINT = (
 #: A larger file is not checked page by page at start, unless asked for: 100 MB take 0.2 s.
 _CHECK_LIMIT_BYTES = 1 << 30
 
-_SCHEMA = (
-    "PRAGMA page_size=4096",
-    # Compaction gives pages back in small steps; without this the file never shrinks.
-    "PRAGMA auto_vacuum=INCREMENTAL",
-    f"PRAGMA application_id={sqlite_bytes.APPLICATION_ID}",
-    f"PRAGMA user_version={sqlite_bytes.SCHEMA}",
-    "PRAGMA synchronous=FULL",
-    "PRAGMA fullfsync=ON",
-    "BEGIN",
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
+_TABLES = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
     # No index on the path: it would cost one page written anew for each record, twenty times as
     # many bytes a commit. `prev` leads from a path's newest record to its older ones instead.
     "CREATE TABLE log (rev INTEGER PRIMARY KEY, prev INTEGER NOT NULL, path BLOB NOT NULL,"
@@ -45,11 +37,33 @@ _SCHEMA = (
     " session TEXT, expires_at REAL, crc INTEGER NOT NULL)",
     "CREATE INDEX tombstone ON log (rev) WHERE value IS NULL",
 )
+#: How SQLite lists them.
+_TABLE_ROWS = {
+    ("table", "meta", "meta", _TABLES[0]),
+    ("table", "log", "log", _TABLES[1]),
+    ("index", "tombstone", "log", _TABLES[2]),
+}
+
+_SETTINGS = (
+    "PRAGMA page_size=4096",
+    # Compaction gives pages back in small steps; without this the file never shrinks.
+    "PRAGMA auto_vacuum=INCREMENTAL",
+    f"PRAGMA application_id={sqlite_bytes.APPLICATION_ID}",
+    f"PRAGMA user_version={sqlite_bytes.SCHEMA}",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA fullfsync=ON",
+)
 
 #: The newest record of each path: nothing comes after it.
 _HEADS = (
     f"SELECT {', '.join(sqlite_rows.COLUMNS)} FROM log"
     " WHERE rev NOT IN (SELECT prev FROM log WHERE prev > 0) ORDER BY rev"
+)
+#: Superseded rows are not read at start, so their checksums are not looked at. One whose `prev` is
+#: wrong would hide the newest record of another path: it is not the newest then, to `_HEADS`.
+_MISLED = (
+    "SELECT log.rev FROM log JOIN log AS former ON former.rev = log.prev"
+    " WHERE log.path != former.path OR log.prev >= log.rev LIMIT 1"
 )
 
 
@@ -85,10 +99,9 @@ def create(connect: sqlite_connection.Connect, file: pathlib.Path) -> None:
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = connect(str(new))
         try:
-            for statement in _SCHEMA:
+            for statement in (*_SETTINGS, "BEGIN", *_TABLES):
                 sqlite_connection.all_rows(connection, statement)
-            for name, value in (("epoch", new_epoch()), ("floor", 0), ("revision", 0)):
-                connection.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
+            sqlite_rows.set_meta(connection, {"epoch": new_epoch(), "floor": 0, "revision": 0})
             sqlite_connection.all_rows(connection, "COMMIT")
             sqlite_connection.all_rows(connection, "PRAGMA journal_mode=WAL")
         finally:
@@ -197,6 +210,14 @@ class Reading:
             self._connection = None
 
     def _check(self, connection: sqlite_connection.Connection, full_check: bool) -> None:
+        # A table whose name is damaged looks empty, and is nothing that SQLite's own check finds.
+        rows = sqlite_connection.all_rows(
+            connection, "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+        )
+        if len(rows) != len(_TABLE_ROWS) or set(rows) != _TABLE_ROWS:
+            raise errors.StorageDamaged(
+                str(self._file), "its list of tables is not that of a log", hint=HINT
+            )
         if full_check:
             check = "integrity_check"
         elif self._file.stat().st_size <= _CHECK_LIMIT_BYTES:
@@ -210,7 +231,7 @@ class Reading:
 
     def meta(self) -> Meta:
         with self._translating():
-            values: dict[str, Any] = dict(self._all("SELECT name, value FROM meta"))
+            values = sqlite_rows.meta_of(self._all("SELECT name, value, crc FROM meta"))
             compacted = int(values.get("compacted", 0))
             ((last, records),) = self._all("SELECT coalesce(max(rev), 0), count(*) FROM log")
             ((uncompacted,),) = self._all(
@@ -231,6 +252,8 @@ class Reading:
         """The next that many newest records of a path, in the order of revisions; [] at the end."""
         with self._translating():
             if self._heads is None:
+                for (rev,) in self._all(_MISLED):
+                    raise sqlite_rows.BadRow(f"record {rev} does not follow one of its own path")
                 self._heads = self._open().execute(_HEADS)
             return [sqlite_rows.record_of(row) for row in islice(self._heads, count)]
 

@@ -1,16 +1,19 @@
-"""Records as rows of the log, and back, with a checksum over each.
+"""Records, and what the log says of itself, as rows and back, with a checksum over each.
 
-Used by `engine.sqlite_store`. SQLite notices when the structure of its file is damaged but not
-when a byte of content has changed, so every row carries a CRC of its own. Pure.
+Used by `engine.sqlite_open` and `engine.sqlite_store`. SQLite notices when the structure of its file is damaged but not
+when a byte of content has changed, so every row carries a CRC of its own.
 """
 
 from __future__ import annotations
 
+import json
 import struct
+from collections.abc import Iterable, Mapping
 from typing import Any
 from zlib import crc32
 
 from moat_kv import errors
+from moat_kv.engine import sqlite_connection
 from moat_kv.entry import Record
 from moat_kv.path import Path
 
@@ -72,3 +75,29 @@ def record_of(row: tuple[Any, ...]) -> Record:
     except (TypeError, AttributeError, ValueError, struct.error) as exc:
         raise BadRow(f"record {rev} has a field of a wrong type ({exc})") from exc
     raise BadRow(f"record {rev} does not match its checksum")
+
+
+_SET_META = (
+    "INSERT INTO meta (name, value, crc) VALUES (?, ?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET value = excluded.value, crc = excluded.crc"
+)
+
+
+def set_meta(connection: sqlite_connection.Connection, values: Mapping[str, str | int]) -> None:
+    """Store what the log says of itself; other names keep what they had."""
+    for name, value in values.items():
+        connection.execute(_SET_META, (name, value, _meta_checksum(name, value)))
+
+
+def meta_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    """What the log says of itself: rows of name, value and checksum. Raises BadRow."""
+    values = {}
+    for name, value, crc in rows:
+        if crc != _meta_checksum(name, value):
+            raise BadRow("what it says of itself does not match its checksum")
+        values[name] = value
+    return values
+
+
+def _meta_checksum(name: object, value: object) -> int:
+    return crc32(json.dumps([name, value], default=repr).encode())

@@ -60,11 +60,6 @@ _INSERT = {
     for count in range(1, _ROWS + 1)
 }
 
-_SET_META = (
-    "INSERT INTO meta (name, value) VALUES (?, ?)"
-    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-)
-
 _CHAIN = (
     "WITH RECURSIVE chain (at_rev, older) AS ("
     " SELECT rev, prev FROM log WHERE rev = ?"
@@ -156,7 +151,7 @@ class SqliteStore:
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
         with self._transaction() as connection:
-            _set_meta(connection, values)
+            sqlite_rows.set_meta(connection, values)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite_connection.Connection]:
@@ -208,7 +203,7 @@ class SqliteStore:
                 if beyond or self._due:
                     connection.execute("BEGIN")
                     connection.execute("DELETE FROM log WHERE rev > ?", (self.saved,))
-                    _set_meta(connection, self._due)
+                    sqlite_rows.set_meta(connection, self._due)
                     connection.execute("COMMIT")
         except BaseException:
             self._give_up()
@@ -288,7 +283,7 @@ class SqliteStore:
             connection.execute(sql, parameters)
             ((dropped,),) = sqlite_connection.all_rows(connection, "SELECT changes()")
             if dropped:  # else there is nothing worth a write
-                _set_meta(connection, meta)
+                sqlite_rows.set_meta(connection, meta)
         return int(dropped)
 
     def shrink(self, pages: int) -> bool:
@@ -332,8 +327,3 @@ def _parted(entries: Sequence[sqlite_rows.Entry]) -> list[list[Any]]:
         values += sqlite_rows.row_of(record, prev)
         rows += 1
     return parts
-
-
-def _set_meta(connection: sqlite_connection.Connection, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        connection.execute(_SET_META, (name, value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import random
 import shutil
@@ -35,7 +36,7 @@ async def make_log(file: pathlib.Path, *, closed: bool = True) -> dict[Path, Rec
                     *(
                         writer.make(
                             Path("site", f"n{(number + i) % 120}"),
-                            b"value %d" % number if i % 9 else None,
+                            b"value %d" % number if (number // 10 + i) % 9 else None,
                             session="s1" if i % 7 == 0 else None,
                             expires_at=4e9 if i % 5 == 0 else None,
                         )
@@ -148,6 +149,40 @@ async def test_flipped_bytes_are_refused_or_change_nothing(
     assert refused > 20, "most flips should hit something"
 
 
+async def test_flips_in_the_list_of_tables_are_refused(tmp_path: pathlib.Path) -> None:
+    """A table by another name looks empty to SQLite, and sound."""
+    file = tmp_path / "log.sqlite"
+    await make_log(file)
+    data = file.read_bytes()
+    for name in (b"tablemeta", b"tableloglog", b"indextombstonelog"):
+        begin = data.index(name)
+        for place in range(begin, begin + len(name) + 40, 3):
+            file.write_bytes(_overwritten(place, bytes([data[place] ^ 1 << place % 8]))(data))
+            await refusal(file)
+
+
+async def test_what_a_log_says_of_itself_has_a_checksum(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "log.sqlite"
+    await make_log(file)
+    data = file.read_bytes()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        ((epoch,),) = connection.execute("SELECT value FROM meta WHERE name = 'epoch'")
+    place = data.index(epoch.encode())
+    file.write_bytes(_overwritten(place, b"x")(data))
+    assert "says of itself" in (await refusal(file)).reason
+
+
+@pytest.mark.parametrize("prev", [1, 40], ids=["another's-newest", "a-later-one"])
+async def test_a_row_that_hides_another_is_found(tmp_path: pathlib.Path, prev: int) -> None:
+    """A start reads the newest rows only; a wrong `prev` in an older one must not hide one."""
+    file = tmp_path / "log.sqlite"
+    await make_log(file)
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("UPDATE log SET prev = ? WHERE rev = 30", (prev,))
+        connection.commit()
+    assert "record 30" in (await refusal(file)).reason
+
+
 async def test_every_byte_of_a_row_counts(tmp_path: pathlib.Path) -> None:
     """SQLite itself does not notice when what a row holds has changed."""
     file = tmp_path / "log.sqlite"
@@ -216,17 +251,17 @@ async def test_an_interrupted_start_leaves_nothing_in_the_way(tmp_path: pathlib.
 
 
 async def test_a_full_check_finds_what_loading_does_not_read(tmp_path: pathlib.Path) -> None:
-    """An index that lacks an entry is seen by the full check alone."""
+    """An index that leads to a wrong row is seen by the full check alone."""
     file = tmp_path / "log.sqlite"
     there = await make_log(file)
-    connection = sqlite3.connect(file)
-    connection.execute("PRAGMA writable_schema=ON")
-    connection.execute(
-        "UPDATE sqlite_schema SET sql = replace(sql, 'value IS NULL', 'value IS NOT NULL')"
-        " WHERE name = 'tombstone'"
-    )
-    connection.commit()
-    connection.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        ((page_bytes,),) = connection.execute("PRAGMA page_size")
+        ((page,),) = connection.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'tombstone'"
+        )
+    data = bytearray(file.read_bytes())
+    data[page * page_bytes - 1] ^= 1  # in the first entry, the number of its row
+    file.write_bytes(data)
     assert await load(file) == there
     with pytest.raises(errors.StorageDamaged):
         await load(file, full_check=True)
