@@ -1,7 +1,7 @@
 """Records, and what the log says of itself, as rows and back, with a checksum over each.
 
-Used by `engine.sqlite_open` and `engine.sqlite_store`. SQLite notices when the structure of its file is damaged but not
-when a byte of content has changed, so every row carries a CRC of its own.
+Used by `engine.sqlite_open` and `engine.sqlite_store`. SQLite notices when the structure of its
+file is damaged but not when a byte of content has changed, so every row carries a CRC of its own.
 """
 
 from __future__ import annotations
