@@ -74,11 +74,21 @@ def open_log(connect: Connect, path: pathlib.Path) -> Connection:
 
     Raises what the connection raises.
     """
+    connection = open_alone(connect, path)
+    try:
+        all_rows(connection, "SELECT count(*) FROM meta")  # takes the lock, reads the WAL
+    except BaseException:
+        close(connection)
+        raise
+    return connection
+
+
+def open_alone(connect: Connect, path: pathlib.Path) -> Connection:
+    """Open a database for this process alone, with every commit synced; raises as `open_log`."""
     connection = connect(str(path))
     try:
         for setting in _SETTINGS:
             all_rows(connection, setting)
-        all_rows(connection, "SELECT count(*) FROM meta")  # takes the lock, reads the WAL
     except BaseException:
         close(connection)
         raise

@@ -1,0 +1,259 @@
+"""The SQL of a server's own copy of a shared tree, and of its outbox.
+
+Used by `engine.local_copy` in its worker thread, one call at a time. One file holds both: the
+newest record of each path with the revision up to which that is the whole truth, and the plain
+writes that were taken while the network's engine was out of reach. Every transaction is synced,
+so what is in the outbox is durable, and a revision never runs ahead of its entries.
+
+The two are not worth the same. Entries can be taken from the engine again, so damage to them costs
+a load; the outbox is nowhere else, so damage to it is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from moat_kv import errors
+from moat_kv.engine import age, sqlite_connection, sqlite_rows
+from moat_kv.entry import Record
+from moat_kv.path import Path
+
+#: In the header of every copy, "mkvc"; and the layout that this program writes.
+APPLICATION_ID = 0x6D6B7663
+SCHEMA = 1
+
+_TABLES = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
+    # As in a log, but that a path has one row; `prev` is always 0.
+    "CREATE TABLE entry (path BLOB PRIMARY KEY, rev INTEGER NOT NULL, prev INTEGER NOT NULL,"
+    " value BLOB, at REAL NOT NULL, origin TEXT NOT NULL, tick INTEGER NOT NULL,"
+    " session TEXT, expires_at REAL, crc INTEGER NOT NULL)",
+    "CREATE TABLE pending (path BLOB PRIMARY KEY, fields TEXT NOT NULL, value BLOB,"
+    " crc INTEGER NOT NULL)",
+)
+_COLUMNS = ", ".join(sqlite_rows.COLUMNS)
+_SET_ENTRY = (
+    f"INSERT OR REPLACE INTO entry ({_COLUMNS}) VALUES"
+    f" ({', '.join('?' * len(sqlite_rows.COLUMNS))})"
+)
+_HINT = (
+    "it may hold writes that no other server has; it is left as it is: move it away to start "
+    "without them"
+)
+
+
+class Pending(NamedTuple):
+    """A plain write that was answered but is not in the engine yet."""
+
+    path: Path
+    value: bytes | None
+    """The packed value; None deletes."""
+    base: int
+    """The path's revision when it was cut off from the engine, 0 if it had none."""
+    origin: str
+    tick: int
+    """With `origin` the id of the record that this is to become."""
+    made: age.Moment
+    earlier: tuple[str, ...] = ()
+    """Ids of what this replaces, of which some may have reached the engine since."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.origin}:{self.tick}"
+
+
+class State(NamedTuple):
+    """What the copy is a copy of."""
+
+    epoch: str = ""
+    """Of the network; empty while there is no copy, or only a part of one."""
+    revision: int = 0
+    floor: int = 0
+    contact_at: float = 0.0
+    """The engine's time when it was last heard, in seconds since 1970."""
+
+
+class Changes(NamedTuple):
+    """What one transaction writes."""
+
+    records: Sequence[Record] = ()
+    """The newest of each path."""
+    state: State | None = None
+    puts: Sequence[Pending] = ()
+    drops: Sequence[Pending] = ()
+    """Without effect where the outbox has another write for that path meanwhile."""
+    clear: bool = False
+    """First forget all entries; the outbox stays."""
+
+
+class CopyStore:
+    """An open copy. Every method may raise StorageFailed, those that read StorageDamaged."""
+
+    def __init__(self, connect: sqlite_connection.Connect, file: pathlib.Path) -> None:
+        self._connect = connect
+        self._file = file
+        self._connection: sqlite_connection.Connection | None = None
+        self._heads: sqlite_connection.Cursor | None = None
+
+    def open(self) -> State:
+        """Open the copy, or make it; also raises StorageBusy."""
+        with self._reading():
+            if not self._file.exists():
+                os.close(os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            connection = sqlite_connection.open_alone(self._connect, self._file)
+            self._connection = connection
+            tables = sqlite_connection.all_rows(connection, "SELECT name, sql FROM sqlite_schema")
+            if not tables:
+                self._create(connection)
+            else:
+                self._check(connection, [sql for _name, sql in tables if sql])
+            rows = sqlite_connection.all_rows(connection, "SELECT name, value, crc FROM meta")
+            return State(**sqlite_rows.meta_of(rows))
+
+    def _create(self, connection: sqlite_connection.Connection) -> None:
+        # The first transaction's: a crash leaves a file without tables, which is made anew.
+        for statement in (
+            "BEGIN",
+            f"PRAGMA application_id={APPLICATION_ID}",
+            f"PRAGMA user_version={SCHEMA}",
+            *_TABLES,
+            "COMMIT",
+            "PRAGMA journal_mode=WAL",
+        ):
+            sqlite_connection.all_rows(connection, statement)
+
+    def _check(self, connection: sqlite_connection.Connection, tables: list[str]) -> None:
+        ((application,),) = sqlite_connection.all_rows(connection, "PRAGMA application_id")
+        ((schema,),) = sqlite_connection.all_rows(connection, "PRAGMA user_version")
+        if application != APPLICATION_ID:
+            raise ValueError("it is no copy of a tree of moat-kv")
+        if schema != SCHEMA:
+            raise ValueError(f"its layout is version {schema}, and this program knows {SCHEMA}")
+        if sorted(tables) != sorted(_TABLES):
+            raise ValueError("its list of tables is not that of a copy")
+
+    def close(self) -> None:
+        """Close it; without effect if it is closed."""
+        if self._heads is not None:
+            self._heads.close()
+            self._heads = None
+        if self._connection is not None:
+            sqlite_connection.close(self._connection)
+            self._connection = None
+
+    def pending(self) -> list[Pending]:
+        """The outbox, oldest first."""
+        with self._reading():
+            rows = self._all("SELECT path, fields, value, crc FROM pending")
+            found = [_pending_of(row) for row in rows]
+        return sorted(found, key=lambda pending: (pending.made.wall, pending.tick))
+
+    def heads(self, count: int) -> list[Record]:
+        """The next so many entries, in the order of revisions; [] at the end.
+
+        Nothing may be written before that. StorageDamaged here is no loss: see the module.
+        """
+        with self._reading():
+            if self._heads is None:
+                sql = f"SELECT {_COLUMNS} FROM entry ORDER BY rev"
+                self._heads = self._opened().execute(sql)
+            records = [sqlite_rows.record_of(row) for row in islice(self._heads, count)]
+            if not records:
+                self._heads.close()
+                self._heads = None
+            return records
+
+    def write(self, changes: Changes) -> None:
+        """All of it, or nothing; it is on disk when this returns."""
+        connection = self._opened()
+        with self._translating():
+            try:
+                connection.execute("BEGIN")
+                self._write(connection, changes)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @staticmethod
+    def _write(connection: sqlite_connection.Connection, changes: Changes) -> None:
+        if changes.clear:
+            connection.execute("DELETE FROM entry")
+        for record in changes.records:
+            connection.execute(_SET_ENTRY, sqlite_rows.row_of(record, 0))
+        if changes.state is not None:
+            sqlite_rows.set_meta(connection, changes.state._asdict())
+            if changes.state.floor:
+                connection.execute(
+                    "DELETE FROM entry WHERE value IS NULL AND rev <= ?", (changes.state.floor,)
+                )
+        for pending in changes.drops:
+            connection.execute(
+                "DELETE FROM pending WHERE path = ? AND fields = ?",
+                (pending.path.packed, _fields(pending)),
+            )
+        for pending in changes.puts:
+            row = (pending.path.packed, _fields(pending), pending.value)
+            connection.execute(
+                "INSERT OR REPLACE INTO pending (path, fields, value, crc) VALUES (?, ?, ?, ?)",
+                (*row, _checksum(*row)),
+            )
+
+    def _all(self, sql: str, *parameters: Any) -> list[Any]:
+        return sqlite_connection.all_rows(self._opened(), sql, parameters)
+
+    def _opened(self) -> sqlite_connection.Connection:
+        if self._connection is None:
+            raise RuntimeError("the copy is not open")
+        return self._connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite_rows.BadRow, errors.BadPath, KeyError, TypeError, ValueError) as exc:
+            raise errors.StorageDamaged(str(self._file), str(exc), hint=_HINT) from exc
+        except OSError as exc:
+            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+        except Exception as exc:
+            if not sqlite_connection.is_sqlite_error(exc):
+                raise
+            raise sqlite_connection.translated(exc, self._file, _HINT) from exc
+
+    @contextlib.contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            if not sqlite_connection.is_sqlite_error(exc):
+                raise
+            reason = sqlite_connection.reason_of(exc)
+            raise errors.StorageFailed(str(self._file), reason) from exc
+
+
+def _fields(pending: Pending) -> str:
+    return json.dumps(
+        [pending.base, pending.origin, pending.tick, list(pending.made), list(pending.earlier)]
+    )
+
+
+def _pending_of(row: tuple[Any, ...]) -> Pending:
+    packed, fields, value, crc = row
+    if crc != _checksum(packed, fields, value):
+        raise sqlite_rows.BadRow("a write that waits does not match its checksum")
+    base, origin, tick, made, earlier = json.loads(fields)
+    path = Path.unpack(packed)
+    return Pending(path, value, base, origin, tick, age.Moment(*made), tuple(earlier))
+
+
+def _checksum(packed: bytes, fields: str, value: bytes | None) -> int:
+    crc = crc32(fields.encode(), crc32(packed))
+    return crc if value is None else crc32(value, crc ^ 0x5A5A5A5A)
