@@ -43,6 +43,16 @@ class Record(NamedTuple):
         return f"{self.origin}:{self.tick}"
 
 
+class PendingRecord(Record):
+    """What a write is to become that is durable on one server, but not in the log yet.
+
+    `rev` is that of what it stands on (0: nothing), `at` this server's time. It may lose against
+    another write when it comes into the log.
+    """
+
+    __slots__ = ()
+
+
 class Guard(NamedTuple):
     """A write happens only while another entry still has that revision."""
 
@@ -56,6 +66,10 @@ class Guard(NamedTuple):
 class Write:
     """One write that is asked of an engine; judged there, not when it is made."""
 
+    #: See `LateWrite`.
+    at: float | None = None
+    after: int | None = None
+
     __slots__ = (
         "expect",
         "expires_at",
@@ -64,6 +78,7 @@ class Write:
         "origin",
         "path",
         "session",
+        "strict",
         "tick",
         "value",
     )
@@ -80,6 +95,7 @@ class Write:
         guards: tuple[Guard, ...] = (),
         session: str | None = None,
         expires_at: float | None = None,
+        strict: bool = False,
     ) -> None:
         self.path = path
         self.value = value  # packed; None deletes
@@ -90,6 +106,27 @@ class Write:
         self.guards = guards
         self.session = session
         self.expires_at = expires_at
+        self.strict = strict  # refused where it cannot be agreed upon at once
+
+
+class LateWrite(Write):
+    """A write that a server kept while it was cut off, on its way into the log at last."""
+
+    __slots__ = ("after", "at")
+
+    def __init__(
+        self,
+        path: Path,
+        value: bytes | None,
+        *,
+        origin: str,
+        tick: int,
+        at: float,
+        after: int,
+    ) -> None:
+        super().__init__(path, value, origin=origin, tick=tick, strict=True)
+        self.at = at  # when it was made, by the engine's time; seconds since 1970
+        self.after = after  # the path's newest record must be this one, a deletion too; 0: none
 
 
 class Head(Protocol):

@@ -61,6 +61,8 @@ class Pending(NamedTuple):
     tick: int
     """With `origin` the id of the record that this is to become."""
     made: age.Moment
+    contact_at: float
+    """The engine's time when it had last been heard of then, in seconds since 1970."""
     earlier: tuple[str, ...] = ()
     """Ids of what this replaces, of which some may have reached the engine since."""
 
@@ -241,7 +243,14 @@ class CopyStore:
 
 def _fields(pending: Pending) -> str:
     return json.dumps(
-        [pending.base, pending.origin, pending.tick, list(pending.made), list(pending.earlier)]
+        [
+            pending.base,
+            pending.origin,
+            pending.tick,
+            list(pending.made),
+            pending.contact_at,
+            list(pending.earlier),
+        ]
     )
 
 
@@ -249,9 +258,9 @@ def _pending_of(row: tuple[Any, ...]) -> Pending:
     packed, fields, value, crc = row
     if crc != _checksum(packed, fields, value):
         raise sqlite_rows.BadRow("a write that waits does not match its checksum")
-    base, origin, tick, made, earlier = json.loads(fields)
-    path = Path.unpack(packed)
-    return Pending(path, value, base, origin, tick, age.Moment(*made), tuple(earlier))
+    base, origin, tick, made, contact_at, earlier = json.loads(fields)
+    path, moment = Path.unpack(packed), age.Moment(*made)
+    return Pending(path, value, base, origin, tick, moment, contact_at, tuple(earlier))
 
 
 def _checksum(packed: bytes, fields: str, value: bytes | None) -> int:

@@ -41,7 +41,7 @@ class Judge:
             # The same as below for the group that is by far the most frequent.
             write = writes[0]
             head = admitted.get(write.path) or replica_head(write.path)
-            if write.guards or write.expect is not None:
+            if write.guards or write.expect is not None or write.after is not None:
                 refused = self._refusal(write, head)
                 if refused is not None:
                     return refused
@@ -54,7 +54,7 @@ class Judge:
         for write in writes:
             head = admitted.get(write.path) or replica_head(write.path)
             # Nearly all writes have neither; asking costs a tenth of the call.
-            if write.guards or write.expect is not None:
+            if write.guards or write.expect is not None or write.after is not None:
                 refused = self._refusal(write, head)
                 if refused is not None:
                     return refused
@@ -73,6 +73,10 @@ class Judge:
             have = head.rev if head is not None and head.value is not None else 0
             if have != write.expect:
                 return errors.Conflict(str(write.path), write.expect, have)
+        if write.after is not None:
+            newest = 0 if head is None else head.rev
+            if newest != write.after:
+                return errors.Conflict(str(write.path), write.after, newest)
         return None
 
     def _guard_refusal(self, guard: Guard) -> errors.MoatKvError | None:
@@ -91,6 +95,8 @@ class Judge:
             if there is not None:
                 return there
         self.revision = revision = self.revision + 1
+        if write.at is not None:
+            at = min(at, write.at)
         # Past NamedTuple's own constructor, which is Python: a third of this function's time.
         record = tuple.__new__(
             Record,

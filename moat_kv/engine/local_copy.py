@@ -146,10 +146,13 @@ class LocalCopy:
 
     def drop(self, pending: Pending) -> None:
         """This write is in the engine, or among the conflicts; a newer one for its path stays."""
-        if self.outbox.get(pending.path) == pending:
-            del self.outbox[pending.path]
+        self._forget(pending)
         self._drops.append(pending)
         self._wake.set()
+
+    def _forget(self, pending: Pending) -> None:
+        if self.outbox.get(pending.path) == pending:
+            del self.outbox[pending.path]
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -179,6 +182,8 @@ class LocalCopy:
                     kept(exc)
                 return exc
             self.outbox |= newest
+            for pending in self._drops:  # one that was there by another way before it was here
+                self._forget(pending)
             for _pending, kept in group:
                 kept(None)
         return await self._write_copy()

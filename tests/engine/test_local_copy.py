@@ -31,7 +31,7 @@ def record(rev: int, path: Path, value: bytes | None = b"v") -> Record:
 
 
 def pending(path: Path, value: bytes | None, tick: int = 1, base: int = 0) -> Pending:
-    return Pending(path, value, base, "n1:x", tick, MOMENT)
+    return Pending(path, value, base, "n1:x", tick, MOMENT, 30.0)
 
 
 async def heads(copy: local_copy.LocalCopy) -> list[Record]:
@@ -235,7 +235,7 @@ async def test_what_is_no_copy_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_fields_of_a_write_that_waits_survive_a_round_trip() -> None:
-    write = Pending(Path("a", 1.5), b"v", 3, "n:i", 9, MOMENT, ("n:i:4", "n:i:6"))
+    write = Pending(Path("a", 1.5), b"v", 3, "n:i", 9, MOMENT, 1.5, ("n:i:4", "n:i:6"))
     packed, fields = write.path.packed, copy_store._fields(write)
     row = (packed, fields, write.value, copy_store._checksum(packed, fields, write.value))
     assert copy_store._pending_of(row) == write

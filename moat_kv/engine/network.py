@@ -1,0 +1,313 @@
+"""The engine of a server among many: a shared log, a copy of one's own, and an outbox.
+
+A server starts one around a `remote.Remote`. While that is in touch, writes go to it; what they
+become comes back through `apply`, and into the copy (`local_copy`). While it is not, the server
+goes on from the copy: plain writes wait in the outbox (`outbox`), all others are refused with
+Detached; afterwards `replaying` brings them in. A plain write that the log does not acknowledge
+within `patience_s` is kept likewise, and answered so.
+
+Until the outbox is empty, plain writes join its end, so that a client's writes stay in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from moat_kv import errors
+from moat_kv.engine import age, base, conflicts, local_copy, outbox, remote, replaying
+from moat_kv.engine.copy_store import State
+from moat_kv.entry import Head, Record, Write
+from moat_kv.path import Path
+
+_log = logging.getLogger(__name__)
+
+#: A plain write that is not acknowledged is kept, and answered as pending, after so many seconds.
+PATIENCE_S = 1.0
+
+
+def is_plain(write: Write) -> bool:
+    """Whether a write needs no agreement, so that it may be kept while there is none to be had."""
+    return (
+        write.expect is None
+        and not write.guards
+        and write.session is None
+        and write.expires_at is None
+        and not write.strict
+    )
+
+
+class _Flight:
+    """A plain write that was given to the log."""
+
+    __slots__ = ("done", "due", "is_kept", "is_over", "made", "on", "write")
+
+    def __init__(
+        self, write: Write, done: base.Done, due: float, made: age.Moment, on: int
+    ) -> None:
+        self.write = write
+        self.done = done
+        self.due = due
+        self.made = made
+        self.on = on
+        self.is_over = False
+        self.is_kept = False
+
+
+class NetworkEngine(base.Engine):
+    """`base.Engine` in touch with a network, or without. `node` names its conflicts' records."""
+
+    def __init__(
+        self,
+        engine: remote.Remote,
+        file: pathlib.Path,
+        *,
+        origin: str,
+        patience_s: float = PATIENCE_S,
+        moment: Callable[[], age.Moment] = age.now,
+        copy: local_copy.LocalCopy | None = None,
+    ) -> None:
+        self._engine = engine
+        self._copy = local_copy.LocalCopy(file) if copy is None else copy
+        self._origin = origin
+        self._patience_s = patience_s
+        self._moment = moment
+        #: Told of each conflict that this server found.
+        self.on_conflict: replaying.Lost = lambda conflict: None
+        #: Since when it is in touch, or not; seconds since 1970, by this machine.
+        self.since = 0.0
+        self.attached = False
+        self.trouble = "not in touch with the network yet"
+        self._flights: deque[_Flight] = deque()
+        self._in_flight: dict[Path, int] = {}
+        self._some_flight = anyio.Event()
+
+    # Opening and closing ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, replica: base.Replica) -> AsyncIterator[None]:
+        """See `base.Engine.running`. With a copy it is entered at once, in touch or not; without
+        one, when everything has been read.
+
+        `replica` is an `outbox.Canvas`.
+        """
+        self._canvas: outbox.Canvas = replica  # type: ignore[assignment]
+        self._loaded = anyio.Event()
+        async with self._copy.running():
+            await self._load()
+            self._outbox = outbox.Outbox(self._copy, self._canvas, moment=self._moment)
+            self._replayer = replaying.Replayer(
+                self._outbox,
+                self._engine,
+                self._canvas,
+                origin=self._origin,
+                moment=self._moment,
+                is_busy=self._in_flight.__contains__,
+                on_conflict=self._conflict,
+            )
+            self._outbox.on_kept = self._replayer.wake
+            async with (
+                self._engine.following(self, self._copy.state),
+                anyio.create_task_group() as tasks,
+            ):
+                tasks.start_soon(self._replayer.run)
+                tasks.start_soon(self._keep_late_ones)
+                await self._loaded.wait()
+                try:
+                    yield
+                finally:
+                    tasks.cancel_scope.cancel()
+
+    async def _load(self) -> None:
+        """Take the copy; if it is damaged, or a part only, everything comes from the log."""
+        try:
+            if not self._copy.state.epoch:
+                self._copy.restart()
+            async for records in self._copy.heads():
+                self._canvas.apply(records)
+                await anyio.lowlevel.checkpoint()
+        except errors.StorageDamaged as exc:
+            _log.error("the copy is taken from the network anew: %s", exc)
+            self._canvas.restart()
+            self._copy.restart()
+        state = self._copy.state
+        self.epoch, self.revision, self.floor = state.epoch, state.revision, state.floor
+        self._is_whole = bool(state.epoch)
+        if self._is_whole:
+            if state.floor:
+                self._canvas.compacted(state.floor)
+            self._loaded.set()
+
+    # What the log tells (remote.Follower) -------------------------------------------------------
+
+    def head(self, path: Path) -> Head | None:
+        return self._canvas.head(path)
+
+    def apply(self, records: Sequence[Record]) -> None:
+        self._canvas.apply(records)
+        self.revision = records[-1].rev
+        self._applied(records)
+
+    def _applied(self, records: Sequence[Record]) -> None:
+        # A part of a tree is no copy: until all of it is there, it is one of nothing.
+        epoch = self.epoch if self._is_whole else ""
+        self._copy.applied(records, State(epoch, self.revision, self.floor, self._engine.now()))
+
+    def compacted(self, floor: int) -> None:
+        self.floor = floor
+        self._canvas.compacted(floor)
+        self._applied(())
+
+    def message(self, topic: Path, data: bytes) -> None:
+        self._canvas.message(topic, data)
+
+    def restart(self) -> None:
+        self._canvas.restart()
+        self._copy.restart()
+        self._is_whole = False
+        self.revision = self.floor = 0
+
+    def caught_up(self) -> None:
+        self.attached, self.trouble = True, None
+        self.epoch, self._is_whole = self._engine.epoch, True
+        self.since = self._moment().wall
+        self._loaded.set()
+        self._applied(())
+        self._replayer.may_go = True
+        self._replayer.wake()
+        _log.info("in touch with the network, at revision %d", self.revision)
+
+    def cut_off(self, reason: str) -> None:
+        self.attached, self.trouble = False, f"cut off from the network: {reason}"
+        self.since = self._moment().wall
+        self._replayer.may_go = False
+        _log.warning("cut off from the network: %s; plain writes are kept here", reason)
+
+    def _conflict(self, conflict: conflicts.Conflict) -> None:
+        winner = "a deletion that is forgotten" if conflict.winner is None else conflict.winner.id
+        _log.warning(
+            "%s: %s has lost against %s, and is kept at %s",
+            conflict.path,
+            conflict.loser.id,
+            winner,
+            conflict.place,
+        )
+        self.on_conflict(conflict)
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def submit(self, writes: Sequence[Write], done: base.Done) -> None:
+        if len(writes) == 1 and is_plain(writes[0]):
+            if self.attached and not len(self._outbox):
+                self._launch(writes[0], done)
+            else:
+                self._keep(writes[0], done)
+            return
+        if not self.attached:
+            done(errors.Detached(self.trouble or "not in touch with the network"))
+            return
+        if len(self._outbox):
+            for write in writes:
+                if write.path in self._outbox:
+                    done(errors.Detached(f"a write of {write.path} waits to be brought in"))
+                    return
+        self._engine.submit(writes, done)
+
+    def _launch(self, write: Write, done: base.Done) -> None:
+        head = self._canvas.head(write.path)
+        due = anyio.current_time() + self._patience_s
+        on = 0 if head is None else head.rev
+        flight = _Flight(write, done, due, self._moment(), on)
+        self._flights.append(flight)
+        self._some_flight.set()
+        self._in_flight[write.path] = self._in_flight.get(write.path, 0) + 1
+        self._outbox.published.add(f"{write.origin}:{write.tick}")
+        self._engine.submit((write,), lambda outcome: self._landed(flight, outcome))
+
+    def _landed(self, flight: _Flight, outcome: base.Outcome) -> None:
+        write, id_ = flight.write, f"{flight.write.origin}:{flight.write.tick}"
+        flight.is_over = True
+        self._release(write.path)
+        is_stored = not isinstance(outcome, errors.MoatKvError)
+        if is_stored or not isinstance(outcome, errors.Unknown):
+            self._outbox.published.discard(id_)
+        if flight.is_kept:
+            if is_stored:
+                self._outbox.stored(write.path, id_)
+            self._replayer.wake()
+        elif isinstance(outcome, errors.Unknown | errors.Detached):
+            self._outbox.take(write, flight.done, made=flight.made, on=flight.on)
+        else:
+            flight.done(outcome)
+
+    def _release(self, path: Path) -> None:
+        count = self._in_flight[path] - 1
+        if count:
+            self._in_flight[path] = count
+        else:
+            del self._in_flight[path]
+
+    def _keep(self, write: Write, done: base.Done) -> None:
+        self._outbox.take(write, done)
+
+    async def _keep_late_ones(self) -> None:
+        flights = self._flights
+        while True:
+            while flights and flights[0].is_over:
+                flights.popleft()
+            if not flights:
+                self._some_flight = anyio.Event()
+                await self._some_flight.wait()
+                continue
+            wait_s = flights[0].due - anyio.current_time()
+            if wait_s > 0:
+                await anyio.sleep(wait_s)
+                continue
+            flight = flights.popleft()
+            flight.is_kept = True
+            self._outbox.take(flight.write, flight.done, made=flight.made, on=flight.on)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
+        self._need_touch()
+        return await self._engine.history(path, limit=limit, before=before)
+
+    async def records(self, since: int) -> AsyncIterator[Sequence[Record]]:
+        self._need_touch()
+        async for records in self._engine.records(since):
+            yield records
+
+    async def compact(self) -> int:
+        self._need_touch()
+        return await self._engine.compact()
+
+    def _need_touch(self) -> None:
+        if not self.attached:
+            raise errors.Detached(self.trouble or "not in touch with the network")
+
+    def send(self, topic: Path, data: bytes) -> None:
+        """While cut off, only this server's own clients hear it."""
+        if self.attached:
+            self._engine.send(topic, data)
+        else:
+            self._canvas.message(topic, data)
+
+    def describe(self) -> dict[str, Any]:
+        """What the log says of itself, and `attached`, `since` (seconds since 1970), `outbox` (how
+        many writes wait), `replayed` and `conflicts` (since the start).
+        """
+        return self._engine.describe() | {
+            "attached": self.attached,
+            "since": self.since,
+            "outbox": len(self._outbox),
+            "replayed": self._replayer.replayed,
+            "conflicts": self._replayer.met,
+        }

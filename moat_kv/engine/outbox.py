@@ -1,0 +1,145 @@
+"""Plain writes that wait for the network's engine: taken, shown, and let go.
+
+`engine.network` gives what it cannot write at once, or has waited for too long; it is answered when
+it is on disk, and shown over the tree from then on. `engine.replaying` brings it into the log. Only
+the newest write of a path waits; it stands on what the first one stood on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from moat_kv import errors
+from moat_kv.engine import age, base
+from moat_kv.engine.copy_store import Pending
+from moat_kv.engine.local_copy import LocalCopy
+from moat_kv.entry import Head, PendingRecord, Write
+from moat_kv.path import Path
+
+#: So many paths may wait; then plain writes to others are refused.
+LIMIT = 1_000_000
+
+
+class Canvas(base.Replica, Protocol):
+    """A replica that can show what is not in the log over what is."""
+
+    def head(self, path: Path) -> Head | None:
+        """As the log has it, whatever is shown."""
+
+    def cover(self, record: PendingRecord) -> None:
+        """Show this as its path's present state."""
+
+    def uncover(self, path: Path) -> None:
+        """Show what the log says again; without effect if the path is not covered."""
+
+    def restart(self) -> None:
+        """Forget all that was applied, but not what covers it: everything comes again."""
+
+
+class Outbox:
+    """The newest write of each path that waits. Called in the event loop."""
+
+    def __init__(
+        self, copy: LocalCopy, canvas: Canvas, *, moment: Callable[[], age.Moment]
+    ) -> None:
+        self._copy = copy
+        self._canvas = canvas
+        self._moment = moment
+        #: Also those that are on their way to the disk.
+        self._newest: dict[Path, Pending] = dict(copy.outbox)
+        #: Ids of writes that were given to the engine, of which it is not known that they failed.
+        self.published: set[str] = set()
+        for pending in self._newest.values():
+            # The process before this one may have published it.
+            self.published.update((pending.id, *pending.earlier))
+            self._show(pending)
+        #: Called when there is something to be replayed.
+        self.on_kept: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self._newest
+
+    def waiting(self) -> Iterable[Pending]:
+        """What is on disk, oldest first."""
+        return [self._newest[path] for path in self._copy.outbox if path in self._newest]
+
+    def is_waiting(self, pending: Pending) -> bool:
+        """Whether this very write waits still, and is on disk."""
+        return self._copy.outbox.get(pending.path) == pending
+
+    def take(
+        self, write: Write, done: base.Done, *, made: age.Moment | None = None, on: int = -1
+    ) -> None:
+        """Keep a plain write, made at `made` (now) on top of a record of its path (the newest)."""
+        path = write.path
+        before = self._newest.get(path)
+        if before is None and len(self._newest) >= LIMIT:
+            done(errors.Detached(f"{LIMIT} writes wait for the network already"))
+            return
+        pending = self._pending(write, before, self._moment() if made is None else made, on)
+        self._newest[path] = pending
+
+        def kept(error: errors.MoatKvError | None) -> None:
+            if error is None:
+                if self._newest.get(path) is pending:
+                    self._show(pending)
+                done((_record_of(pending),))
+                self.on_kept()
+                return
+            if self._newest.get(path) is pending:
+                self._restore(path)
+            done(
+                errors.Unknown("it could not be kept here either")
+                if pending.id in self.published
+                else error
+            )
+
+        self._copy.put(pending, kept)
+
+    def _pending(self, write: Write, before: Pending | None, made: age.Moment, on: int) -> Pending:
+        head = self._canvas.head(write.path)
+        stands_on = on if on >= 0 else (0 if head is None else head.rev)
+        earlier: tuple[str, ...] = ()
+        if before is not None:
+            stands_on, earlier = before.base, before.earlier
+            if before.id in self.published:
+                earlier = (*earlier, before.id)
+        contact_at = self._copy.state.contact_at
+        return Pending(
+            write.path, write.value, stands_on, write.origin, write.tick, made, contact_at, earlier
+        )
+
+    def _restore(self, path: Path) -> None:
+        on_disk = self._copy.outbox.get(path)
+        if on_disk is None:
+            del self._newest[path]
+            self._canvas.uncover(path)
+        else:
+            self._newest[path] = on_disk
+
+    def _show(self, pending: Pending) -> None:
+        self._canvas.cover(_record_of(pending))
+
+    def stored(self, path: Path, id: str) -> None:
+        """The write with this id is in the log. A newer one for its path waits on."""
+        self.published.discard(id)
+        pending = self._newest.get(path)
+        if pending is not None and pending.id == id:
+            self.drop(pending)
+
+    def drop(self, pending: Pending) -> None:
+        """It waits no more: it is in the log, or among the conflicts."""
+        self._copy.drop(pending)
+        self.published.difference_update((pending.id, *pending.earlier))
+        if self._newest.get(pending.path) is pending:
+            del self._newest[pending.path]
+            self._canvas.uncover(pending.path)
+
+
+def _record_of(pending: Pending) -> PendingRecord:
+    path, value, rev, origin, tick, made, *_ = pending
+    return PendingRecord(rev, path, value, made.wall, origin, tick)

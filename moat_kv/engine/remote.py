@@ -1,0 +1,47 @@
+"""The contract of an engine that is elsewhere, and may be out of reach.
+
+Beside what `engine.base` asks, it says whether it is in touch. `engine.network` puts one behind a
+server's own copy and outbox, so that the server goes on without it.
+"""
+
+from __future__ import annotations
+
+import abc
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from moat_kv.engine import base
+from moat_kv.engine.copy_store import State
+
+
+class Follower(base.Replica, Protocol):
+    """A replica that may have to begin anew."""
+
+    def restart(self) -> None:
+        """What was applied before is not what the log says: forget it, all comes again."""
+
+    def caught_up(self) -> None:
+        """Everything that was in the log a moment ago has been applied; called once in touch."""
+
+    def cut_off(self, reason: str) -> None:
+        """The engine is out of reach; called once, until `caught_up`."""
+
+
+class Remote(base.Engine):
+    """A log that several servers share.
+
+    `submit` is answered with Unknown where it cannot be found out whether a group was written, and
+    with Detached where it was not and cannot be now. A `LateWrite` gets its own time, if that is
+    not later than the engine's. Records of `apply` come in order over breaks of the line.
+    """
+
+    @abc.abstractmethod
+    def following(self, follower: Follower, since: State) -> AbstractAsyncContextManager[None]:
+        """Be in touch when possible, and tell `follower` everything above `since`.
+
+        Entered at once, in touch or not. `since` without an epoch: everything.
+        """
+
+    @abc.abstractmethod
+    def now(self) -> float:
+        """The engine's time, as well as it is known; seconds since 1970."""
