@@ -89,6 +89,23 @@ async def test_a_chain_lets_only_one_of_two_writers_through() -> None:
             await client.set(path, 5, chain=again.rev)  # type: ignore[arg-type]
 
 
+async def test_of_two_creators_who_both_found_nothing_one_wins() -> None:
+    async with both() as (_, client):
+        for path in (P("never"), P("gone")):
+            await client.set(P("gone"), 0)
+            await client.delete(P("gone"))
+            one, other = await client.get(path), await client.get(path)
+            await client.set(path, "one", chain=one.chain)
+            with pytest.raises(errors.Conflict):
+                await client.set(path, "other", chain=other.chain)
+            with pytest.raises(errors.Conflict):
+                await client.delete(path, chain=other.chain)
+            with pytest.raises(errors.Conflict):
+                await client.batch([client.op_set(path, "other", chain=other.chain)])
+            assert (await client.get(path)).value == "one"
+            await client.set(path, "whoever is last")
+
+
 async def test_write_options_reach_the_engine() -> None:
     async with both() as (_, client):
         one = await client.set(P("a"), 1)
