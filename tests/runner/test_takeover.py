@@ -155,7 +155,7 @@ STATES = """
 
 async def test_broken_line_is_told_and_the_job_goes_on_within_the_grace() -> None:
     async with bench(tcp=True) as b, relay(b.server.url) as line:
-        await b.node("n1", url=line.url)
+        await b.node("n1", url=line.url, ttl_s=30, grace_s=30)
         await b.job("states = []\n" + textwrap.dedent(STATES))
         fence = await b.value(P("ready"))
         line.cut()
