@@ -148,9 +148,12 @@ class Disconnected(MoatKvError, ConnectionError):
 
 
 class Unknown(MoatKvError, ConnectionError):
-    """The line broke, or a time ran out, when a write may already have happened."""
+    """The line broke, or a time ran out, when a write may already have happened.
 
-    fields = ("reason",)
+    `line_broke`: it was the line, so the write has happened by now or never will.
+    """
+
+    fields = ("reason", "line_broke")
     message = "it is not known whether the write happened: {reason}"
 
 

@@ -39,7 +39,10 @@ async def get(invocation: command.Invocation, /, long: bool, out: output.Printer
 @output.option
 @command.pass_invocation
 async def list_(invocation: command.Invocation, /, recursive: bool, out: output.Printer) -> None:
-    """List what is below a path. `-o value` prints the paths alone."""
+    """List what is below a path. `-o value` prints the paths alone.
+
+    An entry without anything below it has an empty list; exit code 3 if there is no entry either.
+    """
     here = invocation.here
     async with invocation.client() as client:
         found = client.get_tree(here, min_depth=1, max_depth=-1 if recursive else 1)
@@ -51,6 +54,8 @@ async def list_(invocation: command.Invocation, /, recursive: bool, out: output.
             for child in await client.list(here):
                 path = here / child.name
                 rows.setdefault(path, {"path": str(path)})["children"] = child.children
+        if not rows:
+            await entries.require_any(client, here)
     out.rows(columns, [rows[path] for path in sorted(rows)])
 
 
@@ -114,7 +119,7 @@ async def delete(
         if recursive:
             count = await client.delete_tree(path)
             if not count:
-                raise errors.NotFound("entry at or below", str(path))
+                raise entries.nothing_there(path)
             out.note(f"{output.counted(count, 'entry', 'entries')} deleted")
             out.done({"path": str(path), "count": count})
             return

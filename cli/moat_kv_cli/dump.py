@@ -49,11 +49,14 @@ def _opened(name: str, mode: str) -> Iterator[IO[bytes]]:
 async def dump(invocation: command.Invocation, /, file: str) -> None:
     """Write an entry and all below it to FILE, or to standard output.
 
+    Where there is nothing, FILE stays as it was, and the exit code is 3.
+
     Claims and locks are left out: they belong to sessions, which a file cannot bring back.
     """
     here = invocation.here
     async with invocation.client() as client:
         left_out = await entries.session_places(client)
+        await entries.require_any(client, here)
         head = {"format": FORMAT, "version": FORMAT_VERSION, "path": str(here)}
         with _opened(file, "wb") as out:
             out.write(plain.to_json(head).encode() + b"\n")

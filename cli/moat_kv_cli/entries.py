@@ -36,6 +36,19 @@ async def not_found(client: Client, path: Path) -> errors.NotFound:
     return errors.NotFound("entry at", str(path), **hint_below(below))
 
 
+async def require_any(client: Client, path: Path) -> None:
+    """Raises NotFound if there is no entry at or below a path; the root is always there."""
+    if path:
+        async for _ in client.get_tree(path):
+            return
+        raise nothing_there(path)
+
+
+def nothing_there(path: Path) -> errors.NotFound:
+    """The error for a subtree that has no entries."""
+    return errors.NotFound("entry at or below", str(path))
+
+
 def hint_below(count: int) -> dict[str, str]:
     """The facts of a NotFound for a path that has something below it."""
     return {"hint": f"`list` shows what is below it ({count})"} if count else {}

@@ -85,7 +85,10 @@ class ClientEntry:
 
     @property
     def chain(self) -> results.Chain | None:
-        """Token for "only if nobody has written since"; None where there is no value."""
+        """Token for "only if nobody has written since".
+
+        None where there is no value; `update(chain=None)` means "only if there still is none".
+        """
         return results.Chain(self._epoch, self.rev) if self.value is not NotGiven else None
 
     def updated(self) -> Awaitable[None] | None:

@@ -143,7 +143,9 @@ class Client(reading.ReadCalls, writing.WriteCalls):
         """Be a member of a group until leaving, or until the session ends; also on new lines.
 
         `info`: any value, seen by those who watch the group. Joining again changes it.
-        Raises NameTaken if another live session has that name and role there.
+        Raises NameTaken if another live session has that name and role there. If that turns out on
+        a new line (the server was restarted, and another one was faster), the session is lost:
+        `session.lost` tells whoever acts under that name.
         """
         writes.check_path(group)
         id_ = writes.session_id(session)

@@ -242,8 +242,10 @@ class Connection:
         if self._idle:
             self._idle = False
             self._wake.set()
-        elif len(outgoing) >= SLICE and self._send_directly(seq, b"".join(outgoing.values())):
-            outgoing.clear()
+        elif self._clear and len(outgoing) >= SLICE:  # joining is dear, not for a line that is full
+            sent = self._send_directly(seq, b"".join(outgoing.values()))
+            if sent:
+                outgoing.clear()
 
     def _send_directly(self, seq: int, data: bytes) -> bool:
         """Put all frames up to this one into the socket, past the writer and without waiting.

@@ -6,7 +6,6 @@ only the newest list of members: a slow reader misses what was in between, and n
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moat_kv import codec, errors
@@ -16,8 +15,6 @@ from moat_kv.path import Path
 if TYPE_CHECKING:
     from moat_kv.client.link import Link
     from moat_kv.client.session import Sessions
-
-logger = logging.getLogger(__name__)
 
 
 class _Member(NamedTuple):
@@ -54,8 +51,10 @@ class Joins:
             try:
                 await line.call("group_join", _arguments(member, session), info)
             except errors.MoatKvError as exc:
-                # Nobody waits for this call who could be told; the session tells by being lost.
-                logger.error("cannot rejoin %s as %s: %s", member.group, member.name, exc)
+                # Nobody waits for this call who could be told: the session tells, by being lost.
+                self._sessions.lose(
+                    session, f"it cannot be {member.name} in group {member.group} again: {exc}"
+                )
                 del self._joined[member]
 
     def interrupted(self) -> None:

@@ -330,5 +330,5 @@ class Link:
 
 def _broken_write(exc: connection.LineBroken) -> errors.MoatKvError:
     if exc.sent:
-        return errors.Unknown(exc.reason)
+        return errors.Unknown(exc.reason, line_broke=True)
     return errors.Disconnected(exc.reason)

@@ -46,7 +46,10 @@ class Entry(Mapping[str, Any]):
 
     @property
     def chain(self) -> Chain | None:
-        """Token for "only if nobody has written since"; None where there is no entry."""
+        """Token for "only if nobody has written since".
+
+        None where there is no entry; given back to `set`, that means "only if there still is none".
+        """
         return Chain(self._epoch, self.rev) if self._epoch is not None and self.rev else None
 
     def __getitem__(self, key: str) -> Any:

@@ -216,6 +216,12 @@ class Sessions:
         finally:
             told.set()
 
+    def lose(self, id: str, reason: str) -> None:
+        """Give one up, because what hangs on it cannot be had any more."""
+        session = self._live.get(id)
+        if session is not None:
+            session._lose(reason)
+
     def is_live(self, id: str) -> bool:
         return id in self._live
 

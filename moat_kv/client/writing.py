@@ -41,7 +41,8 @@ class WriteCalls:
         """Write one entry; returns when that is durable. The result has `rev`, `at`, `id`, `chain`.
 
         `expect`: the revision that the entry must have, 0: it must not exist (else Conflict).
-        `chain`: the same, with the token of an earlier result; None: it must not exist.
+        `chain`: the same, with the token of an earlier result, also of one that found nothing:
+        that token is None, and then the entry must not exist. Not given: whatever is there.
         `idem`: no new revision if the value is the same. `guard`: (path, rev), only while that
         other entry has that revision (else GuardFailed). `session`: delete the entry when the
         session ends (SessionExpired if it has). `ttl_s`: delete it after so many seconds.

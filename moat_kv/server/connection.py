@@ -35,6 +35,8 @@ HELD_LIMIT_BYTES = 1024 * 1024
 #: What something that is held counts for beside its value, in bytes: a write, a task.
 WRITE_BYTES = 400
 WORK_BYTES = 8 * 1024
+#: After so many requests of one client the others have their turn.
+SLICE_REQUESTS = 256
 #: How many streams one connection may have open, and how many of them walk over the tree at a
 #: time; the others wait for their turn. A walk holds the names of all that is beside its place.
 STREAM_LIMIT = 10_000
@@ -211,9 +213,13 @@ class Connection:
         """Handle each frame; a few requests may be answered by a lot, or hold a lot."""
         self._reading = True
         try:
-            for frame in whole:
+            for number, frame in enumerate(whole, 1):
                 self._handle(frame)
-                if self._out_bytes > SEND_LOW_BYTES or self.held_bytes > HELD_LIMIT_BYTES:
+                if (
+                    self._out_bytes > SEND_LOW_BYTES
+                    or self.held_bytes > HELD_LIMIT_BYTES
+                    or number % SLICE_REQUESTS == 0
+                ):
                     self._reading = False
                     await self._wait_for_room()
                     self._reading = True

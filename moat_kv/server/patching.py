@@ -35,7 +35,7 @@ class Patch:
 
     def __init__(self, connection: Connection, request: Request, path: Path) -> None:
         self.path = path
-        self._connection = connection
+        self.connection = connection
         self._request = request
         self._value = b""
         self._tries = 0
@@ -48,7 +48,7 @@ class Patch:
 
     def write(self) -> Write:
         """The write that carries it out now. Raises what refuses it."""
-        connection, arguments = self._connection, self._request.arguments
+        connection, arguments = self.connection, self._request.arguments
         server = connection.server
         if server.stopping:
             raise errors.Detached(STOPPING)
@@ -76,7 +76,7 @@ class Patch:
         return isinstance(outcome, errors.Conflict) and self._tries < TRIES
 
     def answer(self, outcome: Outcome) -> None:
-        connection, seq = self._connection, self._request.seq
+        connection, seq = self.connection, self._request.seq
         connection.answered(self._held_bytes)
         if isinstance(outcome, errors.MoatKvError):
             connection.fail(seq, outcome)
@@ -113,7 +113,11 @@ class Patches:
                 logger.exception("a patch of %s failed", path)
                 refused = errors.CannotPatch(str(path), "patch", f"{type(exc).__name__}: {exc}")
             else:
-                self._server.submit((write,), lambda outcome: self._done(path, waiting, outcome))
+                self._server.submit_in_turn(
+                    waiting[0].connection,
+                    (write,),
+                    lambda outcome: self._done(path, waiting, outcome),
+                )
                 return
             waiting.popleft().answer(refused)
         del self._waiting[path]

@@ -22,7 +22,7 @@ from moat_kv import errors
 from moat_kv.engine.base import Done, Engine
 from moat_kv.entry import Write
 from moat_kv.proto import frames, messages
-from moat_kv.server import accepting, actions, patching
+from moat_kv.server import accepting, actions, patching, turns
 from moat_kv.server.connection import Connection
 from moat_kv.server.expiry import Expiry
 from moat_kv.server.groups import Groups
@@ -52,6 +52,7 @@ class Server:
         self.expiry = Expiry(self)
         self.store.on_expiring = self.expiry.add
         self.patches = patching.Patches(self)
+        self._turns = turns.Turns(self.submit)
         self.actions = actions.table()
         self.connections: set[Connection] = set()
         self.connection_limit = accepting.connection_limit()
@@ -77,6 +78,10 @@ class Server:
             done(errors.Detached(patching.STOPPING))
         else:
             self.engine.submit(writes, done)
+
+    def submit_in_turn(self, connection: Connection, writes: Sequence[Write], done: Done) -> None:
+        """The same for a client's group: after what the client sent before, in turn with others."""
+        self._turns.submit(connection, writes, done)
 
     def greeting(self) -> dict[str, Any]:
         return {

@@ -47,7 +47,7 @@ def set_(connection: Connection, request: Request) -> None:
             id_ = f"{record.origin}:{record.tick}"
             connection.reply(seq, {"rev": record.rev, "at": record.at, "id": id_})
 
-    connection.server.submit((write,), done)
+    connection.server.submit_in_turn(connection, (write,), done)
 
 
 def _checked_value(request: Request) -> bytes:
@@ -88,7 +88,7 @@ def submit(
         else:
             answer(outcome)
 
-    connection.server.submit(writes, done)
+    connection.server.submit_in_turn(connection, writes, done)
 
 
 def batch(connection: Connection, request: Request) -> None:
@@ -215,7 +215,7 @@ async def commit(connection: Connection, writes: Sequence[Write]) -> Sequence[Re
         outcomes.append(outcome)
         finished.set()
 
-    connection.server.submit(writes, done)
+    connection.server.submit_in_turn(connection, writes, done)
     await finished.wait()
     outcome = outcomes[0]
     if isinstance(outcome, errors.MoatKvError):

@@ -6,7 +6,7 @@ packed paths, because most walks end on the wire.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import msgpack
@@ -34,8 +34,10 @@ class Tree:
         self.entries = 0
         #: What not every node needs: entries that belong to a session or end by themselves.
         self.bound: dict[Path, entry.Record] = {}
-        # (rev, path) in rising order; one that was written over since is skipped when it comes up.
-        self._tombstones: deque[tuple[int, Path]] = deque()
+        # Each deleted path with the revision of that, in rising order: as many as there are deleted
+        # paths, however often one is set and deleted. (A plain dict would look at all that were
+        # taken from its beginning, each time that its first one is asked for.)
+        self._tombstones: OrderedDict[Path, int] = OrderedDict()
 
     def find(self, path: Path) -> Node | None:
         """The node at a path, or None. It may be a mere inner node (rev 0) or a tombstone."""
@@ -77,13 +79,15 @@ class Tree:
             node = child
         value = record.value
         self.entries += (value is not None) - (node.value is not None)
+        if node.rev and node.value is None:
+            del self._tombstones[record.path]
         node.value = value
         node.rev = self.revision = record.rev
         node.at = record.at
         node.origin = record.origin
         node.tick = record.tick
         if value is None:
-            self._tombstones.append((record.rev, record.path))
+            self._tombstones[record.path] = record.rev
         if value is not None and (record.session is not None or record.expires_at is not None):
             self.bound[record.path] = record
         elif self.bound:
@@ -93,12 +97,20 @@ class Tree:
         """Forget deletions at or below this revision, and inner nodes that are empty then."""
         self.floor = max(self.floor, floor)
         tombstones = self._tombstones
-        while tombstones and tombstones[0][0] <= floor:
-            rev, path = tombstones.popleft()
+        while tombstones:
+            path = next(iter(tombstones))
+            if tombstones[path] > floor:
+                return
+            del tombstones[path]
             node = self.find(path)
-            if node is not None and node.rev == rev:
-                node.rev = 0
-                self._prune(path)
+            assert node is not None  # a tombstone is a node
+            node.rev = 0
+            self._prune(path)
+
+    @property
+    def tombstones(self) -> int:
+        """How many deletions are remembered."""
+        return len(self._tombstones)
 
     def _prune(self, path: Path) -> None:
         nodes = [self.root]

@@ -24,7 +24,7 @@ from moat_kv.code import compiling
 from moat_kv.config import Places
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
-from moat_kv_runner import feeds, messages
+from moat_kv_runner import claims, feeds, messages
 from moat_kv_runner.feeds import Timer
 from moat_kv_runner.info_queue import InfoQueue
 
@@ -260,29 +260,37 @@ class CallAdmin:
         if more:
             given = {} if data is None else data if isinstance(data, dict) else {"data": data}
             data = {**given, **more}
-        record = await error_record.record(
-            self._facts.runner_client,
-            SUBSYSTEM,
-            path,
-            node=self.node,
-            exc=exc,
-            message=message,
-            data=data,
-            comment=comment,
-            places=self._facts.places,
+        facts = self._facts
+        record = await claims.patiently(
+            facts.runner_client,
+            lambda: error_record.record(
+                facts.runner_client,
+                SUBSYSTEM,
+                path,
+                node=self.node,
+                exc=exc,
+                message=message,
+                data=data,
+                comment=comment,
+                places=facts.places,
+            ),
         )
         return record.message
 
     async def resolve_error(self, path: Path) -> bool:
         """Note that an error is over; False if there was none."""
         writes.check_path(path)
-        return await error_record.resolve(
-            self._facts.runner_client,
-            SUBSYSTEM,
-            path,
-            by=error_record.BY_SUCCESS,
-            node=self.node if self._facts.every_node else None,
-            places=self._facts.places,
+        facts = self._facts
+        return await claims.patiently(
+            facts.runner_client,
+            lambda: error_record.resolve(
+                facts.runner_client,
+                SUBSYSTEM,
+                path,
+                by=error_record.BY_SUCCESS,
+                node=self.node if facts.every_node else None,
+                places=facts.places,
+            ),
         )
 
     # For the runner -----------------------------------------------------------------------------

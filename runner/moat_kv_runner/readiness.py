@@ -16,6 +16,7 @@ from moat_kv import codec, errors
 from moat_kv.code import compiling, procedures, requires
 from moat_kv.code.modules import ModuleRoot, check_installed
 from moat_kv.code.procedures import CodeEntry, CodeRoot
+from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_runner.job import RESTARTING, JobSpec
 
@@ -87,10 +88,17 @@ def signature(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Signature:
     parts: list[Any] = [codec.pack([getattr(spec, name) for name in RESTARTING])]
     entry = code.get(spec.code) if isinstance(spec.code, Path) else None
     if isinstance(entry, CodeEntry):
-        parts.append(entry.rev)
+        parts.append(_meaning(entry.value))
         try:
             names = (*entry.needs.stored, *entry.procedure.imports)
         except errors.MoatKvError:
             names = ()
         parts.append(modules.signature(names))
     return tuple(parts)
+
+
+def _meaning(value: Any) -> bytes:
+    """What a stored procedure does; its `info` is for people, and may be changed at any time."""
+    if isinstance(value, Mapping):
+        value = {name: each for name, each in value.items() if name != "info"}
+    return b"" if value is NotGiven else codec.pack(value)

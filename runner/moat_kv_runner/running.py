@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 
 from moat_kv import errors
-from moat_kv_runner import admin, execution, holding, messages, readiness
+from moat_kv.client import writes
+from moat_kv_runner import admin, execution, holding, messages, readiness, script_client
 from moat_kv_runner.job import JobEntry, JobSpec
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ class Running:
         service, claim = self._service, self._claim
         assert claim is not None  # the state was written under it a moment ago
         return admin.RunFacts(
-            client=service.client.bound(fence=claim.guard),
+            client=script_client.ScriptClient(
+                service.client.shared, writes.Binding(fence=claim.guard), session=service.session
+            ),
             runner_client=service.client,
             places=service.places,
             node=service.name,

@@ -260,7 +260,10 @@ class Supervisor:
 
     async def _failed(self, error: BaseException, now: float) -> None:
         claim = self._held.claim
-        if claim is not None and holding.is_loss(error, claim):
+        is_over = (
+            self._service.session.ended
+        )  # and the claim with it, whatever the script made of it
+        if is_over or (claim is not None and holding.is_loss(error, claim)):
             raise messages.LostClaim(error_record.describe(error)) from error
         failures = schedule.after_failure(self._held.state.backoff)
         text = error_record.describe(error)

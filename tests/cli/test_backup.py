@@ -141,8 +141,8 @@ async def test_claims_are_not_carried_into_another_tree(moat: Moat, client: moat
 
 
 async def test_replacing_the_whole_tree_has_to_be_meant(moat: Moat, client: moat_kv.Client) -> None:
+    dumped = await moat.fine("data", ":", "dump")
     await client.set(P("a"), 1)
-    dumped = await moat.fine("data", "b", "dump")
     ended = await moat("data", ":", "load", "--replace", stdin=dumped)
     assert ended.code == 128
     assert "--force does it" in ended.error_line

@@ -159,10 +159,37 @@ async def test_listing(moat: Moat) -> None:
     assert names == ["a.x", "a.y"]
     names = (await moat.fine("data", "a", "list", "-r", "-o", "value")).split()
     assert names == ["a.x", "a.y.z"]
-    assert await moat.fine("data", "nothing", "list", "-o", "value") == ""
     table = await moat.fine("data", "a", "list", "-r", "-o", "table")
     assert "a.y.z" in table
     assert "at a.x" in table
+
+
+async def test_a_list_of_nothing_is_empty_only_where_there_is_an_entry(moat: Moat) -> None:
+    for words in (["list"], ["list", "-r"]):
+        assert await moat.fine("data", ":", *words, "-o", "json") == "[]\n"
+        ended = await moat("data", "a.b", *words)
+        assert (ended.code, ended.out) == (3, "")
+        assert ended.error_line == "moat: no entry at or below a.b"
+    await moat.fine("data", "a.b", "set", "-e", ":", "1")
+    for words in (["list"], ["list", "-r"]):
+        assert await moat.fine("data", "a.b", *words, "-o", "json") == "[]\n"
+        assert await moat.fine("data", "a", *words, "-o", "value") == "a.b\n"
+    await moat.fine("data", "a.b", "delete")
+    assert (await moat("data", "a", "list")).code == 3
+
+
+async def test_a_dump_of_nothing_is_refused_and_leaves_the_file(
+    moat: Moat, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "dump.jsonl"
+    file.write_text("an earlier one")
+    ended = await moat("data", "nothing.here", "dump", str(file))
+    assert (ended.code, ended.out) == (3, "")
+    assert ended.error_line == "moat: no entry at or below nothing.here"
+    assert file.read_text() == "an earlier one"
+    assert len((await moat.fine("data", ":", "dump")).splitlines()) == 1
+    await moat.fine("data", "nothing.here", "set", "-e", ":", "1")
+    assert len((await moat.fine("data", "nothing", "dump")).splitlines()) == 2
 
 
 async def test_deleting(moat: Moat) -> None:

@@ -25,6 +25,8 @@ class Proxy:
         self._requests = anyio.Event()
         self._requests.set()
         self._refusing = False
+        #: Something waits here.
+        self.held = False
 
     def hold_answers(self) -> None:
         """From now on answers wait here."""
@@ -69,7 +71,9 @@ class Proxy:
         try:
             while True:
                 data = await source.receive()
-                await (self._answers if answers else self._requests).wait()
+                let_through = self._answers if answers else self._requests
+                self.held = not let_through.is_set()
+                await let_through.wait()
                 await sink.send(data)
         except LINE_ERRORS:
             await anyio.aclose_forcefully(source)

@@ -33,6 +33,14 @@ def client(served: RunningServer, request: pytest.FixtureRequest) -> Iterator[bl
         yield client
 
 
+def test_of_two_creators_who_both_found_nothing_one_wins(client: blocking.Client) -> None:
+    one, other = client.get(P("a")), client.get(P("a"))
+    client.set(P("a"), "one", chain=one.chain)
+    with pytest.raises(errors.Conflict):
+        client.set(P("a"), "other", chain=other.chain)
+    client.set(P("a"), "whoever is last")
+
+
 def test_reads_and_writes_are_those_of_the_client(client: blocking.Client) -> None:
     first = client.set(P("a.b"), {"t": 1})
     assert client.get(P("a.b")).value.t == 1

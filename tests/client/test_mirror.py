@@ -55,6 +55,24 @@ async def test_a_mirror_shows_the_subtree_and_its_changes() -> None:
             assert entry.value is NotGiven
 
 
+async def test_of_two_creators_who_both_saw_nothing_one_wins() -> None:
+    async with (
+        both() as (_, client),
+        client.mirror(P("a")) as root,
+        client.mirror(P("a")) as second,
+    ):
+        one, other = root.follow(P("b"), create=True), second.follow(P("b"), create=True)
+        seen, also_seen = one.chain, other.chain
+        await one.update("one", chain=seen)
+        with pytest.raises(errors.Conflict):
+            await other.update("other", chain=also_seen)
+        with pytest.raises(errors.Conflict):
+            await other.delete(chain=also_seen)
+        assert (await client.get(P("a.b"))).value == "one"
+        await other.update("whoever is last")
+        assert other.value == "whoever is last"
+
+
 async def test_elements_that_python_thinks_equal_are_apart() -> None:
     async with both() as (_, client), client.mirror(P("a")) as root:
         for element in (1, True, 1.0, "1", None, (1, "x"), b"1"):

@@ -11,7 +11,7 @@ import anyio
 from moat_kv import Client, open_client
 from moat_kv.testing.server import RunningServer, running_server
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 async def until(condition: Callable[[], Any]) -> Any:

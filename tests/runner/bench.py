@@ -19,7 +19,7 @@ from moat_kv_runner import commands, run, serving
 from moat_kv_runner.job import JobState, parse_state
 
 #: How long anything may take before a test fails, in seconds.
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 GROUP = Path("default")
 
 
@@ -56,7 +56,7 @@ class Bench:
         nodes: int | None = None,
         queue: int = 100,
         url: str | None = None,
-        ttl_s: float = 3.0,
+        ttl_s: float = 10.0,
         grace_s: float = 0.5,
         on_stuck: serving.OnStuck | None = None,
     ) -> Node:

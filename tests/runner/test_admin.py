@@ -184,10 +184,11 @@ async def test_timer_that_is_restarted_or_cancelled_does_not_fire_before() -> No
     text = """
         import anyio
         long, short = await _self.timer(0.01), await _self.timer(0.01)
-        await anyio.sleep(0.05)  # both have fired, unread
+        while _info.qsize() < 4:
+            await anyio.sleep(0.005)  # until both have fired, unread
+        begin = anyio.current_time()
         await long.run(0.2)
         await short.cancel()
-        begin = anyio.current_time()
         async for msg in _info:
             if isinstance(msg, _cls.TimerMsg):
                 return msg.msg is long and anyio.current_time() - begin > 0.15
@@ -374,7 +375,7 @@ async def test_contexts_are_closed_last_first_when_the_run_ends() -> None:
         @contextmanager
         def plain():
             yield "plain"
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             names = [await _self.open_context(one("a"))]
             names.append(await _self.open_context(anyio.create_task_group()))
         names[1].start_soon(anyio.sleep_forever)
@@ -451,9 +452,8 @@ async def test_messages_that_overflow_end_with_none() -> None:
         await _self.monitor(_P("m"))
         for n in range(20):
             await _self.send(_P("m"), n)
-        while _info.qsize() < 12:
+        while not _info.ended:
             await anyio.sleep(0.01)
-        await anyio.sleep(0.05)
         seen = [msg async for msg in _info]
         return [getattr(msg, "value", None) for msg in seen[2:]], seen[-1] is None
     """

@@ -34,7 +34,7 @@ async def test_what_does_not_come_to_its_end_is_given_up(monkeypatch: pytest.Mon
         begun.set()
         await anyio.sleep_forever()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(supervision._to_the_end, finish)
             await begun.wait()

@@ -227,7 +227,7 @@ async def test_context_that_is_never_left_is_cancelled_after_a_while(
             assert (await b.state()).reason == "stopped"
         else:
             assert (await b.state()).result == 1
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 4.5  # it is 5 s where nothing else was set
         assert "is not left after 0.2 s" in caplog.text
 
 

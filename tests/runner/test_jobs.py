@@ -112,8 +112,8 @@ async def test_target_in_the_future_is_waited_for() -> None:
 async def test_repeat_counts_from_the_end() -> None:
     async with bench("n1") as b:
         text = "import anyio\nawait anyio.sleep(0.1)\nawait _client.patch(_P('n'), 'add', 1)"
-        await b.job(text, repeat=0.1)
         begin = time.monotonic()
+        await b.job(text, repeat=0.1)
         await b.value(P("n"), lambda n: n >= 4)
         assert time.monotonic() - begin >= 0.55
         state = await b.state(lambda state: state.computed)
@@ -251,6 +251,22 @@ async def test_changing_code_restarts_its_jobs_and_no_others() -> None:
         await b.store("code.job", LASTING + "    # changed", variables=["x"])
         starts = await b.value(P("starts"), lambda starts: len(starts) == 3)
         assert starts[2][0] == "this"
+
+
+async def test_changing_what_people_read_of_code_restarts_nothing() -> None:
+    async with bench("n1") as b:
+        await b.job(LASTING, variables=["x"], data={"x": "this"})
+        await b.value(P("starts"), lambda starts: len(starts) == 1)
+        place = b.places.proc + P("code.job")
+        stored = (await b.desk.get(place)).value
+        await b.desk.set(place, {**stored, "info": "what it is for"})
+        await b.desk.set(place, stored)
+        # Seen after these by the same runner, and run at once.
+        await b.job("return 1", path="other")
+        await b.state(path="other")
+        assert len(await b.get("starts")) == 1
+        await b.desk.set(place, {**stored, "default": {"y": 1}})
+        await b.value(P("starts"), lambda starts: len(starts) == 2)
 
 
 async def test_pointing_to_other_code_restarts_a_run() -> None:

@@ -141,7 +141,6 @@ async def test_number_of_nodes_may_be_given_to_the_runner() -> None:
 
 
 STATES = """
-    import contextlib
     fence = _self.fence
     async for msg in _info:
         if not isinstance(msg, _cls.RunnerMsg):
@@ -149,15 +148,14 @@ STATES = """
             if states[1:] == ["BrokenState", "DetachedState"]:
                 return states, fence
             if len(states) == 1:
-                # The line may be cut before the answer has come.
-                with contextlib.suppress(ConnectionError):
-                    await _client.set(_P("ready"), fence)
+                # Beside, because the line may be cut before the answer has come.
+                await _self.spawn(_client.set, _P("ready"), fence)
 """
 
 
 async def test_broken_line_is_told_and_the_job_goes_on_within_the_grace() -> None:
     async with bench(tcp=True) as b, relay(b.server.url) as line:
-        await b.node("n1", url=line.url)
+        await b.node("n1", url=line.url, ttl_s=30, grace_s=30)
         await b.job("states = []\n" + textwrap.dedent(STATES))
         fence = await b.value(P("ready"))
         line.cut()

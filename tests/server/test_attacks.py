@@ -21,6 +21,7 @@ from moat_kv.path import P, Path
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 from moat_kv.server import connection as connection_module
+from moat_kv.server import turns
 from moat_kv.server.connection import Connection
 from moat_kv.testing.server import RunningServer, running_server
 from tests.line import Line, connected
@@ -104,6 +105,31 @@ async def test_many_reads_of_a_large_value_are_not_answered_all_at_once(
         await line.stream.send(requests("get", 1_000, path=P("a")))
         await answers(line, 1_000)
         assert max(sent) < connection_module.SEND_LOW_BYTES + 200_000
+
+
+async def test_one_with_thousands_of_writes_in_flight_lets_another_one_in() -> None:
+    engine = HeldEngine()
+    async with (
+        running_server(engine=engine) as running,
+        connected(running.url) as greedy,
+        connected(running.url) as modest,
+    ):
+
+        def unanswered() -> int:
+            return sum(each.unanswered for each in running.server.connections)
+
+        await greedy.stream.send(requests("set", 2_000, b"\x01", path=P("a")))
+        await until(lambda: unanswered() == 2_000)
+        await modest.stream.send(requests("set", 40, b"\x02", path=P("b")))
+        await until(lambda: unanswered() == 2_040)
+        engine.release()
+        revisions = [(await modest.next(seq)).fields["rev"] for seq in range(100, 140)]
+        assert revisions == sorted(revisions)
+        # What the engine had already, and then a turn each.
+        assert revisions[0] <= turns.INSIDE_RECORDS + turns.TURN_RECORDS + 1
+        assert revisions[-1] <= turns.INSIDE_RECORDS + 3 * turns.TURN_RECORDS + 40
+        written = [(await greedy.next(seq)).fields["rev"] for seq in range(100, 2_100)]
+        assert written == sorted(written)
 
 
 async def test_many_large_writes_are_not_taken_all_at_once() -> None:

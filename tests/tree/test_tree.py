@@ -94,6 +94,23 @@ def test_dropping_tombstones_removes_empty_inner_nodes_and_nothing_else() -> Non
     assert tree.head(P("e")) is not None
 
 
+def test_a_path_has_one_tombstone_however_often_it_is_deleted() -> None:
+    tree = Tree()
+    for rev in range(1, 1_001):
+        tree.apply(record(rev, P("a.b"), rev if rev % 2 else None))
+    tree.apply(record(1_001, P("a.c"), None))
+    tree.apply(record(1_002, P("a.b"), None))
+    assert tree.tombstones == 2
+    tree.apply(record(1_003, P("a.c"), 1))
+    assert tree.tombstones == 1
+    tree.drop_tombstones(1_001)
+    assert tree.tombstones == 1
+    tree.drop_tombstones(1_002)
+    assert tree.tombstones == 0
+    assert tree.find(P("a.b")) is None
+    assert paths_below(tree, P(":")) == ["a.c"]
+
+
 def test_a_tombstone_that_was_written_over_is_not_dropped() -> None:
     tree = Tree()
     tree.apply(record(1, P("a"), None))
