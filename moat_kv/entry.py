@@ -23,7 +23,7 @@ class Record(NamedTuple):
     """One entry of the log: what was written where, as which revision, by whom, when."""
 
     rev: int
-    """Network-wide revision, from 1, strictly rising within an epoch."""
+    """Network-wide revision, from 1, rising within an epoch. Below 0: see `pending_rev`."""
     path: Path
     value: bytes | None
     """The packed value; None is a tombstone (the entry was deleted)."""
@@ -43,14 +43,18 @@ class Record(NamedTuple):
         return f"{self.origin}:{self.tick}"
 
 
-class PendingRecord(Record):
-    """What a write is to become that is durable on one server, but not in the log yet.
+def pending_rev(base: int) -> int:
+    """What stands for the revision of a record that is pending on top of another one (0: none).
 
-    `rev` is that of what it stands on (0: nothing), `at` this server's time. It may lose against
-    another write when it comes into the log.
+    Such a record is durable on one server, but not in the log yet, where it may still lose against
+    another write. Its time is that server's.
     """
+    return -1 - base
 
-    __slots__ = ()
+
+def base_rev(rev: int) -> int:
+    """The revision itself, or the one that a pending record is on top of."""
+    return rev if rev >= 0 else -1 - rev
 
 
 class Guard(NamedTuple):

@@ -26,7 +26,7 @@ Outcome = Sequence[Record] | MoatKvError
 """What became of a group: a record for each write, in order, or the error that refused all.
 
 For an `idem` write that changed nothing the record is the one that was there before. For a single
-plain write (without `expect`, guards, session, end, `strict`) it may be a `PendingRecord`.
+plain write (without `expect`, guards, session, end, `strict`) it may be pending, see `entry`.
 """
 
 Done = Callable[[Outcome], None]

@@ -176,7 +176,10 @@ class NetworkEngine(base.Engine):
 
     def caught_up(self) -> None:
         self.attached, self.trouble = True, None
-        self.epoch, self._is_whole = self._engine.epoch, True
+        self.epoch = self._engine.epoch
+        if not self._is_whole:
+            self._is_whole = True
+            self._canvas.complete()
         self.since = self._moment().wall
         self._loaded.set()
         self._applied(())

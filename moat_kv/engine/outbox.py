@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from moat_kv import errors
+from moat_kv import entry, errors
 from moat_kv.engine import age, base
 from moat_kv.engine.copy_store import Pending
 from moat_kv.engine.local_copy import LocalCopy
-from moat_kv.entry import Head, PendingRecord, Write
+from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
 
 #: So many paths may wait; then plain writes to others are refused.
@@ -27,14 +27,20 @@ class Canvas(base.Replica, Protocol):
     def head(self, path: Path) -> Head | None:
         """As the log has it, whatever is shown."""
 
-    def cover(self, record: PendingRecord) -> None:
+    def cover(self, record: Record) -> None:
         """Show this as its path's present state."""
 
     def uncover(self, path: Path) -> None:
         """Show what the log says again; without effect if the path is not covered."""
 
     def restart(self) -> None:
-        """Forget all that was applied, but not what covers it: everything comes again."""
+        """All that was applied is void, and everything comes again; what covers it stays.
+
+        Until `complete`, the old state may be shown.
+        """
+
+    def complete(self) -> None:
+        """Everything has come."""
 
 
 class Outbox:
@@ -140,6 +146,6 @@ class Outbox:
             self._canvas.uncover(pending.path)
 
 
-def _record_of(pending: Pending) -> PendingRecord:
-    path, value, rev, origin, tick, made, *_ = pending
-    return PendingRecord(rev, path, value, made.wall, origin, tick)
+def _record_of(pending: Pending) -> Record:
+    path, value, base_rev, origin, tick, made, *_ = pending
+    return Record(entry.pending_rev(base_rev), path, value, made.wall, origin, tick)

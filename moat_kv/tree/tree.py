@@ -38,6 +38,8 @@ class Tree:
         # paths, however often one is set and deleted. (A plain dict would look at all that were
         # taken from its beginning, each time that its first one is asked for.)
         self._tombstones: OrderedDict[Path, int] = OrderedDict()
+        # Paths that show what is not in the log yet, with what the log has there.
+        self._below: dict[Path, Node] = {}
 
     def find(self, path: Path) -> Node | None:
         """The node at a path, or None. It may be a mere inner node (rev 0) or a tombstone."""
@@ -53,7 +55,13 @@ class Tree:
         return node
 
     def head(self, path: Path) -> Node | None:
-        """The newest record's state at a path, tombstones included; None if never written."""
+        """The newest record's state at a path, tombstones included; None if never written.
+
+        It is what the log says, also where something else covers it.
+        """
+        if self._below and path in self._below:
+            below = self._below[path]
+            return below if below.rev else None
         # As `find`, whose call would be a fifth of the time: each write asks this.
         node = self.root
         for key in path.keys:
@@ -77,6 +85,8 @@ class Tree:
             if child is None:
                 child = children[key] = Node()
             node = child
+        if self._below:
+            node = self._below.get(record.path, node)
         value = record.value
         self.entries += (value is not None) - (node.value is not None)
         if node.rev and node.value is None:
@@ -102,10 +112,49 @@ class Tree:
             if tombstones[path] > floor:
                 return
             del tombstones[path]
-            node = self.find(path)
+            node = self._below.get(path) or self.find(path)
             assert node is not None  # a tombstone is a node
             node.rev = 0
             self._prune(path)
+
+    def cover(self, record: entry.Record) -> None:
+        """Show a pending record at its path, whatever the log has there, until `uncover`."""
+        node = self.root
+        for key in record.path.keys:
+            if node.children is None:
+                node.children = {}
+            node = node.children.setdefault(key, Node())
+        if record.path not in self._below:
+            below = self._below[record.path] = Node()
+            _copy(node, below)
+        node.value, node.rev, node.at = record.value, record.rev, record.at
+        node.origin, node.tick = record.origin, record.tick
+
+    def uncover(self, path: Path) -> Node | None:
+        """Show what the log has at a path; that node, whose `rev` is 0 if the log has nothing.
+
+        None if the path is not covered.
+        """
+        below = self._below.pop(path, None)
+        if below is None:
+            return None
+        node = self.find(path)
+        assert node is not None  # it was covered
+        _copy(below, node)
+        self._prune(path)
+        return node
+
+    def is_covered(self, path: Path) -> bool:
+        return path in self._below
+
+    def covers(self) -> list[entry.Record]:
+        """The pending records that are shown."""
+        found = [(path, self.find(path)) for path in self._below]
+        return [
+            entry.Record(node.rev, path, node.value, node.at, node.origin, node.tick)
+            for path, node in found
+            if node is not None
+        ]
 
     @property
     def tombstones(self) -> int:
@@ -127,6 +176,17 @@ class Tree:
             del siblings[path.keys[depth - 1]]
             if not siblings:
                 nodes[depth - 1].children = None
+
+
+def _copy(node: Node, to: Node) -> None:
+    """All but the children."""
+    to.value, to.rev, to.at, to.origin, to.tick = (
+        node.value,
+        node.rev,
+        node.at,
+        node.origin,
+        node.tick,
+    )
 
 
 def key_packed(key: Key) -> bytes:

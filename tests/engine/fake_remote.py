@@ -13,7 +13,7 @@ from typing import Any
 from moat_kv import codec, errors
 from moat_kv.engine import age, base, conflicts, judge, remote
 from moat_kv.engine.copy_store import State
-from moat_kv.entry import Head, PendingRecord, Record, Write
+from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
 
 
@@ -183,9 +183,10 @@ class Canvas:
 
     def __init__(self) -> None:
         self.heads: dict[Path, Record] = {}
-        self.covers: dict[Path, PendingRecord] = {}
+        self.covers: dict[Path, Record] = {}
         self.floor = 0
         self.restarts = 0
+        self.completions = 0
         self._revision = 0
 
     def head(self, path: Path) -> Head | None:
@@ -206,11 +207,14 @@ class Canvas:
     def message(self, topic: Path, data: bytes) -> None:
         pass
 
-    def cover(self, record: PendingRecord) -> None:
+    def cover(self, record: Record) -> None:
         self.covers[record.path] = record
 
     def uncover(self, path: Path) -> None:
         self.covers.pop(path, None)
+
+    def complete(self) -> None:
+        self.completions += 1
 
     def restart(self) -> None:
         self.heads.clear()
