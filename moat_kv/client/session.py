@@ -37,7 +37,8 @@ class Session:
     """`async with client.session() as s`: writes with `session=s` end with it.
 
     `id`; `ttl_s` and `grace_s` as the server granted them; `lost` is set when it has ended without
-    being closed, `ended` tells that it has ended in whichever way.
+    being closed, and `why_lost` says why then; `ended` tells that it has ended in whichever way.
+    `give_up_s` is for how long its line may be broken, in seconds.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Session:
         self.ttl_s = 0.0
         self.grace_s = 0.0
         self.lost = anyio.Event()
+        self.why_lost = ""
         self.ended = False
         self._link = link
         self._sessions = sessions
@@ -60,6 +62,10 @@ class Session:
         self._broken_at: float | None = None
         self._scope: anyio.CancelScope | None = None
         self._news = anyio.Event()
+
+    @property
+    def give_up_s(self) -> float:
+        return GIVE_UP * self.grace_s
 
     async def __aenter__(self) -> Self:
         arguments = {name: value for name, value in self._asked.items() if value is not None}
@@ -114,7 +120,8 @@ class Session:
     def _lose(self, reason: str) -> None:
         if self.ended:
             return
-        logger.warning("session %s is lost: %s", self.id, reason)
+        logger.info("session %s is lost: %s", self.id, reason)
+        self.why_lost = reason
         self.lost.set()
         self._end()
 
@@ -138,7 +145,7 @@ class Session:
     def _give_up_at(self) -> float:
         give_up_at = self._alive_at + GIVE_UP * self.ttl_s
         if self._broken_at is not None:
-            give_up_at = min(give_up_at, self._broken_at + GIVE_UP * self.grace_s)
+            give_up_at = min(give_up_at, self._broken_at + self.give_up_s)
         return give_up_at
 
     async def _wait_until(self, when: float) -> None:

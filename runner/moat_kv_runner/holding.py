@@ -60,6 +60,15 @@ class Holding:
             return True
         return shown != fence and self._root.claims.seen_rev >= fence
 
+    @property
+    def why_lost(self) -> str | None:
+        """What a person should know of a claim that was lost; None if it cannot be seen."""
+        if self.claim is None or not self.is_lost:
+            return None
+        if self.holder is not None:
+            return f"runner {self.holder} has its claim now"
+        return f"its claim, {self._entry.absolute}, was deleted; whose turn it is claims it anew"
+
     async def take(self) -> bool:
         """Claim the job; False if somebody else was faster. Raises SessionExpired."""
         claim = await claims.take(
@@ -108,7 +117,7 @@ class Holding:
 
     def _claimed(self) -> claims.Claim:
         if self.claim is None:
-            raise messages.LostClaim(str(self._entry.absolute))
+            raise messages.claim_is_gone(self._job)
         return self.claim
 
     # The job's error ----------------------------------------------------------------------------

@@ -120,6 +120,11 @@ class LostClaim(Exception):
     """Another runner has this job now, or may have it: whatever this run writes is refused."""
 
 
+def claim_is_gone(job: Path) -> LostClaim:
+    """For whoever acts for a job without having its claim any more."""
+    return LostClaim(f"the claim of job {job} was deleted, or another runner has it")
+
+
 def lost_claim(error: errors.MoatKvError) -> LostClaim:
     """The same loss, as scripts know it."""
     return LostClaim(str(error))

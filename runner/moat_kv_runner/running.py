@@ -91,7 +91,7 @@ class Running:
         if self.stop != "lost" and not run.over.is_set():
             await self._wait_out(run)
         if self.stop == "lost":
-            raise messages.LostClaim(str(self._entry.path))
+            raise messages.claim_is_gone(self._entry.absolute)
         # Whoever cancels this run's task cancels this one, too; nothing may be written then.
         await anyio.lowlevel.checkpoint()
         if run.was_cut_off and self.stop is None:
@@ -143,7 +143,8 @@ class Running:
 
     def _leave_behind(self, run: execution.Run) -> None:
         path = self._entry.path
-        logger.warning("%s: its script does not end, %g s after it was told to", path, STOP_S)
+        text = "job %s: its script does not end, %g s after it was told to; the job waits for that"
+        logger.warning(text, self._entry.absolute, STOP_S)
         self._root.left_behind[path] = run
 
     async def _wait_out(self, run: execution.Run) -> None:
@@ -169,7 +170,7 @@ class Running:
     async def _work_well(self) -> None:
         """The run has shown that it works: earlier failures are forgotten."""
         if self._held.claim is not self._claim:
-            raise messages.LostClaim(str(self._entry.path))
+            raise messages.claim_is_gone(self._entry.absolute)
         if self._held.state.backoff:
             await self._held.write(backoff=0)
         await self._held.resolve_error()

@@ -150,10 +150,11 @@ class Service:
                             self._tell_stuck()
                             raise
                 except* (*claims.PASSING, errors.SessionExpired) as group:
-                    for exc in group.exceptions:
-                        logger.warning("%s: %s; beginning anew", self.name, exc)
                     # With a line it is the server that has trouble; without, there is no hurry.
-                    with anyio.move_on_after(1 if self.client.connected else None):
+                    limit_s = 1 if self.client.connected else None
+                    for exc in group.exceptions if limit_s else ():
+                        logger.warning("%s: %s; beginning anew", self.name, exc)
+                    with anyio.move_on_after(limit_s):
                         await claims.line_change(self.client)
 
     def _tell_stuck(self) -> None:
@@ -168,12 +169,25 @@ class Service:
             for root in self._roots:
                 root.wake_all()
 
-        ends = [self.code.listen(wake_all), self.modules.listen(wake_all)]
+        ends = [
+            self.code.listen(wake_all),
+            self.modules.listen(wake_all),
+            self.client.add_connection_listener(self._line_changed),
+        ]
         try:
             yield
         finally:
             for end in ends:
                 end()
+
+    def _line_changed(self, is_up: bool) -> None:
+        session: Session | None = getattr(self, "session", None)
+        if is_up:
+            done = "begin anew" if session is None or session.ended else "went on"
+            logger.warning("%s: the server is back; the jobs %s", self.name, done)
+        elif session is not None:
+            text = "%s: the server is away; without it the jobs go on for %g s, then they end"
+            logger.warning(text, self.name, session.give_up_s)
 
     async def _join(self) -> None:
         """Be in the group with each kind.
@@ -210,7 +224,9 @@ class Service:
                     task_status.started(self.name)
                 logger.info("%s serves %s", self.name, ", ".join(str(r.base) for r in self._roots))
                 await self.session.lost.wait()
-                logger.warning("%s: the session is lost; all jobs end with LostClaim", self.name)
+                if self.client.connected:
+                    why = self.session.why_lost
+                    logger.warning("%s: all jobs end, and begin anew: %s", self.name, why)
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             if len(group.exceptions) == 1:

@@ -89,7 +89,8 @@ class Supervisor:
                 try:
                     await self._step(self._news)
                 except messages.LostClaim as exc:
-                    logger.warning("%s: lost the claim: %s", self.path, exc)
+                    text = "job %s: its run here was ended: %s"
+                    logger.warning(text, self.entry.absolute, self._held.why_lost or exc)
                     self._held.claim = self._running = None
                 except errors.SessionExpired:
                     # The client is about to notice; then all jobs end.
@@ -298,9 +299,13 @@ class Supervisor:
                 if self.path not in self._root.left_behind:
                     await self._held.release()
             except (errors.MoatKvError, messages.LostClaim) as exc:
-                logger.warning("%s: left without releasing it: %s", self.path, exc)
+                self._tell_left(str(exc))
         if scope.cancelled_caught:
-            logger.warning("%s: left without releasing it: no answer", self.path)
+            self._tell_left("no answer from the server")
+
+    def _tell_left(self, why: str) -> None:
+        text = "job %s: others have it only when this runner's session has ended: %s"
+        logger.warning(text, self.entry.absolute, why)
 
 
 async def _to_the_end(finish: Callable[[], Awaitable[None]]) -> None:

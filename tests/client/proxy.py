@@ -27,6 +27,8 @@ class Proxy:
         self._refusing = False
         #: Something waits here.
         self.held = False
+        #: How many lines were broken at once.
+        self.refused = 0
 
     def hold_answers(self) -> None:
         """From now on answers wait here."""
@@ -55,6 +57,7 @@ class Proxy:
 
     async def serve(self, client: anyio.abc.ByteStream) -> None:
         if self._refusing or self.target is None:
+            self.refused += 1
             await anyio.aclose_forcefully(client)
             return
         server = await anyio.connect_tcp("127.0.0.1", self.target)

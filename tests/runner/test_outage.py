@@ -260,3 +260,44 @@ async def test_run_that_waited_for_too_long_is_begun_anew_and_has_not_failed(
         proxy.accept()
         state = await b.state(lambda state: state.result)
         assert (state.result, state.backoff) == ("done", 0)
+
+
+async def test_outage_is_told_once_at_its_begin_and_once_at_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with outage(grace_s=0.5) as (b, _, proxy):
+        await b.job("import anyio\nawait anyio.sleep_forever()")
+        first = await b.state(lambda state: state.running)
+        await proxy.cut(refuse=True)
+        await b.gone(b.claim_path())
+        # In which the line could have been tried many times.
+        with anyio.fail_after(30):
+            while proxy.refused < 5:
+                await anyio.sleep(0.01)
+        proxy.accept()
+        await b.state(lambda state: state.running and state.fence != first.fence)
+    told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert told == [
+        "n1: the server is away; without it the jobs go on for 0.4 s, then they end",
+        "n1: the server is back; the jobs begin anew",
+    ]
+
+
+async def test_claim_that_goes_away_is_told_with_what_follows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bench("n1") as b:
+        await b.job("import anyio\nawait anyio.sleep_forever()")
+        first = await b.state(lambda state: state.running)
+        await b.desk.delete(b.claim_path())
+        second = await b.state(lambda state: state.running and state.fence != first.fence)
+        await b.desk.set(b.claim_path(), {"node": "n9"})
+        await until(lambda: "n9" in caplog.text)
+    told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    job = "job :.moat.kv.run.any.default.job: its run here was ended: "
+    assert told[:2] == [
+        f"{job}its claim, :.moat.kv.claim.any.default.job, was deleted; "
+        "whose turn it is claims it anew",
+        f"{job}runner n9 has its claim now",
+    ]
+    assert second.backoff == 0
