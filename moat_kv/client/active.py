@@ -80,6 +80,11 @@ class ClientEntry:
         return self.root.base + self.path
 
     @property
+    def pending(self) -> bool:
+        """Whether the value is on the server, but not in its network yet."""
+        return bool(self.root.pending_ids) and self.absolute in self.root.pending_ids
+
+    @property
     def client(self) -> Client:
         return self.root.own_client
 
@@ -175,7 +180,7 @@ class ClientEntry:
         """
         result = await self.client.set(self.absolute, value, **options)
         if wait:
-            await self._wait_for(result.rev)
+            await self._wait_for(result)
         return result
 
     async def set_value(self, value: Any) -> None:
@@ -186,11 +191,15 @@ class ClientEntry:
         """Delete the value; children stay. `options` and errors are those of `Client.delete`."""
         result = await self.client.delete(self.absolute, **options)
         if wait:
-            await self._wait_for(result.rev)
+            await self._wait_for(result)
         return result
 
-    async def _wait_for(self, rev: int) -> None:
-        await self.root.wait_for(lambda: self.rev >= rev or self.root.seen_rev >= rev)
+    async def _wait_for(self, result: results.Result) -> None:
+        root, rev, path = self.root, result.rev, self.absolute
+        if result.pending:
+            await root.wait_for(lambda: root.pending_ids.get(path) == result.id or self.rev > rev)
+        else:
+            await root.wait_for(lambda: self.rev >= rev or root.seen_rev >= rev)
 
     # Applying -----------------------------------------------------------------------------------
 

@@ -67,6 +67,8 @@ class ClientRoot(ClientEntry):
         self._seen_rev = 0
         # Entries that are not part of the mirror, but that somebody holds.
         self.loose = weakref.WeakValueDictionary[Path, ClientEntry]()
+        #: Ids of the writes that are shown and pending, by absolute path.
+        self.pending_ids: dict[Path, str] = {}
         self._fetch = 1
         self._is_complete = False
         self._failure: errors.MoatKvError | None = None
@@ -178,7 +180,10 @@ class ClientRoot(ClientEntry):
     # What the feed tells ------------------------------------------------------------------------
 
     def _apply(self, row: list[Any], epoch: str) -> None:
-        path, packed, rev, at, _id = row
+        path, packed, rev, at, id_, *pending = row
+        was_pending = self.pending_ids.pop(path, None) if self.pending_ids else None
+        if pending:
+            self.pending_ids[path] = id_
         try:
             value = codec.unpack(packed) if packed is not None else NotGiven
         except errors.BadValue as exc:
@@ -190,7 +195,8 @@ class ClientRoot(ClientEntry):
             return
         entry._told_in = self._fetch
         same_kind = (entry.value is NotGiven) == (value is NotGiven)
-        if same_kind and entry.rev == rev and entry._epoch == epoch:
+        is_settled = not pending and was_pending is None
+        if is_settled and same_kind and entry.rev == rev and entry._epoch == epoch:
             return  # told twice
         entry.value, entry.rev, entry.at, entry._epoch = value, rev, at, epoch
         self._changed(entry)
@@ -239,6 +245,7 @@ class ClientRoot(ClientEntry):
         """A state will be told anew; until it is complete, the old one is shown."""
         self._fetch += 1
         self._seen_rev = 0
+        self.pending_ids.clear()
 
     # Async hooks --------------------------------------------------------------------------------
 

@@ -28,9 +28,12 @@ class Entry(Mapping[str, Any]):
     Keys, each there only if it is known: `path`, `value`, `rev` (0: the entry does not exist), `at`
     (the engine's time of the write, seconds since 1970), `id` (the record's), `chain`. A deletion's
     result also has `deleted`: whether there was something to delete.
+
+    `pending`: the server has it durably, but is cut off from its network, or waits for it. It is
+    not among the keys; `rev` is then that of what it is on top of, `at` the server's own time.
     """
 
-    __slots__ = ("_epoch", "at", "deleted", "id", "path", "rev", "value")
+    __slots__ = ("_epoch", "at", "deleted", "id", "path", "pending", "rev", "value")
 
     path: Path
     value: Any
@@ -38,9 +41,11 @@ class Entry(Mapping[str, Any]):
     at: float
     id: str
     deleted: bool
+    pending: bool
 
-    def __init__(self, rev: int, epoch: str | None) -> None:
+    def __init__(self, rev: int, epoch: str | None, *, pending: bool = False) -> None:
         self.rev = rev
+        self.pending = pending
         # None: there is nothing now that a chain could go on from.
         self._epoch = epoch
 
@@ -78,7 +83,7 @@ class Entry(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         known = ", ".join(f"{key}={self[key]!r}" for key in self if key != "chain")
-        return f"{type(self).__name__}({known})"
+        return f"{type(self).__name__}({known}{', pending' if self.pending else ''})"
 
 
 _KEYS = ("path", "value", "rev", "at", "id", "chain", "deleted")
@@ -101,7 +106,7 @@ class WatchEvent(Entry):
 
 def result_of(fields: dict[str, Any], value: bytes | None, epoch: str | None) -> Result:
     """A reply's fields and value. `epoch` None: a chain would mean "must not exist"."""
-    result = Result(fields["rev"], epoch)
+    result = Result(fields["rev"], epoch, pending=fields.get("pending", False))
     if "at" in fields:
         result.at = fields["at"]
         result.id = fields["id"]
@@ -113,7 +118,7 @@ def result_of(fields: dict[str, Any], value: bytes | None, epoch: str | None) ->
 
 
 def row_of(row: list[Any], epoch: str) -> Result:
-    """A stream's row `[path, value, rev, at, id]`."""
+    """A stream's row `[path, value, rev, at, id]`, perhaps with `pending`."""
     return _fill(Result(row[2], epoch if row[1] is not None else None), row)
 
 
@@ -126,7 +131,8 @@ _E = TypeVar("_E", bound=Entry)
 
 
 def _fill(entry: _E, row: list[Any]) -> _E:
-    entry.path, value, _rev, entry.at, entry.id = row
+    entry.path, value, _rev, entry.at, entry.id, *pending = row
+    entry.pending = bool(pending)
     if value is not None:
         entry.value = codec.unpack(value)
     return entry

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 Event: TypeAlias = "results.WatchEvent | results.Mark | results.Ready | results.Reset"
 
 
+#: Of so many pending entries at most it is asked, on a new line, what has become of them; if there
+#: are more, the state is told anew.
+AGAIN_LIMIT = 1_000
+
+
 class Feed(streams.Stream):
     """One watch on the server, resumed on each line. Subclasses take what it tells.
 
@@ -61,11 +66,13 @@ class Feed(streams.Stream):
         self._in_part = False
         self._epoch = ""
         self._start_rev = 0
+        # What was told and was pending: the next server may know nothing of it.
+        self._pending: set[Path] = set()
 
     # What a consumer is told; none of it may block or raise -------------------------------------
 
     def on_rows(self, rows: list[list[Any]]) -> None:
-        """Entries `[absolute path, packed value or None, rev, at, id]`."""
+        """Entries `[absolute path, packed value or None, rev, at, id]`, and true if pending."""
         raise NotImplementedError
 
     def on_mark(self, mark: results.Mark) -> None:
@@ -80,9 +87,13 @@ class Feed(streams.Stream):
     # The stream ---------------------------------------------------------------------------------
 
     def ask(self) -> dict[str, Any]:
+        if self._place is not None and len(self._pending) > AGAIN_LIMIT:
+            self._begin_anew("too many entries were pending when the line broke")
         arguments = {"path": self.path, **self._options}
         if self._place is not None:
             arguments["since"] = [self._place.epoch, self._place.rev]
+            if self._pending:
+                arguments["again"] = list(self._pending)
         elif self._fetching or self._in_part:
             arguments["fetch"] = True
         if self._place is None and self._in_part:
@@ -93,6 +104,7 @@ class Feed(streams.Stream):
         self._place = None
         self._fetching = True
         self._in_part = False
+        self._pending.clear()
         self.on_reset(reason)
 
     def started(self, fields: dict[str, Any]) -> None:
@@ -108,6 +120,11 @@ class Feed(streams.Stream):
         if rows:
             self._in_part = True
             self._link.saw(max(row[2] for row in rows))
+            for row in rows:
+                if len(row) > 5:
+                    self._pending.add(row[0])
+                elif self._pending:
+                    self._pending.discard(row[0])
             self.on_rows(rows)
         if fields.get("ready"):
             self._in_part = False

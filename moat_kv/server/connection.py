@@ -195,6 +195,11 @@ class Connection:
                 stream.close()
             self._streams.clear()
 
+    def break_off(self) -> None:
+        """End the line at once; the client will come again."""
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
     async def _read(self) -> None:
         try:
             await self._flush(streams=False)

@@ -39,7 +39,7 @@ class Patch:
         self._request = request
         self._value = b""
         self._tries = 0
-        head = connection.server.store.tree.find(path)
+        head = connection.server.store.head(path)
         present = head.value if head is not None else None
         self._operand = request.value or b""
         # The operand and the new value.
@@ -53,7 +53,7 @@ class Patch:
         if server.stopping:
             raise errors.Detached(STOPPING)
         self._tries += 1
-        head = server.store.tree.find(self.path)
+        head = server.store.head(self.path)
         old, rev = patch_module.ABSENT, 0
         if head is not None and head.value is not None:
             old, rev = codec.unpack(head.value), head.rev

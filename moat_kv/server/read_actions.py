@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 
 from moat_kv import codec, errors
+from moat_kv.entry import Record
 from moat_kv.path import Path, key_element
 from moat_kv.proto import messages, rows
 from moat_kv.proto.messages import Request
@@ -49,8 +50,7 @@ def get(connection: Connection, request: Request) -> None:
     if node is None or node.value is None:
         connection.reply(request.seq, {"rev": 0})
         return
-    fields = {"rev": node.rev, "at": node.at, "id": f"{node.origin}:{node.tick}"}
-    connection.reply(request.seq, fields, node.value)
+    connection.reply(request.seq, rows.facts(node), node.value)
 
 
 def get_tree(connection: Connection, request: Request) -> None:
@@ -135,11 +135,26 @@ def watch(connection: Connection, request: Request) -> None:
     )
     fetch = arguments.get("fetch", False)
     stream = streams.WatchStream(seq, store, watcher, fetch=fetch, since=since, reset=reset)
+    if since is not None:
+        _offer_again(connection, watcher, arguments.get("again", []))
     try:
         connection.open_stream(seq, stream)
     except errors.MoatKvError:
         stream.close()
         raise
+
+
+def _offer_again(connection: Connection, watcher: Watcher, paths: list[Any]) -> None:
+    """What these paths have now: another server has told of them what was pending there."""
+    tree = connection.server.store.tree
+    for path in paths:
+        if type(path) is not Path or path[: len(watcher.base)] != watcher.base:
+            raise errors.BadArguments("watch", "again is a list of paths that are watched")
+        node = tree.find(path)
+        if node is None or not node.rev:
+            watcher.offer(Record(tree.revision, path, None, connection.server.now(), "", 0))
+        elif watcher.wants(path):
+            watcher.offer(Record(node.rev, path, node.value, node.at, node.origin, node.tick))
 
 
 def _place_to_resume(
@@ -220,7 +235,7 @@ ACTIONS = (
         "watch",
         "read",
         ONLY_PATH,
-        {**_DEPTHS, "fetch": BOOL, "match": BOOL, "since": LIST},
+        {**_DEPTHS, "fetch": BOOL, "match": BOOL, "since": LIST, "again": LIST},
         watch,
     ),
     Action("stop", "open", {"seq": INT}, {}, stop),

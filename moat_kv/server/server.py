@@ -51,6 +51,7 @@ class Server:
         self.sessions.on_end.append(self.groups.session_ended)
         self.expiry = Expiry(self)
         self.store.on_expiring = self.expiry.add
+        self.store.on_restart = self._restarted
         self.patches = patching.Patches(self)
         self._turns = turns.Turns(self.submit)
         self.actions = actions.table()
@@ -122,6 +123,13 @@ class Server:
             finally:
                 # The engine finishes what it has; what its answers lead to must not reach it.
                 self.stopping = True
+
+    def _restarted(self) -> None:
+        """The tree was taken anew. What clients have seen of it may have been another one."""
+        logger.warning("the tree was taken anew; all clients begin anew")
+        self.store.tree.revision = max(self.store.tree.revision, self.engine.revision)
+        for connection in list(self.connections):
+            connection.break_off()
 
     async def _serve_client(self, stream: anyio.abc.ByteStream) -> None:
         async with stream:

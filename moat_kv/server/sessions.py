@@ -234,7 +234,9 @@ class Sessions:
         self._unswept.add(id)
 
     def _write(self, path: Path, value: bytes | None) -> Write:
-        return Write(path, value, origin=self._server.origin, tick=self._server.next_tick())
+        return Write(
+            path, value, origin=self._server.origin, tick=self._server.next_tick(), strict=True
+        )
 
     def recover(self) -> None:
         """After a start: give the sessions of the log their time to come back."""

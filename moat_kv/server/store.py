@@ -1,7 +1,7 @@
 """What a server knows: the tree, its watchers, its monitors, and who belongs to which session.
 
-The engine applies records here (`Replica`); actions read here. Nothing here writes: writes go to
-the engine and come back through `apply`.
+The engine applies records here (`Replica`; `outbox.Canvas` for one that may be out of reach);
+actions read here. Nothing here writes: writes go to the engine and come back through `apply`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ class Store:
         self.session_entries: dict[str, set[Path]] = {}
         #: Called for each applied record that ends by itself (`server.expiry`).
         self.on_expiring: Callable[[Record], None] | None = None
+        #: Called when the tree has been taken anew.
+        self.on_restart: Callable[[], None] | None = None
+        # What comes anew, while `tree` shows the old state.
+        self._coming: Tree | None = None
 
     def apply(self, records: Sequence[Record]) -> None:
+        if self._coming is not None:
+            for record in records:
+                self._coming.apply(record)
+            return
         tree, watchers = self.tree, self.watchers
         for record in records:
             if tree.bound:
@@ -38,7 +46,7 @@ class Store:
                     self.session_entries.setdefault(record.session, set()).add(record.path)
                 if record.expires_at is not None and self.on_expiring is not None:
                     self.on_expiring(record)
-            if watchers.count:
+            if watchers.count and not tree.is_covered(record.path):
                 watchers.notify(record)
 
     def _unbind(self, path: Path) -> None:
@@ -51,7 +59,45 @@ class Store:
             del self.session_entries[before.session]
 
     def compacted(self, floor: int) -> None:
-        self.tree.drop_tombstones(floor)
+        (self._coming or self.tree).drop_tombstones(floor)
+
+    # What is shown over the log's state, and a log that is told anew -----------------------------
+
+    def cover(self, record: Record) -> None:
+        """Show a pending record in its path's place."""
+        self.tree.cover(record)
+        self.watchers.notify(record)
+
+    def uncover(self, path: Path) -> None:
+        """Show what the log has."""
+        node = self.tree.uncover(path)
+        if node is not None:
+            # A deletion that is forgotten is one as of now.
+            rev = node.rev or self.tree.revision
+            self.watchers.notify(Record(rev, path, node.value, node.at, node.origin, node.tick))
+
+    def restart(self) -> None:
+        """Everything will be told anew; what there is stays to be seen until `complete`."""
+        self._coming = Tree()
+        self.head = self._coming.head
+
+    def complete(self) -> None:
+        """Everything has been told; whoever watches begins anew."""
+        coming, self._coming = self._coming, None
+        if coming is None:
+            return
+        for record in self.tree.covers():
+            coming.cover(record)
+        self.tree = coming
+        self.session_entries.clear()
+        for record in coming.bound.values():
+            if record.session is not None:
+                self.session_entries.setdefault(record.session, set()).add(record.path)
+            if record.expires_at is not None and self.on_expiring is not None:
+                self.on_expiring(record)
+        self.watchers.begin_anew("the server has taken the tree anew")
+        if self.on_restart is not None:
+            self.on_restart()
 
     def message(self, topic: Path, data: bytes) -> None:
         for deliver, wanted in list(self.monitors.items()):

@@ -93,7 +93,8 @@ def _slice(
     packed: list[bytes] = []
     size = 0
     for nodes, (path, node) in enumerate(walk, 1):
-        wanted = node.value is not None if since is None else node.rev > since
+        # What is pending may have been told by another server, or not at all.
+        wanted = node.value is not None if since is None else node.rev > since or node.rev < 0
         if wanted and (wants is None or wants(path)):
             row = rows.pack_row(path, node)
             packed.append(row)
@@ -234,9 +235,8 @@ class WatchStream(Answer):
 
     def produce(self) -> list[bytes]:
         produced: list[bytes] = []
-        if self._watcher.overrun:
-            self._watcher.overrun = False
-            self._reset = "too many changes waited"
+        if self._watcher.overrun is not None:
+            self._reset, self._watcher.overrun = self._watcher.overrun, None
         if self._since is not None and self._store.tree.floor > self._since:
             # The walk would meet only what is left of the deletions that were asked for.
             self._reset = "deletions were dropped meanwhile"
@@ -281,7 +281,9 @@ class WatchStream(Answer):
 
     @property
     def walks(self) -> bool:
-        return self._walk is not None or self._reset is not None or self._watcher.overrun
+        return (
+            self._walk is not None or self._reset is not None or self._watcher.overrun is not None
+        )
 
     @property
     def more(self) -> bool:

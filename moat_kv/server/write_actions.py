@@ -17,6 +17,7 @@ from moat_kv import codec, errors
 from moat_kv.engine.base import BATCH_LIMIT, Outcome
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
+from moat_kv.proto import rows
 from moat_kv.proto.messages import Request
 from moat_kv.server import patching
 from moat_kv.server.actions import INT, LIST, ONLY_PATH, PATH, TEXT, Action, readable
@@ -43,9 +44,7 @@ def set_(connection: Connection, request: Request) -> None:
         if isinstance(outcome, errors.MoatKvError):
             connection.fail(seq, connection.server.sessions.explained(outcome))
         else:
-            record = outcome[0]
-            id_ = f"{record.origin}:{record.tick}"
-            connection.reply(seq, {"rev": record.rev, "at": record.at, "id": id_})
+            connection.reply(seq, rows.facts(outcome[0]))
 
     connection.server.submit_in_turn(connection, (write,), done)
 
@@ -64,9 +63,8 @@ def delete(connection: Connection, request: Request) -> None:
 
     def answer(records: Sequence[Record]) -> None:
         record = records[0]
-        deleted = record.origin == write.origin and record.tick == write.tick and record.rev > 0
-        fields = {"rev": record.rev, "at": record.at, "id": record.id, "deleted": deleted}
-        connection.reply(request.seq, fields)
+        deleted = record.origin == write.origin and record.tick == write.tick and record.rev != 0
+        connection.reply(request.seq, rows.facts(record) | {"deleted": deleted})
 
     submit(connection, request.seq, (write,), answer)
 
@@ -103,8 +101,8 @@ def batch(connection: Connection, request: Request) -> None:
 
     def answer(records: Sequence[Record]) -> None:
         # Not `record.id`: a property costs more than what it does.
-        rows = [[each.rev, each.at, f"{each.origin}:{each.tick}"] for each in records]
-        connection.reply(request.seq, {"rows": rows})
+        written = [[each.rev, each.at, f"{each.origin}:{each.tick}"] for each in records]
+        connection.reply(request.seq, {"rows": written})
 
     submit(connection, request.seq, writes, answer)
 
@@ -120,7 +118,9 @@ def _batch_write(connection: Connection, index: int, asked: Any) -> Write:
         _BATCH_OPTIONS.check(options)
     if value is not None:
         codec.check(value)
-    return make_write(connection, "batch", path, value, options)
+    write = make_write(connection, "batch", path, value, options)
+    write.strict = True  # also a batch of one
+    return write
 
 
 def patch(connection: Connection, request: Request) -> None:

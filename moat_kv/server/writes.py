@@ -50,6 +50,7 @@ def _add_options(
         write.session = session
     write.guards = tuple(guards)
     write.idem = options.get("idem", False)
+    write.strict = options.get("strict", False)
     expect = options.get("expect")
     if expect is not None:
         if expect < 0:

@@ -50,8 +50,8 @@ class Watcher:
         self.pattern = pattern
         self.limit = limit
         self.pending: dict[Path, entry.Record] = {}
-        #: What waited was dropped because there was too much of it.
-        self.overrun = False
+        #: Why what waited was dropped, so that the state has to be told anew; None if it was not.
+        self.overrun: str | None = None
         self._wake = wake
 
     def wants(self, path: Path) -> bool:
@@ -63,17 +63,22 @@ class Watcher:
 
     def offer(self, record: entry.Record) -> None:
         """A change to a path that is wanted."""
-        if self.overrun:
+        if self.overrun is not None:
             return
         pending = self.pending
         if record.path in pending:
             # The newest comes last, so that revisions rise within what is taken.
             del pending[record.path]
         elif len(pending) >= self.limit:
-            pending.clear()
-            self.overrun = True
-        if not self.overrun:
-            pending[record.path] = record
+            self.begin_anew("too many changes waited")
+            return
+        pending[record.path] = record
+        self._wake()
+
+    def begin_anew(self, reason: str) -> None:
+        """The state has to be told anew."""
+        self.pending.clear()
+        self.overrun = reason
         self._wake()
 
     def take(self, count: int, size_bytes: int = 1 << 62) -> list[entry.Record]:
@@ -145,3 +150,12 @@ class WatchIndex:
                 return
             branch = branch.branches.get(keys[depth])
             depth += 1
+
+    def begin_anew(self, reason: str) -> None:
+        """Every watcher has to be told the state anew."""
+        branches = [self._root]
+        while branches:
+            branch = branches.pop()
+            branches.extend(branch.branches.values())
+            for watcher in branch.watchers:
+                watcher.begin_anew(reason)
