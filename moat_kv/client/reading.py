@@ -32,7 +32,8 @@ class ReadCalls:
     async def get(self, path: Path, *, strict: bool = False) -> results.Result:
         """One entry. Where there is none, the result has no `value` and its `rev` is 0.
 
-        `strict`: only from a server that is in touch with its engine, else Detached.
+        `strict`: as it is in the whole network, with every write that was answered anywhere before
+        this call; Detached if the server cannot know.
         """
         if type(path) is not Path:
             writes.check_path(path)
@@ -45,8 +46,8 @@ class ReadCalls:
         rev = fields["rev"]
         if rev > link_.seen:
             link_.seen = rev
-        result = results.Result(rev, link_.server.epoch)
-        if rev:
+        result = results.Result(rev, link_.server.epoch, pending="pending" in fields)
+        if "at" in fields:
             result.at = fields["at"]
             result.id = fields["id"]
         if reply.value is not None:

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+import anyio.lowlevel
+
 from moat_kv.entry import Head, Record, Write
 from moat_kv.errors import MoatKvError
 from moat_kv.path import Path
@@ -79,6 +81,13 @@ class Engine(abc.ABC):
         `idem` are judged against everything that entered before. `done` gets, beside records,
         Conflict, GuardFailed, StaleFence, SessionExpired, BatchTooLarge, StorageFailed, Detached.
         """
+
+    async def catch_up(self) -> None:
+        """Return when all that was acknowledged before, to anybody, has been applied.
+
+        An engine of one server has nothing to wait for. Raises Detached.
+        """
+        await anyio.lowlevel.checkpoint()
 
     @abc.abstractmethod
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:

@@ -216,11 +216,10 @@ class NetworkEngine(base.Engine):
         if not self.attached:
             done(errors.Detached(self.trouble or "not in touch with the network"))
             return
-        if len(self._outbox):
-            for write in writes:
-                if write.path in self._outbox:
-                    done(errors.Detached(f"a write of {write.path} waits to be brought in"))
-                    return
+        for write in writes if len(self._outbox) else ():
+            if write.path in self._outbox:
+                done(errors.Detached(f"a write of {write.path} waits to be brought in"))
+                return
         self._engine.submit(writes, done)
 
     def _launch(self, write: Write, done: base.Done) -> None:
@@ -278,6 +277,10 @@ class NetworkEngine(base.Engine):
             self._outbox.take(flight.write, flight.done, made=flight.made, on=flight.on)
 
     # Reading ------------------------------------------------------------------------------------
+
+    async def catch_up(self) -> None:
+        self._need_touch()
+        await self._engine.catch_up()
 
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         self._need_touch()

@@ -46,11 +46,29 @@ def ping(connection: Connection, request: Request) -> None:
 
 
 def get(connection: Connection, request: Request) -> None:
-    node = connection.server.store.tree.find(readable(request.arguments["path"]))
+    path = readable(request.arguments["path"])
+    if request.arguments.get("strict", False):
+        _get_strictly(connection, request.seq, path)
+    else:
+        _answer_get(connection, request.seq, path)
+
+
+def _get_strictly(connection: Connection, seq: int, path: Path) -> None:
+    async def work() -> None:
+        await connection.server.engine.catch_up()
+        if connection.server.store.tree.is_covered(path):
+            raise errors.Detached(f"a write of {path} waits to be brought in")
+        _answer_get(connection, seq, path)
+
+    connection.run_later(seq, work)
+
+
+def _answer_get(connection: Connection, seq: int, path: Path) -> None:
+    node = connection.server.store.tree.find(path)
     if node is None or node.value is None:
-        connection.reply(request.seq, {"rev": 0})
+        connection.reply(seq, {"rev": 0})
         return
-    connection.reply(request.seq, rows.facts(node), node.value)
+    connection.reply(seq, rows.facts(node), node.value)
 
 
 def get_tree(connection: Connection, request: Request) -> None:
