@@ -19,7 +19,8 @@ from moat_kv.entry import Head, Record, Write
 from moat_kv.errors import MoatKvError
 from moat_kv.path import Path
 
-#: How many paths one atomic group may hold, on every engine.
+#: How many paths one atomic group may hold, on every engine: those that are written, and those that
+#: guard a write.
 BATCH_LIMIT = 1_000
 
 Outcome = Sequence[Record] | MoatKvError
