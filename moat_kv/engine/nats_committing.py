@@ -342,7 +342,9 @@ class Committer:
             rev += 1
         return [record for record in found if record is not None]
 
-    async def _not_stored(self, items: Sequence[Item], answer: nats_publish.Refused | nats_publish.Open) -> None:
+    async def _not_stored(
+        self, items: Sequence[Item], answer: nats_publish.Refused | nats_publish.Open
+    ) -> None:
         """Learn what came instead, or mark what is open."""
         if isinstance(answer, nats_publish.Open):
             self._report(answer.reason)
