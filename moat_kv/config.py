@@ -43,6 +43,31 @@ class ClientConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NatsConfig:
+    """How this machine's server joins a network on NATS; what its URL says goes first."""
+
+    network: str = "main"
+    """The network's name: letters, digits, - and _, 64 at most."""
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    nkey: str | None = None
+    """A file with the seed of an NKey."""
+    creds: str | None = None
+    """A file with credentials, as `nsc` makes them."""
+    ca: str | None = None
+    """A file with the certificates that the server's is checked with; TLS is then a must."""
+    cert: str | None = None
+    key: str | None = None
+    """Files with this machine's certificate and its key, for servers that ask for one."""
+    replicas: int | None = None
+    """On how many NATS nodes the network is kept, 1, 3 or 5; None: as it is, for a new one 3 in a
+    cluster and 1 else."""
+    history: int | None = None
+    """How many records of a path are kept, 1 to 1000; None: as it is, for a new network 10."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """A server that is started on this machine; flags of `moat kv server` go first."""
 
@@ -54,6 +79,8 @@ class ServerConfig:
     unix: str | None = None
     """The path of a Unix socket to listen on beside TCP."""
     engine: str = "sqlite"
+    """`sqlite`, `memory`, or the URL of a network: `nats://host:port,host:port/NETWORK`."""
+    nats: NatsConfig = field(default_factory=NatsConfig)
     sync_s: float = 0.0
     """0: a write is on disk before it is answered; else that many seconds may be lost."""
 
@@ -87,6 +114,8 @@ OUTPUTS = ("table", "json", "yaml", "jsonl", "value")
 _AT_LEAST: dict[str, float] = {
     "server.port": 0,
     "server.sync_s": 0,
+    "server.nats.replicas": 1,
+    "server.nats.history": 1,
     "runner.queue": 1,
 }
 _ABOVE_ZERO = ("client.connect_timeout_s", "client.request_timeout_s")

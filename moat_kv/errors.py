@@ -246,6 +246,13 @@ class EngineError(MoatKvError):
     message = "engine: {reason}"
 
 
+class EngineUnfit(EngineError):
+    """What was found there cannot serve as an engine (too old, set up otherwise, not reachable)."""
+
+    fields = ("place", "reason")
+    message = "{place} cannot be used: {reason}"
+
+
 class StorageFailed(EngineError):
     """A write could not be made durable (disk full, I/O error); it did not happen."""
 

@@ -16,17 +16,14 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import anyio.abc
 import asyncclick as click
 
 from moat_kv import config
-from moat_kv_cli import command, staying
-
-if TYPE_CHECKING:
-    from moat_kv.engine.base import Engine
+from moat_kv_cli import command, engines, staying
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m)?")
@@ -55,14 +52,19 @@ def _name(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 @click.command(
     cls=command.Command,
-    example="moat kv server n1\nmoat kv server n1 --data /var/lib/moat --unix /run/moat.sock",
+    example="moat kv server n1\nmoat kv server n1 --data /var/lib/moat --unix /run/moat.sock\n"
+    "moat kv server n1 --engine nats://one:4222,two:4222",
 )
 @click.argument("name", callback=_name)
 @click.option("--data", metavar="DIR", help="Where its files are; the platform's state folder.")
 @click.option("--host", help="Where it listens. [127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Its port; 0 takes a free one. [27586]")
 @click.option("--unix", metavar="FILE", help="Listen on a Unix socket, too.")
-@click.option("--engine", metavar="NAME", help="What holds the truth: sqlite, memory. [sqlite]")
+@click.option(
+    "--engine",
+    metavar="NAME|URL",
+    help="What holds the truth: sqlite, memory, or nats://host:4222,.../NETWORK. [sqlite]",
+)
 @click.option(
     "--sync",
     "sync_s",
@@ -95,7 +97,13 @@ async def server(
     await _check_host(options["host"], insecure)
     async with AsyncExitStack() as stack:
         listeners, urls = await _listen(stack, options)
-        engine = _engine(options["engine"], data, options["sync_s"])
+        engine = engines.make(
+            options["engine"],
+            server=name,
+            data=data,
+            sync_s=options["sync_s"],
+            access=settings.nats,
+        )
         serve = functools.partial(Server(name, engine).serve, listeners)
         return await staying.until_signal(serve, lambda _: _told(name, urls, ready_fd))
 
@@ -185,21 +193,7 @@ def _reason(exc: OSError) -> str:
     return exc.strerror.lower() if exc.strerror else str(exc)
 
 
-# What it serves ---------------------------------------------------------------------------------
-
-
-def _engine(name: str, data: pathlib.Path, sync_s: float) -> Engine:
-    """The engine of that name. Raises UsageError if there is none."""
-    from importlib import metadata
-
-    found = {each.name: each for each in metadata.entry_points(group="moat_kv.engine")}
-    if name not in found:
-        known = ", ".join(sorted(found)) or "none is installed"
-        raise click.UsageError(f"--engine: no engine {name!r}; there is: {known}")
-    make = found[name].load()
-    if name == "memory":
-        return make()  # type: ignore[no-any-return]
-    return make(data / f"tree.{name}", sync=sync_s or "always")  # type: ignore[no-any-return]
+# Ready -------------------------------------------------------------------------------------------
 
 
 def _told(name: str, urls: list[str], ready_fd: int | None) -> str:

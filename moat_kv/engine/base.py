@@ -21,7 +21,8 @@ from moat_kv.entry import Head, Record, Write
 from moat_kv.errors import MoatKvError
 from moat_kv.path import Path
 
-#: How many paths one atomic group may hold, on every engine.
+#: How many paths one atomic group may hold, on every engine: those that are written, and those that
+#: guard a write.
 BATCH_LIMIT = 1_000
 
 Outcome = Sequence[Record] | MoatKvError
@@ -70,16 +71,20 @@ class Engine(abc.ABC):
         On entry the replica has been given the newest record of every path that has one, in the
         order of revisions. On leaving, what was submitted is finished first.
 
-        Raises StorageDamaged, StorageBusy, StorageFailed.
+        Raises StorageDamaged, StorageBusy, StorageFailed, EngineUnfit; StorageDamaged also while
+        it serves, when the log turns out not to go on from what was applied.
         """
 
     @abc.abstractmethod
     def submit(self, writes: Sequence[Write], done: Done) -> None:
         """Ask for an atomic group of writes, each path at most once. Returns at once.
 
-        Groups enter the log in the order in which they were submitted. `expect`, `guards` and
+        Groups enter the log in the order in which they were submitted. (Where servers share a log,
+        a plain write that meets another server's on its path enters behind that, and may be
+        overtaken by groups of other paths that were under way with it.) `expect`, `guards` and
         `idem` are judged against everything that entered before. `done` gets, beside records,
-        Conflict, GuardFailed, StaleFence, SessionExpired, BatchTooLarge, StorageFailed, Detached.
+        Conflict, GuardFailed, StaleFence, SessionExpired, BatchTooLarge, StorageFailed; Detached,
+        when the log cannot be reached and nothing happened; Unknown, when it may have.
         """
 
     async def catch_up(self) -> None:
@@ -93,7 +98,7 @@ class Engine(abc.ABC):
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         """The newest records of one path that are still kept, newest first, at most `limit`.
 
-        `before`: only those with a lower revision.
+        `before`: only those with a lower revision. Raises Detached.
         """
 
     @abc.abstractmethod

@@ -1,13 +1,15 @@
 """Whether a group of writes may enter the log: the one place that knows the rules.
 
-Used by the engines that order writes themselves (memory, sqlite). A `Judge` covers one commit: it
-sees the applied state through the replica, and over it the records that it has admitted since, and
-those of earlier commits that are not applied yet (`admitted`). Pure: no clock, no I/O.
+A `Judge` is for the engines that order writes themselves (memory, sqlite), and covers one commit:
+it sees the applied state through the replica, and over it the records that it has admitted since,
+and those of earlier commits that are not applied yet (`admitted`). An engine whose revisions come
+from elsewhere (nats) takes the rules one by one: `unfit`, `refusal`, `unchanged`. Pure: no clock,
+no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from moat_kv import errors
 from moat_kv.engine.base import BATCH_LIMIT, Replica
@@ -42,20 +44,18 @@ class Judge:
             write = writes[0]
             head = admitted.get(write.path) or replica_head(write.path)
             if write.guards or write.expect is not None or write.after is not None:
-                refused = self._refusal(write, head)
+                refused = refusal(write, head, self._head)
                 if refused is not None:
                     return refused
             return [self._record(write, head, at)]
-        if len(writes) > BATCH_LIMIT:
-            return errors.BatchTooLarge(len(writes), BATCH_LIMIT)
-        if len({write.path for write in writes}) != len(writes):
-            return errors.BadArguments("batch", "each path may come only once")
+        if (bad := unfit(writes)) is not None:
+            return bad
         heads: list[Head | None] = []
         for write in writes:
             head = admitted.get(write.path) or replica_head(write.path)
             # Nearly all writes have neither; asking costs a tenth of the call.
             if write.guards or write.expect is not None or write.after is not None:
-                refused = self._refusal(write, head)
+                refused = refusal(write, head, self._head)
                 if refused is not None:
                     return refused
             heads.append(head)
@@ -64,34 +64,10 @@ class Judge:
     def _head(self, path: Path) -> Head | None:
         return self._admitted.get(path) or self._replica.head(path)
 
-    def _refusal(self, write: Write, head: Head | None) -> errors.MoatKvError | None:
-        for guard in write.guards:
-            refused = self._guard_refusal(guard)
-            if refused is not None:
-                return refused
-        if write.expect is not None:
-            have = head.rev if head is not None and head.value is not None else 0
-            if have != write.expect:
-                return errors.Conflict(str(write.path), write.expect, have)
-        if write.after is not None:
-            newest = 0 if head is None else head.rev
-            if newest != write.after:
-                return errors.Conflict(str(write.path), write.after, newest)
-        return None
-
-    def _guard_refusal(self, guard: Guard) -> errors.MoatKvError | None:
-        head = self._head(guard.path)
-        have = head.rev if head is not None and head.value is not None else 0
-        if have == guard.rev or (guard.rev == EXISTS and have):
-            return None
-        if guard.kind == "session":
-            return errors.SessionExpired(str(guard.path[-1]))
-        return _GUARD_ERRORS[guard.kind](str(guard.path), guard.rev, have)
-
     def _record(self, write: Write, head: Head | None, at: float) -> Record:
         path, value = write.path, write.value
         if value is None or write.idem:
-            there = self._unchanged(write, head, at)
+            there = unchanged(write, head, at)
             if there is not None:
                 return there
         self.revision = revision = self.revision + 1
@@ -107,16 +83,55 @@ class Judge:
         self.prevs.append(0 if head is None else head.rev)
         return record
 
-    @staticmethod
-    def _unchanged(write: Write, head: Head | None, at: float) -> Record | None:
-        """The record that is there already, if the write changes nothing."""
-        if head is None:
-            return None if write.value is not None else _never(write, at)
-        plain = write.session is None and write.expires_at is None
-        if head.value == write.value and ((write.idem and plain) or write.value is None):
-            # Deleting what is deleted is not news either, or tombstones would never grow old.
-            return Record(head.rev, write.path, head.value, head.at, head.origin, head.tick)
+
+def unfit(writes: Sequence[Write]) -> errors.MoatKvError | None:
+    """What is wrong with a group whatever the log holds, or None."""
+    guarding = {guard.path for write in writes for guard in write.guards}
+    size = len(writes) + len(guarding)
+    if size > BATCH_LIMIT:
+        return errors.BatchTooLarge(size, BATCH_LIMIT)
+    if len({write.path for write in writes}) != len(writes):
+        return errors.BadArguments("batch", "each path may come only once")
+    return None
+
+
+def refusal(
+    write: Write, head: Head | None, head_of: Callable[[Path], Head | None]
+) -> errors.MoatKvError | None:
+    """Why a write may not enter, or None. `head`: of its path; `head_of` finds those of others."""
+    for guard in write.guards:
+        refused = _guard_refusal(guard, head_of(guard.path))
+        if refused is not None:
+            return refused
+    if write.expect is not None:
+        have = head.rev if head is not None and head.value is not None else 0
+        if have != write.expect:
+            return errors.Conflict(str(write.path), write.expect, have)
+    if write.after is not None:
+        newest = 0 if head is None else head.rev
+        if newest != write.after:
+            return errors.Conflict(str(write.path), write.after, newest)
+    return None
+
+
+def _guard_refusal(guard: Guard, head: Head | None) -> errors.MoatKvError | None:
+    have = head.rev if head is not None and head.value is not None else 0
+    if have == guard.rev or (guard.rev == EXISTS and have):
         return None
+    if guard.kind == "session":
+        return errors.SessionExpired(str(guard.path[-1]))
+    return _GUARD_ERRORS[guard.kind](str(guard.path), guard.rev, have)
+
+
+def unchanged(write: Write, head: Head | None, at: float) -> Record | None:
+    """The record that is there already, if the write changes nothing."""
+    if head is None:
+        return None if write.value is not None else _never(write, at)
+    plain = write.session is None and write.expires_at is None
+    if head.value == write.value and ((write.idem and plain) or write.value is None):
+        # Deleting what is deleted is not news either, or tombstones would never grow old.
+        return Record(head.rev, write.path, head.value, head.at, head.origin, head.tick)
+    return None
 
 
 def _never(write: Write, at: float) -> Record:

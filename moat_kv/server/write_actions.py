@@ -25,6 +25,8 @@ from moat_kv.server.connection import WRITE_BYTES, Connection
 from moat_kv.server.writes import OPTIONS, SET_OPTIONS, make_write
 from moat_kv.tree import tree as tree_module
 
+#: So many entries `delete_tree` deletes as one; a guard and a fence go with them.
+DELETED_TOGETHER = BATCH_LIMIT - 2
 #: So many nodes are looked at before others have their turn.
 SLICE_NODES = 2_000
 
@@ -131,7 +133,7 @@ def patch(connection: Connection, request: Request) -> None:
 
 
 def delete_tree(connection: Connection, request: Request) -> None:
-    """Tombstones for the entries that are there now, in atomic groups of at most `BATCH_LIMIT`."""
+    """Tombstones for the entries that are there now, in atomic groups of `DELETED_TOGETHER`."""
     arguments = request.arguments
     path = readable(arguments["path"])
     min_depth, max_depth = arguments.get("min_depth", 0), arguments.get("max_depth", -1)
@@ -171,7 +173,7 @@ async def _groups_below(
     for nodes, (packed, found) in enumerate(walk, 1):
         if found.value is not None and not _is_later(connection, found, asked_at):
             group.append(Path.unpack(packed))
-        if len(group) == BATCH_LIMIT:
+        if len(group) == DELETED_TOGETHER:
             yield group
             group = []
         if nodes % SLICE_NODES == 0:

@@ -177,8 +177,8 @@ class Compacting:
             assert again.heads == {C: kept}
             assert again.floor == engine.floor == gone.rev
             # The last record is gone; its revision must not come again.
-            assert engine.revision == revision == gone.rev
-            assert (await engine_probe.Writer(engine).set(A, b"new", expect=0)).rev > gone.rev
+            assert engine.revision == revision >= gone.rev
+            assert (await engine_probe.Writer(engine).set(A, b"new", expect=0)).rev > revision
 
     async def test_a_deletion_that_was_written_over_is_history(
         self, open_engine: engine_probe.OpenEngine

@@ -1,0 +1,80 @@
+"""Which engine a server gets: by name, or a network by its URL.
+
+Called by `moat kv server`. On a terminal it shows how far the load from a network has come, since
+a newcomer takes the whole tree before it serves.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import asyncclick as click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moat_kv.config import NatsConfig
+    from moat_kv.engine.base import Engine
+
+#: The entry point that serves these schemes.
+_SCHEMES = {"nats": "nats", "tls": "nats"}
+
+
+def make(
+    text: str, *, server: str, data: pathlib.Path, sync_s: float, access: NatsConfig
+) -> Engine:
+    """The engine of that name or URL. Raises UsageError if there is none, BadConfig."""
+    from importlib import metadata
+
+    found = {each.name: each for each in metadata.entry_points(group="moat_kv.engine")}
+    scheme, is_url, _ = text.partition("://")
+    name = _SCHEMES.get(scheme, scheme) if is_url else text
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none is installed"
+        raise click.UsageError(f"--engine: no engine {name!r}; there is: {known}")
+    if name == "nats":
+        return _network(found[name], text, server, access)
+    engine = found[name].load()
+    if name == "memory":
+        return engine()  # type: ignore[no-any-return]
+    return engine(data / f"tree.{name}", sync=sync_s or "always")  # type: ignore[no-any-return]
+
+
+def _network(entry_point: Any, url: str, server: str, access: NatsConfig) -> Engine:
+    try:
+        engine = entry_point.load()
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "nats":
+            raise
+        raise click.UsageError(
+            "--engine: a network needs nats-py; pip install 'moat-kv-fleet[nats]' has it"
+        ) from exc
+    progress = _progress() if sys.stderr.isatty() else None
+    return engine(url, access=access, name=f"moat-kv {server}", progress=progress)  # type: ignore[no-any-return]
+
+
+def _progress() -> Callable[[int, int], None]:
+    """Shows a bar on the terminal, from the first call to that with all of it."""
+    from rich import console
+    from rich import progress as bars
+
+    shown = bars.Progress(
+        bars.TextColumn("taking the tree"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+        console=console.Console(stderr=True),
+        transient=True,
+    )
+    task = shown.add_task("load", total=None)
+
+    def tell(done: int, total: int) -> None:
+        shown.update(task, completed=done, total=total)
+        if not shown.live.is_started:
+            shown.start()
+        if done >= total:
+            shown.stop()
+
+    return tell

@@ -1,0 +1,223 @@
+"""Reads the stream in its order: from a revision, or the newest message of each subject and on.
+
+Used by `nats_feed`, which follows, and by `read`, which reads what is kept and ends. A consumer
+pushes (fetching in pulls takes three times as long), counts what it delivers, and says every second
+that it lives. One from which a message is missing, or that is silent, is of no more use: whoever
+uses it makes another one. Applies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple
+
+import anyio
+from nats import errors as nats_errors
+from nats.aio import msg as nats_msg
+
+from moat_kv import errors
+from moat_kv.engine import nats_line, nats_record, nats_stream, nats_subjects
+
+_log = logging.getLogger(__name__)
+
+#: So many messages are handed on at once.
+SLICE = 1_000
+#: A consumer says so often that it lives, and is dead after that much silence, in seconds.
+HEARTBEAT_S = 1
+SILENCE_S = 3.5
+#: NATS forgets a consumer that nobody listens to after so long, in seconds.
+FORGOTTEN_S = 10
+
+_NANO = 1_000_000_000
+
+
+class Floor(NamedTuple):
+    """A record that says how far deletions are forgotten."""
+
+    rev: int
+    floor: int
+
+
+class Other(NamedTuple):
+    """A message that nobody of us has written; it is passed over."""
+
+    rev: int
+
+
+Item = nats_record.Delivered | Floor | Other
+
+
+def rev_of(item: Item) -> int:
+    """Where it stands in the stream."""
+    return item.record.rev if isinstance(item, nats_record.Delivered) else item.rev
+
+
+class Consumer:
+    """One consumer, until it breaks or is stopped.
+
+    `deliver` is called with what has come, in order, and with how much is still to come at present.
+    """
+
+    def __init__(
+        self,
+        connection: nats_line.Connection,
+        names: nats_subjects.Names,
+        deliver: Callable[[Sequence[Item], int], None],
+    ) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self._names = names
+        self._deliver = deliver
+        self._number = 0
+        self._items: list[Item] = []
+        self._remaining = 0
+        self._heard_at = time.monotonic()
+        self._failure: Exception | None = None
+        self._over = anyio.Event()
+        self._subscription: Any = None
+
+    async def start(self, subjects: Sequence[str], since: int | None) -> int:
+        """Begin above the revision `since`; None: with each subject's newest message.
+
+        Returns how many messages there are. Raises nats_line.NoAnswer, nats_line.Refused.
+        """
+        inbox = self._client.new_inbox()
+        asked: dict[str, Any] = {
+            "deliver_subject": inbox,
+            "deliver_policy": "last_per_subject",
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": FORGOTTEN_S * _NANO,
+            "flow_control": True,
+            "idle_heartbeat": HEARTBEAT_S * _NANO,
+        }
+        if since is not None:
+            asked |= {"deliver_policy": "by_start_sequence", "opt_start_seq": since + 1}
+        if len(subjects) == 1:
+            asked["filter_subject"] = subjects[0]
+        else:
+            asked["filter_subjects"] = list(subjects)
+        stream = self._names.stream
+        try:
+            self._subscription = await self._client.subscribe(
+                inbox, cb=self._came, pending_msgs_limit=0, pending_bytes_limit=0
+            )
+        except (nats_errors.Error, OSError) as exc:
+            raise nats_line.NoAnswer(str(exc)) from exc
+        name = inbox.rpartition(".")[2]
+        self._heard_at = time.monotonic()
+        # (A filter in the subject of this request would be over the limit for long paths.)
+        made = await self._connection.api(
+            f"CONSUMER.CREATE.{stream}.{name}",
+            {"stream_name": stream, "config": asked, "action": "create"},
+        )
+        return int(made.get("num_pending", 0))
+
+    async def until_over(self) -> None:
+        """Wait until it is of no more use. Raises what `deliver` raised."""
+        while not self._over.is_set():
+            silent_s = time.monotonic() - self._heard_at
+            if silent_s > SILENCE_S:
+                _log.info("NATS: a consumer has been silent for %.1f s", silent_s)
+                return
+            with anyio.move_on_after(SILENCE_S - silent_s + 0.05):
+                await self._over.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def stop(self) -> None:
+        """Take nothing more from it; NATS forgets it by itself."""
+        self._over.set()
+        if self._subscription is not None and not self._connection.lost.is_set():
+            with contextlib.suppress(nats_errors.Error, OSError):
+                await self._subscription.unsubscribe()
+
+    async def _came(self, message: nats_msg.Msg) -> None:
+        """Called by nats-py for each message, in order."""
+        if self._over.is_set():
+            return
+        try:
+            place = nats_record.place(message.reply) if message.reply else None
+            if place is None:
+                await self._told(message)
+            else:
+                self._take(place, message)
+        except Exception as exc:  # raised where it is awaited; nats-py would only report it
+            self._failure = exc
+            self._over.set()
+
+    def _take(self, place: nats_record.Place, message: nats_msg.Msg) -> None:
+        self._number += 1
+        if place.number != self._number:
+            _log.info("NATS: a message is missing before revision %d", place.rev)
+            self._over.set()
+            return
+        self._items.append(self._item(place, message))
+        self._remaining = place.remaining
+        waiting = self._subscription.pending_msgs if self._subscription is not None else 0
+        if not waiting or len(self._items) >= SLICE:
+            self._heard_at = time.monotonic()
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        items, self._items = self._items, []
+        if items:
+            self._deliver(items, self._remaining)
+
+    def _item(self, place: nats_record.Place, message: nats_msg.Msg) -> Item:
+        try:
+            path = self._names.path(message.subject)
+            if path is not None:
+                return nats_record.delivered(path, place, message.data)
+            if message.subject == self._names.floor:
+                return Floor(place.rev, nats_stream.floor_of(message.data))
+        except (nats_record.NotOurs, errors.BadPath) as exc:
+            _log.error("NATS: revision %d, %s: %s", place.rev, message.subject, exc)
+        return Other(place.rev)
+
+    async def _told(self, message: nats_msg.Msg) -> None:
+        """A heartbeat, or the question whether we are still with it."""
+        self._hand_on()
+        self._heard_at = time.monotonic()
+        headers = message.headers or {}
+        answer_to = message.reply or headers.get("Nats-Consumer-Stalled")
+        if answer_to:
+            await self._client.publish(answer_to, b"")
+        delivered = headers.get("Nats-Last-Consumer")
+        if delivered is not None and int(delivered) != self._number:
+            _log.info("NATS: messages are missing at the end")
+            self._over.set()
+
+
+async def read(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    subjects: Sequence[str],
+    since: int,
+) -> AsyncIterator[Sequence[Item]]:
+    """What is kept of these subjects above a revision, in slices, up to the present end.
+
+    Raises nats_line.NoAnswer, nats_line.Refused; NoAnswer also when a message is missing.
+    """
+    send, receive = anyio.create_memory_object_stream[tuple[Sequence[Item], int]](float("inf"))
+    consumer = Consumer(connection, names, lambda *came: send.send_nowait(came))
+    async with receive, send:
+        try:
+            if not await consumer.start(subjects, since):
+                return
+            while True:
+                with anyio.move_on_after(SILENCE_S) as scope:
+                    items, remaining = await receive.receive()
+                if scope.cancelled_caught:
+                    raise nats_line.NoAnswer("the rest did not come")
+                yield items
+                if not remaining:
+                    return
+        finally:
+            with anyio.CancelScope(shield=True):
+                await consumer.stop()

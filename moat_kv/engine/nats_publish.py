@@ -1,0 +1,190 @@
+"""Messages on their way into the stream: one by one, or an atomic batch, and what became of each.
+
+Used by `nats_committing` and `nats_compact`, one after the other. Every message carries the last
+sequence that its subject must have. Nothing is sent again here: who asked decides that.
+
+A guard is a message on a subject of its own that expects the last sequence of another subject; it
+goes before the writes of its batch, so that the last message of the stream is never one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from nats import errors as nats_errors
+from nats.aio import msg as nats_msg
+
+from moat_kv.engine import nats_line
+
+_log = logging.getLogger(__name__)
+
+#: How long an acknowledgement is waited for before the message may be sent again, in seconds.
+ACK_S = 2.0
+
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_EXPECTED_OF = "Nats-Expected-Last-Subject-Sequence-Subject"
+_BATCH_ID = "Nats-Batch-Id"
+_BATCH_SEQUENCE = "Nats-Batch-Sequence"
+_BATCH_COMMIT = "Nats-Batch-Commit"
+
+#: Another record is there, or on its way (the second says no number).
+_CONFLICTS = (10071, 10164)
+_SEQUENCE = re.compile(r"wrong last sequence: (\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What is to be stored where, and the last sequence that must be found."""
+
+    subject: str
+    body: bytes
+    expect: int
+    expect_of: str | None = None
+    """The subject that must have it, if not this one."""
+
+    def headers(self) -> dict[str, str]:
+        found = {_EXPECTED: str(self.expect)}
+        if self.expect_of is not None:
+            found[_EXPECTED_OF] = self.expect_of
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """It is in the stream; `rev` is the sequence of the (last) message."""
+
+    rev: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """It is not in the stream.
+
+    `conflict`: another record came first; `rev` is its sequence, if NATS said so. `passing`: it may
+    be another matter soon.
+    """
+
+    reason: str
+    conflict: bool = False
+    passing: bool = False
+    rev: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """No answer: it may be in the stream, or get there yet."""
+
+    reason: str
+
+
+Answer = Stored | Refused | Open
+
+
+class Publisher:
+    """Publishes over one connection; `open` first."""
+
+    def __init__(self, connection: nats_line.Connection) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self._inbox = self._client.new_inbox()
+        self._number = 0
+        self._answers: dict[str, Answer | None] = {}
+        self._complete = anyio.Event()
+
+        self._subscription: Any = None
+
+    async def open(self) -> None:
+        """Listen for answers. Raises nats_line.NoAnswer."""
+        try:
+            inbox = f"{self._inbox}.*"
+            self._subscription = await self._client.subscribe(inbox, cb=self._answered)
+        except (nats_errors.Error, OSError) as exc:
+            raise nats_line.NoAnswer(str(exc)) from exc
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if not self._connection.lost.is_set():
+            with contextlib.suppress(nats_errors.Error, OSError):
+                await self._subscription.unsubscribe()
+
+    async def singly(self, messages: Sequence[Message]) -> list[Answer]:
+        """Send all without waiting in between, in this order; what became of each."""
+        return await self._send([(message, message.headers(), True) for message in messages])
+
+    async def together(self, messages: Sequence[Message]) -> Answer:
+        """Send all as one atomic batch, at most 1,000; what became of it."""
+        batch = secrets.token_hex(12)
+        sending = []
+        for number, message in enumerate(messages, 1):
+            headers = message.headers() | {_BATCH_ID: batch, _BATCH_SEQUENCE: str(number)}
+            is_last = number == len(messages)
+            if is_last:
+                headers[_BATCH_COMMIT] = "1"
+            sending.append((message, headers, is_last))
+        (answer,) = await self._send(sending)
+        return answer
+
+    async def _send(self, sending: list[tuple[Message, dict[str, str], bool]]) -> list[Answer]:
+        self._answers, self._complete = {}, anyio.Event()
+        try:
+            for message, headers, wants_answer in sending:
+                reply = ""
+                if wants_answer:
+                    self._number += 1
+                    reply = f"{self._inbox}.{self._number}"
+                    self._answers[reply] = None
+                await self._client.publish(message.subject, message.body, reply, headers)
+        except (nats_errors.Error, OSError) as exc:
+            # Part of it may have been sent; nobody will tell.
+            reason = str(exc) or type(exc).__name__
+            return [Open(reason=reason) for *_, wants_answer in sending if wants_answer]
+        with anyio.move_on_after(ACK_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._until_lost, tasks.cancel_scope)
+                await self._complete.wait()
+                tasks.cancel_scope.cancel()
+        lost = self._connection.lost.is_set()
+        silent = Open(reason="the connection was lost" if lost else "no acknowledgement in time")
+        found = [answer or silent for answer in self._answers.values()]
+        self._answers = {}
+        return found
+
+    async def _until_lost(self, scope: anyio.CancelScope) -> None:
+        await self._connection.lost.wait()
+        scope.cancel()
+
+    async def _answered(self, message: nats_msg.Msg) -> None:
+        if message.subject not in self._answers:
+            return  # too late; whoever sent it has looked for it in the stream
+        self._answers[message.subject] = _answer(message)
+        if None not in self._answers.values():
+            self._complete.set()
+
+
+def _answer(message: nats_msg.Msg) -> Answer:
+    status = (message.headers or {}).get("Status")
+    if status is not None:
+        # 503: nobody listens there; the stream has no leader, or JetStream is not up.
+        return Refused(reason=f"no stream takes it (status {status})", passing=True)
+    try:
+        found: dict[str, Any] = json.loads(message.data)
+    except ValueError:
+        return Open(reason="an answer that is not understood")
+    if "error" not in found:
+        return Stored(rev=found["seq"])
+    error = found["error"]
+    reason = str(error.get("description", error))
+    if error.get("err_code") in _CONFLICTS:
+        number = _SEQUENCE.search(reason)
+        return Refused(reason=reason, conflict=True, rev=int(number[1]) if number else None)
+    # A batch that a new leader does not know, too many batches at once, and whatever is 5xx.
+    passing = error.get("code", 0) >= 500 or "batch" in reason
+    return Refused(reason=reason, passing=passing)

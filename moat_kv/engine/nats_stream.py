@@ -1,0 +1,222 @@
+"""A network's stream: made where there is none, and checked for what we rely on where there is.
+
+Called by `engine.nats` when it starts and at each new connection. The epoch is in the stream's
+metadata, so that it is made with it, once, whoever is first. Never changes a stream's settings but
+for the epoch.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from moat_kv import errors
+from moat_kv.engine import nats_line, nats_settings, nats_subjects
+
+_log = logging.getLogger(__name__)
+
+EPOCH_KEY = "moat-kv.epoch"
+HISTORY_DEFAULT = 10
+
+#: JetStream's numbers for what we tell apart.
+STREAM_NOT_FOUND = 10059
+STREAM_IS_THERE = 10058
+NO_MESSAGE = 10037
+
+#: What every network's stream has. Some are NATS's defaults, and all the same what we rely on: a
+#: limit would drop records that nobody deleted, a time to live brings older ones back to life.
+_FIXED: dict[str, Any] = {
+    "retention": "limits",
+    "storage": "file",
+    "discard": "old",
+    "max_msgs": -1,
+    "max_bytes": -1,
+    "max_age": 0,
+    "max_msg_size": -1,
+    "max_consumers": -1,
+    "duplicate_window": 120_000_000_000,
+    "no_ack": False,
+    "sealed": False,
+    "deny_purge": False,
+    "allow_atomic": True,
+    "allow_rollup_hdrs": False,
+    "allow_msg_ttl": False,
+    "allow_msg_counter": False,
+    "allow_msg_schedules": False,
+    "mirror": None,
+    "sources": None,
+    "subject_transform": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a stream says of itself."""
+
+    epoch: str
+    #: The last sequence that was given out.
+    revision: int
+    messages: int
+    size_bytes: int
+    history: int
+    replicas: int
+
+
+async def prepare(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+) -> Facts:
+    """The network's stream, made if need be. Raises EngineUnfit, nats_line.NoAnswer."""
+    wanted = _wanted(connection, names, settings)
+    try:
+        try:
+            return await look(connection, names, settings)
+        except nats_line.Refused as refused:
+            if refused.number != STREAM_NOT_FOUND:
+                raise
+        _log.info("NATS: making the network %s", names.network)
+        metadata = {EPOCH_KEY: secrets.token_hex(8), "moat-kv.format": "1"}
+        try:
+            made = await connection.api(
+                f"STREAM.CREATE.{names.stream}", wanted | {"metadata": metadata}, 10.0
+            )
+        except nats_line.Refused as refused:
+            if refused.number != STREAM_IS_THERE:
+                raise
+            return await look(connection, names, settings)  # somebody else was quicker
+        return _checked(made, names, settings)
+    except nats_line.Refused as refused:
+        raise errors.EngineUnfit(settings.place, f"JetStream says: {refused}") from refused
+
+
+async def look(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+) -> Facts:
+    """The stream that is there. Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
+    return _checked(await connection.api(f"STREAM.INFO.{names.stream}"), names, settings)
+
+
+def _wanted(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+) -> dict[str, Any]:
+    access = settings.access
+    return {name: value for name, value in _FIXED.items() if value is not None} | {
+        "name": names.stream,
+        "description": f"moat-kv network {names.network}",
+        "subjects": list(names.stored),
+        "max_msgs_per_subject": access.history or HISTORY_DEFAULT,
+        "num_replicas": access.replicas or (3 if connection.is_clustered else 1),
+    }
+
+
+def _checked(
+    info: dict[str, Any], names: nats_subjects.Names, settings: nats_settings.Settings
+) -> Facts:
+    found, state = info["config"], info["state"]
+    wanted = dict(_FIXED)
+    if settings.access.history is not None:
+        wanted["max_msgs_per_subject"] = settings.access.history
+    if settings.access.replicas is not None:
+        wanted["num_replicas"] = settings.access.replicas
+    differences = [
+        f"{name} is {_shown(found.get(name))}, not {_shown(value)}"
+        for name, value in wanted.items()
+        # What is off, or none, may be left out.
+        if (found.get(name) or None) != (value or None)
+    ]
+    if sorted(found["subjects"]) != sorted(names.stored):
+        differences.append(f"subjects are {found['subjects']}, not {list(names.stored)}")
+    epoch = (found.get("metadata") or {}).get(EPOCH_KEY)
+    if epoch is None:
+        differences.append(f"metadata has no {EPOCH_KEY}")
+    if found["max_msgs_per_subject"] < 1:
+        differences.append("max_msgs_per_subject is without limit")
+    if differences:
+        raise errors.EngineUnfit(
+            settings.place,
+            f"the stream {names.stream} was made with other settings: {'; '.join(differences)}",
+        )
+    return Facts(
+        epoch=str(epoch),
+        revision=state["last_seq"],
+        messages=state["messages"],
+        size_bytes=state["bytes"],
+        history=found["max_msgs_per_subject"],
+        replicas=found["num_replicas"],
+    )
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value).lower() if type(value) is bool else str(value)
+
+
+async def renew_epoch(
+    connection: nats_line.Connection, names: nats_subjects.Names, known: str
+) -> None:
+    """Begin a new epoch, unless another server has: revisions may have been given out twice.
+
+    Raises nats_line.NoAnswer, nats_line.Refused.
+    """
+    info = await connection.api(f"STREAM.INFO.{names.stream}")
+    changed = dict(info["config"])
+    metadata = dict(changed.get("metadata") or {})
+    if metadata.get(EPOCH_KEY) != known:
+        return
+    metadata = {name: text for name, text in metadata.items() if not name.startswith("_nats")}
+    changed["metadata"] = metadata | {EPOCH_KEY: secrets.token_hex(8)}
+    await connection.api(f"STREAM.UPDATE.{names.stream}", changed)
+
+
+async def last(
+    connection: nats_line.Connection, names: nats_subjects.Names, subject: str
+) -> tuple[int, bytes] | None:
+    """The revision and body of the newest message that a subject (or pattern) has; None: no such.
+
+    Raises nats_line.NoAnswer, nats_line.Refused.
+    """
+    try:
+        answer = await connection.api(f"STREAM.MSG.GET.{names.stream}", {"last_by_subj": subject})
+    except nats_line.Refused as refused:
+        if refused.number == NO_MESSAGE:
+            return None
+        raise
+    message = answer["message"]
+    return message["seq"], base64.b64decode(message.get("data", ""))
+
+
+async def end(connection: nats_line.Connection, names: nats_subjects.Names) -> int:
+    """The revision of the newest message. Raises nats_line.NoAnswer, nats_line.Refused."""
+    found = await last(connection, names, names.all)
+    return found[0] if found is not None else 0
+
+
+async def floor(connection: nats_line.Connection, names: nats_subjects.Names) -> tuple[int, int]:
+    """The floor, and the revision of the record that says so; zeros if there is none.
+
+    Raises nats_line.NoAnswer, nats_line.Refused.
+    """
+    found = await last(connection, names, names.floor)
+    if found is None:
+        return 0, 0
+    return floor_of(found[1]), found[0]
+
+
+def floor_body(value: int) -> bytes:
+    """The body of the record that says how far deletions are forgotten."""
+    packed: bytes = msgpack.packb([1, value])
+    return packed
+
+
+def floor_of(body: bytes) -> int:
+    """What `floor_body` was made of."""
+    return int(msgpack.unpackb(body)[1])

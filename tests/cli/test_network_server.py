@@ -1,0 +1,105 @@
+"""`moat kv server --engine nats://...`: a server on a network, with a real nats-server."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from moat_kv.testing import nats
+from tests.cli.processes import MOAT, environment, moat, server
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[nats.Node]:
+    with nats.server() as node:
+        yield node
+
+
+def test_a_server_on_a_network_keeps_its_data_there(
+    tmp_path: pathlib.Path, node: nats.Node
+) -> None:
+    engine = ("--engine", f"nats://{node.address}/house")
+    for expected in (None, "123\n"):
+        with server(tmp_path, *engine) as (process, line):
+            assert line.startswith("server n1 is ready: tcp://127.0.0.1:")
+            if expected is None:
+                assert moat(tmp_path, "data", "one.two", "set", "-e", ":", "123").stderr == ""
+            shown = moat(tmp_path, "data", "one.two")
+            assert (shown.stdout, shown.stderr, shown.returncode) == ("123\n", "", 0)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=20)
+            assert (process.returncode, out, err) == (0, "", "")
+    assert not list((tmp_path / "state").rglob("tree*"))
+
+
+def test_servers_of_a_network_see_each_others_writes(
+    tmp_path: pathlib.Path, node: nats.Node
+) -> None:
+    (tmp_path / "c.yaml").write_text(
+        f"server: {{engine: 'nats://{node.address}', nats: {{network: flat}}}}\n"
+    )
+    first, second = tmp_path / "a", tmp_path / "b"
+    for place in (first, second):
+        place.mkdir()
+    settings = {"MOAT_KV_CONFIG": str(tmp_path / "c.yaml")}
+    with server(first, **settings), server(second, **settings):
+        assert moat(first, "data", "lamp", "set", "-e", ":", "'on'").stderr == ""
+        watching = subprocess.Popen(
+            [*MOAT, "data", "lamp", "watch", "-f", "-o", "jsonl"],
+            env=environment(second),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert watching.stdout is not None
+            lines = iter(watching.stdout.readline, "")
+            assert any('"on"' in line for line in lines)
+            assert moat(second, "data", "lamp").stdout == "on\n"
+            assert moat(first, "data", "lamp", "set", "-e", ":", "'off'").stderr == ""
+            assert any('"off"' in line for line in lines)
+        finally:
+            watching.kill()
+            watching.communicate()
+
+
+def test_what_cannot_serve_is_told_in_one_line(tmp_path: pathlib.Path, node: nats.Node) -> None:
+    with nats.server(jetstream=False) as plain:
+        words = ["server", "n1", "--port", "0", "--engine", f"nats://{plain.address}"]
+        refused = moat(tmp_path, *words)
+    assert refused.returncode == 1
+    assert "runs without JetStream: start it with -js" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    refused = moat(tmp_path, "server", "n1", "--port", "0", "--engine", "nats://a b")
+    assert (refused.returncode, refused.stderr.count("\n")) == (128, 1)
+
+
+def test_a_newcomers_load_is_shown_on_a_terminal(tmp_path: pathlib.Path, node: nats.Node) -> None:
+    engine = ("--engine", f"nats://{node.address}/shown")
+    with server(tmp_path, *engine):
+        for number in range(3):
+            moat(tmp_path, "data", f"a.{number}", "set", "-e", ":", "1")
+    (tmp_path / "s").unlink(missing_ok=True)
+    ours, theirs = pty.openpty()
+    words = ["server", "n1", "--port", "0", *engine]
+    process = subprocess.Popen(
+        [*MOAT, *words],
+        env=environment(tmp_path, TERM="xterm"),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("server n1 is ready")
+        os.close(theirs)
+        assert b"taking the tree" in os.read(ours, 4096)
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(ours)
