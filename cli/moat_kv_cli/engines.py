@@ -7,6 +7,7 @@ a newcomer takes the whole tree before it serves.
 from __future__ import annotations
 
 import pathlib
+import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,18 @@ def make(
         known = ", ".join(sorted(found)) or "none is installed"
         raise click.UsageError(f"--engine: no engine {name!r}; there is: {known}")
     if name == "nats":
-        return _network(found[name], text, server, access)
+        return _network(found[name], text, server, data, access)
     engine = found[name].load()
     if name == "memory":
         return engine()  # type: ignore[no-any-return]
     return engine(data / f"tree.{name}", sync=sync_s or "always")  # type: ignore[no-any-return]
 
 
-def _network(entry_point: Any, url: str, server: str, access: NatsConfig) -> Engine:
+def _network(
+    entry_point: Any, url: str, server: str, data: pathlib.Path, access: NatsConfig
+) -> Engine:
+    from moat_kv.engine.network import NetworkEngine
+
     try:
         engine = entry_point.load()
     except ModuleNotFoundError as exc:
@@ -52,7 +57,10 @@ def _network(entry_point: Any, url: str, server: str, access: NatsConfig) -> Eng
             "--engine: a network needs nats-py; pip install 'moat-kv-fleet[nats]' has it"
         ) from exc
     progress = _progress() if sys.stderr.isatty() else None
-    return engine(url, access=access, name=f"moat-kv {server}", progress=progress)  # type: ignore[no-any-return]
+    remote = engine(url, access=access, name=f"moat-kv {server}", progress=progress)
+    # What this server keeps of a network is worth nothing in another one.
+    file = data / f"copy.{remote.network}.sqlite"
+    return NetworkEngine(remote, file, origin=f"{server}:log-{secrets.token_hex(4)}")
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -30,7 +30,7 @@ class Moment(NamedTuple):
 
 
 def now() -> Moment:
-    return Moment(_boot(), _up_s(), time.time())
+    return Moment(_boot(), up_s(), time.time())
 
 
 def age_s(then: Moment, now: Moment, since_contact_s: float) -> float:
@@ -44,7 +44,8 @@ def age_s(then: Moment, now: Moment, since_contact_s: float) -> float:
     return max(0.0, min(now.up_s - then.up_s, since_contact_s))
 
 
-def _up_s() -> float:
+def up_s() -> float:
+    """Since the machine was started, suspended time included; seconds."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     # macOS counts a suspension in this one, too, though not in `time.monotonic`.

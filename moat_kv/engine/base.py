@@ -11,6 +11,7 @@ An engine never decodes a value and never looks into the tree but through `Repli
 from __future__ import annotations
 
 import abc
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -86,6 +87,10 @@ class Engine(abc.ABC):
         Conflict, GuardFailed, StaleFence, SessionExpired, BatchTooLarge, StorageFailed; Detached,
         when the log cannot be reached and nothing happened; Unknown, when it may have.
         """
+
+    def now(self) -> float:
+        """The engine's time, as well as it is known; seconds since 1970."""
+        return time.time()
 
     async def catch_up(self) -> None:
         """Return when all that was acknowledged before, to anybody, has been applied.

@@ -95,6 +95,11 @@ class NatsEngine(base.Engine):
         self._sending: anyio.Event
 
     @property
+    def network(self) -> str:
+        """The network's name."""
+        return self._names.network
+
+    @property
     def revision(self) -> int:  # type: ignore[override]  # the feed's
         """See `base.Engine.revision`."""
         return max(self._feed.revision, self._began_at) if self._is_begun else 0
@@ -109,6 +114,17 @@ class NatsEngine(base.Engine):
     @asynccontextmanager
     async def running(self, replica: base.Replica) -> AsyncIterator[None]:
         """See `base.Engine.running`. EngineUnfit: no such NATS, or none that serves."""
+        self._prepare(replica)
+        try:
+            connection = await self._load()
+            async with self._serving(connection):
+                yield
+        finally:
+            self._open = False
+            self._running = False
+
+    def _prepare(self, replica: base.Replica) -> None:
+        """Make what lasts over connections. Raises EngineUnfit."""
         if self._running:
             raise RuntimeError("this engine is running already")
         try:
@@ -124,13 +140,7 @@ class NatsEngine(base.Engine):
         self._feed = nats_feed.Feed(self._names, replica)
         self._began_at = 0
         self._running = self._is_begun = True
-        try:
-            connection = await self._load()
-            async with self._serving(connection):
-                yield
-        finally:
-            self._open = False
-            self._running = False
+        self._make_committer()
 
     async def _load(self) -> nats_line.Connection:
         """Find the network and take its tree. The connection for going on."""
@@ -160,8 +170,7 @@ class NatsEngine(base.Engine):
                 return connection
         raise AssertionError("the last attempt returns or raises")
 
-    @asynccontextmanager
-    async def _serving(self, connection: nats_line.Connection) -> AsyncIterator[None]:
+    def _make_committer(self) -> None:
         self._committer = nats_committing.Committer(
             self._names,
             self._replica,
@@ -179,6 +188,9 @@ class NatsEngine(base.Engine):
             tombstone_s=self._tombstone_s,
             connected=self._connected,
         )
+
+    @asynccontextmanager
+    async def _serving(self, connection: nats_line.Connection) -> AsyncIterator[None]:
         # Cancelled by the committer's end alone: it needs the line until then.
         background = anyio.CancelScope(shield=True)
         try:

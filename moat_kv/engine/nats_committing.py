@@ -210,7 +210,7 @@ class Committer:
         if any(chain.broken for chain in chains):
             item.outcome = errors.Unknown("records of its path have come and gone meanwhile")
             return True
-        bases = [message.expect for _, message in item.messages]
+        bases = [message.expect or 0 for _, message in item.messages]
         if any(chain.last > base_ for chain, base_ in zip(chains, bases, strict=True)):
             # Another record is where it would have had to be: it is not there, nor can get there.
             item.doubtful = False

@@ -19,7 +19,7 @@ from nats import errors as nats_errors
 from nats.aio import msg as nats_msg
 
 from moat_kv import errors
-from moat_kv.engine import nats_line, nats_record, nats_stream, nats_subjects
+from moat_kv.engine import age, nats_line, nats_record, nats_stream, nats_subjects
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,11 @@ class Consumer:
         self._items: list[Item] = []
         self._remaining = 0
         self._heard_at = time.monotonic()
+        # How many messages were there when it was made.
+        self._there = 0
+        #: NATS's time when it stored what came last, if that was a moment ago; and this machine's
+        #: (`age.up_s`) when it came. Seconds.
+        self.clock: tuple[float, float] | None = None
         self._failure: Exception | None = None
         self._over = anyio.Event()
         self._subscription: Any = None
@@ -116,7 +121,9 @@ class Consumer:
             f"CONSUMER.CREATE.{stream}.{name}",
             {"stream_name": stream, "config": asked, "action": "create"},
         )
-        return int(made.get("num_pending", 0))
+        total = int(made.get("num_pending", 0))
+        self._there = total + self._number
+        return total
 
     async def until_over(self) -> None:
         """Wait until it is of no more use. Raises what `deliver` raised."""
@@ -157,6 +164,8 @@ class Consumer:
             _log.info("NATS: a message is missing before revision %d", place.rev)
             self._over.set()
             return
+        if self._number > self._there:
+            self.clock = (place.at, age.up_s())
         self._items.append(self._item(place, message))
         self._remaining = place.remaining
         waiting = self._subscription.pending_msgs if self._subscription is not None else 0

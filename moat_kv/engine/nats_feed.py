@@ -8,7 +8,7 @@ no answer for (`Chain`). Keeps the deletions that compaction will ask for. Publi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
@@ -73,6 +73,24 @@ class Feed:
         self._group: list[nats_record.Delivered] = []
         self._moved = anyio.Event()
         self.count = 0
+        self._consumer: nats_consumer.Consumer | None = None
+
+    @property
+    def clock(self) -> tuple[float, float] | None:
+        """See `nats_consumer.Consumer.clock`; of the one that was made last."""
+        return None if self._consumer is None else self._consumer.clock
+
+    def resume(
+        self, revision: int, floor: int, at: float, tombstones: Mapping[Path, tuple[int, float]]
+    ) -> None:
+        """Begin with what another run had applied."""
+        self.revision, self.floor, self.at = revision, floor, at
+        self.tombstones = dict(tombstones)
+
+    def reset(self) -> None:
+        """What was applied is void; `load` begins with nothing."""
+        self.resume(0, 0, self.at, {})
+        self.leftovers, self.chains = {}, {}
 
     async def load(
         self, connection: nats_line.Connection, progress: Progress | None = None
@@ -87,7 +105,7 @@ class Feed:
         end = await nats_stream.end(connection, self._names)
         if not end:
             return
-        consumer = nats_consumer.Consumer(connection, self._names, self._take)
+        consumer = self._consumer = nats_consumer.Consumer(connection, self._names, self._take)
         try:
             total = await consumer.start(self._names.followed, self.revision or None)
             async with anyio.create_task_group() as tasks:
@@ -113,7 +131,7 @@ class Feed:
         """Apply what comes, until cancelled. Raises nats_line.NoAnswer, errors.StorageDamaged."""
         while True:
             self._group = []
-            consumer = nats_consumer.Consumer(connection, self._names, self._take)
+            consumer = self._consumer = nats_consumer.Consumer(connection, self._names, self._take)
             try:
                 await consumer.start(self._names.followed, self.revision)
                 await consumer.until_over()

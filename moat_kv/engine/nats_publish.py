@@ -46,12 +46,13 @@ class Message:
 
     subject: str
     body: bytes
-    expect: int
+    expect: int | None
+    """None: whatever is there."""
     expect_of: str | None = None
     """The subject that must have it, if not this one."""
 
     def headers(self) -> dict[str, str]:
-        found = {_EXPECTED: str(self.expect)}
+        found = {} if self.expect is None else {_EXPECTED: str(self.expect)}
         if self.expect_of is not None:
             found[_EXPECTED_OF] = self.expect_of
         return found

@@ -16,7 +16,8 @@ from typing import Any
 import msgpack
 
 from moat_kv import errors
-from moat_kv.engine import nats_line, nats_settings, nats_subjects
+from moat_kv.engine import nats_line, nats_record, nats_settings, nats_subjects
+from moat_kv.entry import Record
 
 _log = logging.getLogger(__name__)
 
@@ -192,6 +193,31 @@ async def last(
         raise
     message = answer["message"]
     return message["seq"], base64.b64decode(message.get("data", ""))
+
+
+async def record_at(
+    connection: nats_line.Connection, names: nats_subjects.Names, rev: int
+) -> Record | None:
+    """The record of a revision; None if it is not kept any more, or was none of an entry.
+
+    Raises nats_line.NoAnswer, nats_line.Refused.
+    """
+    try:
+        answer = await connection.api(f"STREAM.MSG.GET.{names.stream}", {"seq": rev})
+    except nats_line.Refused as refused:
+        if refused.number == NO_MESSAGE:
+            return None
+        raise
+    message = answer["message"]
+    body = base64.b64decode(message.get("data", ""))
+    try:
+        path = names.path(message["subject"])
+        if path is None:
+            return None
+        place = nats_record.Place(rev, 0, 0.0, 0)
+        return nats_record.delivered(path, place, body).record
+    except (nats_record.NotOurs, errors.BadPath):
+        return None
 
 
 async def end(connection: nats_line.Connection, names: nats_subjects.Names) -> int:

@@ -6,7 +6,8 @@ and `/` stand for themselves, every other byte of the UTF-8 is `=XX` (`=` too), 
 an integer `=i3`, any other element `=x` and the hex of its msgpack. Pure.
 
 Below `moat.NET`: `kv` and `kv.>` are the entries, `log.floor` says how far deletions are forgotten,
-`guard` takes what guards a write (see `nats_publish`); these are in the stream. `msg.>` are the
+`log.probe` takes what is written only to see whether writing is possible, `guard` what guards a
+write (see `nats_publish`); these are in the stream. `msg.>` are the
 fleeting messages, which nobody keeps.
 """
 
@@ -51,6 +52,7 @@ class Names:
         self.all = f"{base}.>"
         self.root = f"{base}.kv"
         self.floor = f"{base}.log.floor"
+        self.probe = f"{base}.log.probe"
         self.guard = f"{base}.guard"
         self.messages = f"{base}.msg.>"
         self._below_root = f"{self.root}."

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 #: A plain write that is not acknowledged is kept, and answered as pending, after so many seconds.
 PATIENCE_S = 1.0
+#: A server that has a copy waits so long at its start for the network, in seconds.
+TOUCH_S = 3.0
 
 
 def is_plain(write: Write) -> bool:
@@ -93,15 +95,15 @@ class NetworkEngine(base.Engine):
 
     @asynccontextmanager
     async def running(self, replica: base.Replica) -> AsyncIterator[None]:
-        """See `base.Engine.running`. With a copy it is entered at once, in touch or not; without
-        one, when everything has been read.
+        """See `base.Engine.running`. With a copy it is entered soon, in touch or not; without one,
+        when everything has been read.
 
         `replica` is an `outbox.Canvas`.
         """
         self._canvas: outbox.Canvas = replica  # type: ignore[assignment]
-        self._loaded = anyio.Event()
+        self._loaded, self._heard = anyio.Event(), anyio.Event()
         async with self._copy.running():
-            await self._load()
+            known = await self._load()
             self._outbox = outbox.Outbox(self._copy, self._canvas, moment=self._moment)
             self._replayer = replaying.Replayer(
                 self._outbox,
@@ -114,29 +116,37 @@ class NetworkEngine(base.Engine):
             )
             self._outbox.on_kept = self._replayer.wake
             async with (
-                self._engine.following(self, self._copy.state),
+                self._engine.following(self, known),
                 anyio.create_task_group() as tasks,
             ):
                 tasks.start_soon(self._replayer.run)
                 tasks.start_soon(self._keep_late_ones)
                 await self._loaded.wait()
+                with anyio.move_on_after(TOUCH_S):
+                    await self._heard.wait()
                 try:
                     yield
                 finally:
                     tasks.cancel_scope.cancel()
 
-    async def _load(self) -> None:
+    async def _load(self) -> remote.Known:
         """Take the copy; if it is damaged, or a part only, everything comes from the log."""
         try:
             if not self._copy.state.epoch:
                 self._copy.restart()
+            newest, tombstones = None, {}
             async for records in self._copy.heads():
                 self._canvas.apply(records)
+                newest = records[-1]
+                for record in records:
+                    if record.value is None:
+                        tombstones[record.path] = (record.rev, record.at)
                 await anyio.lowlevel.checkpoint()
         except errors.StorageDamaged as exc:
             _log.error("the copy is taken from the network anew: %s", exc)
             self._canvas.restart()
             self._copy.restart()
+            newest, tombstones = None, {}
         state = self._copy.state
         self.epoch, self.revision, self.floor = state.epoch, state.revision, state.floor
         self._is_whole = bool(state.epoch)
@@ -144,6 +154,7 @@ class NetworkEngine(base.Engine):
             if state.floor:
                 self._canvas.compacted(state.floor)
             self._loaded.set()
+        return remote.Known(state, newest, tombstones)
 
     # What the log tells (remote.Follower) -------------------------------------------------------
 
@@ -158,7 +169,9 @@ class NetworkEngine(base.Engine):
     def _applied(self, records: Sequence[Record]) -> None:
         # A part of a tree is no copy: until all of it is there, it is one of nothing.
         epoch = self.epoch if self._is_whole else ""
-        self._copy.applied(records, State(epoch, self.revision, self.floor, self._engine.now()))
+        # Before we are in touch the engine's time is not known.
+        contact_at = self._engine.now() if self.attached else self._copy.state.contact_at
+        self._copy.applied(records, State(epoch, self.revision, self.floor, contact_at))
 
     def compacted(self, floor: int) -> None:
         self.floor = floor
@@ -182,6 +195,7 @@ class NetworkEngine(base.Engine):
             self._canvas.complete()
         self.since = self._moment().wall
         self._loaded.set()
+        self._heard.set()
         self._applied(())
         self._replayer.may_go = True
         self._replayer.wake()
@@ -191,6 +205,7 @@ class NetworkEngine(base.Engine):
         self.attached, self.trouble = False, f"cut off from the network: {reason}"
         self.since = self._moment().wall
         self._replayer.may_go = False
+        self._heard.set()
         _log.warning("cut off from the network: %s; plain writes are kept here", reason)
 
     def _conflict(self, conflict: conflicts.Conflict) -> None:
@@ -277,6 +292,9 @@ class NetworkEngine(base.Engine):
             self._outbox.take(flight.write, flight.done, made=flight.made, on=flight.on)
 
     # Reading ------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._engine.now()
 
     async def catch_up(self) -> None:
         self._need_touch()

@@ -7,11 +7,25 @@ server's own copy and outbox, so that the server goes on without it.
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from moat_kv.engine import base
 from moat_kv.engine.copy_store import State
+from moat_kv.entry import Record
+from moat_kv.path import Path
+
+
+class Known(NamedTuple):
+    """What a server knows of the log when it starts."""
+
+    state: State = State()
+    """Without an epoch: nothing."""
+    newest: Record | None = None
+    """The newest record that it has: whether the log is still the same can be told by it."""
+    tombstones: Mapping[Path, tuple[int, float]] = {}
+    """Per path whose newest record is a deletion: its revision and time."""
 
 
 class Follower(base.Replica, Protocol):
@@ -36,12 +50,9 @@ class Remote(base.Engine):
     """
 
     @abc.abstractmethod
-    def following(self, follower: Follower, since: State) -> AbstractAsyncContextManager[None]:
-        """Be in touch when possible, and tell `follower` everything above `since`.
+    def following(self, follower: Follower, known: Known) -> AbstractAsyncContextManager[None]:
+        """Be in touch when possible, and tell `follower` everything that is not known.
 
-        Entered at once, in touch or not. `since` without an epoch: everything.
+        Entered at once, in touch or not. To who knows nothing it may raise EngineUnfit, from the
+        context, if the log can never be reached as things are.
         """
-
-    @abc.abstractmethod
-    def now(self) -> float:
-        """The engine's time, as well as it is known; seconds since 1970."""

@@ -71,7 +71,7 @@ class Server:
 
     def now(self) -> float:
         """The engine's time, in seconds since 1970."""
-        return time.time()
+        return self.engine.now()
 
     def submit(self, writes: Sequence[Write], done: Done) -> None:
         """Hand a group to the engine, see `Engine.submit`; Detached when the server is stopping."""

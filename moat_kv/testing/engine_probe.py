@@ -34,6 +34,8 @@ class DictReplica:
 
     def __init__(self) -> None:
         self.heads: dict[Path, Record] = {}
+        #: What is shown over them.
+        self.covers: dict[Path, Record] = {}
         #: Every call of `apply`.
         self.applied: list[list[Record]] = []
         self.floor = 0
@@ -58,6 +60,21 @@ class DictReplica:
         for record in list(self.heads.values()):
             if record.value is None and record.rev <= floor:
                 del self.heads[record.path]
+
+    # For an engine that may be out of reach (`engine.outbox.Canvas`).
+
+    def cover(self, record: Record) -> None:
+        self.covers[record.path] = record
+
+    def uncover(self, path: Path) -> None:
+        self.covers.pop(path, None)
+
+    def restart(self) -> None:
+        self.heads.clear()
+        self._last = 0
+
+    def complete(self) -> None:
+        """Nothing was shown meanwhile."""
 
     def message(self, topic: Path, data: bytes) -> None:
         self.messages.append((topic, data))

@@ -12,7 +12,6 @@ from typing import Any
 
 from moat_kv import codec, errors
 from moat_kv.engine import age, base, conflicts, judge, remote
-from moat_kv.engine.copy_store import State
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
 
@@ -84,7 +83,10 @@ class FakeRemote(remote.Remote):
         raise NotImplementedError
 
     @asynccontextmanager
-    async def following(self, follower: remote.Follower, since: State) -> AsyncIterator[None]:
+    async def following(
+        self, follower: remote.Follower, known: remote.Known
+    ) -> AsyncIterator[None]:
+        since = known.state
         self._follower = follower
         self.epoch, self.revision, self.floor = self.log.epoch, since.revision, since.floor
         if since.epoch and (since.epoch != self.log.epoch or since.revision < self.log.floor):

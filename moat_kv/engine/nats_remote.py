@@ -1,0 +1,246 @@
+"""The engine on NATS for servers that go on without it: `remote.Remote` over the parts of `nats`.
+
+Started by `engine.network`. Where `nats.NatsEngine` gives up (no node at the start, a stream that
+is not what it was), this says that it is cut off, or has the server begin anew, and keeps trying.
+A live connection is not enough to be in touch: that is judged by acknowledgements, and a probe, a
+message that nobody reads, finds out when they come again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from nats import errors as nats_errors
+
+from moat_kv import errors
+from moat_kv.engine import (
+    age,
+    nats,
+    nats_feed,
+    nats_line,
+    nats_publish,
+    nats_stream,
+    remote,
+)
+
+_log = logging.getLogger(__name__)
+
+#: Strict writes wait for NATS for so long, in seconds; plain ones are kept much earlier.
+PATIENCE_S = 8.0
+#: Without acknowledgements for so long, while something waits for one, a server is cut off.
+DETACH_S = 3.0
+#: A probe is sent so often while there are none, in seconds; it is to be applied in `APPLY_S`.
+PROBE_S = 1.0
+APPLY_S = 5.0
+
+
+class NatsRemote(nats.NatsEngine, remote.Remote):
+    """`remote.Remote` in the network that `url` names; arguments as those of `nats.NatsEngine`."""
+
+    def __init__(self, url: str, **options: object) -> None:
+        super().__init__(url, **({"patience_s": PATIENCE_S} | options))  # type: ignore[arg-type]
+        self._follower: remote.Follower
+        self._known = remote.Known()
+        # None: not known yet.
+        self._is_in_touch: bool | None = None
+        self._troubled = anyio.Event()
+        self._calm = anyio.Event()
+        self._probing = anyio.Lock()
+        self._probes = 0
+        # The engine's time, and this machine's uptime then.
+        self._clock: tuple[float, float] | None = None
+
+    @asynccontextmanager
+    async def following(
+        self, follower: remote.Follower, known: remote.Known
+    ) -> AsyncIterator[None]:
+        self._prepare(follower)
+        self._follower, self._known = follower, known
+        state = known.state
+        self.epoch = state.epoch
+        self._feed.resume(state.revision, state.floor, state.contact_at, known.tombstones)
+        background = anyio.CancelScope(shield=True)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep_in_touch, background)
+                tasks.start_soon(self._commit, background)
+                tasks.start_soon(self._compactor.run)
+                self._open = True
+                try:
+                    yield
+                finally:
+                    self._open = False
+                    self._committer.close()
+                    tasks.cancel_scope.cancel()
+        finally:
+            self._running = False
+
+    # The connection -----------------------------------------------------------------------------
+
+    async def _keep_in_touch(self, background: anyio.CancelScope) -> None:
+        with background:
+            try:
+                await self._line.keep(await self._first(), self._serve_following)
+            except BaseException:
+                self._committer.abandon()
+                raise
+
+    async def _first(self) -> nats_line.Connection:
+        while True:
+            try:
+                return await self._line.first()
+            except errors.EngineUnfit as exc:
+                if not self._known.state.epoch:
+                    raise
+                self._cut_off(str(exc.facts["reason"]))
+
+    async def _serve_following(self, connection: nats_line.Connection) -> None:
+        """Use a connection until it is lost. Raises nats_line.NoAnswer; EngineUnfit at first."""
+        try:
+            await self._find_log(connection)
+            publisher = await self._take_up(connection)
+            self._troubled, self._calm = anyio.Event(), anyio.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send, connection)
+                tasks.start_soon(self._feed.follow, connection)
+                tasks.start_soon(self._judge_touch)
+                self._connection, self._publisher = connection, publisher
+                self._attached_event.set()
+        except* nats_line.NoAnswer as group:
+            self._cut_off(str(group.exceptions[0]))
+            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+        finally:
+            self._connection = self._publisher = None
+            self._attached_event = anyio.Event()
+            self._cut_off("the connection to NATS was lost")
+
+    async def _find_log(self, connection: nats_line.Connection) -> None:
+        """Have everything applied that is in the stream, from where we are or anew."""
+        try:
+            nats_line.check(connection, self._place)
+            if self.epoch:
+                facts = await nats_stream.look(connection, self._names, self._settings)
+            else:
+                facts = await nats_stream.prepare(connection, self._names, self._settings)
+            if self.epoch and not await self._is_same(connection, facts):
+                self._begin_anew()
+                facts = await nats_stream.look(connection, self._names, self._settings)
+            self._facts, self.epoch = facts, facts.epoch
+            await self._feed.load(connection, self._progress)
+        except nats_line.Refused as refused:
+            reason = str(refused)
+            if refused.number == nats_stream.STREAM_NOT_FOUND:
+                reason = (
+                    "its stream is gone; bring it back, or make it anew with `moat kv log restore`"
+                )
+            raise nats_line.NoAnswer(reason) from refused
+        except errors.EngineUnfit as exc:
+            if not self._known.state.epoch:
+                raise
+            raise nats_line.NoAnswer(str(exc)) from exc
+
+    async def _is_same(self, connection: nats_line.Connection, facts: nats_stream.Facts) -> bool:
+        """Whether the stream goes on from what was applied here."""
+        floor, _ = await nats_stream.floor(connection, self._names)
+        try:
+            nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
+        except errors.StorageDamaged as exc:
+            if facts.epoch == self.epoch and facts.revision < self._feed.revision:
+                # Its next revisions have been given out before.
+                await nats_stream.renew_epoch(connection, self._names, self.epoch)
+            _log.warning("NATS: %s", exc)
+            return False
+        newest, self._known = self._known.newest, self._known._replace(newest=None)
+        if newest is None:
+            return True
+        there = await nats_stream.record_at(connection, self._names, newest.rev)
+        if there is None or (there.path, there.origin, there.tick) == (
+            newest.path,
+            newest.origin,
+            newest.tick,
+        ):
+            return True
+        _log.warning("NATS: revision %d is another record than the one known here", newest.rev)
+        return False
+
+    def _begin_anew(self) -> None:
+        self._follower.restart()
+        self._feed.reset()
+        self._known = remote.Known(self._known.state)
+
+    async def _take_up(self, connection: nats_line.Connection) -> nats_publish.Publisher:
+        publisher = nats_publish.Publisher(connection)
+        await publisher.open()
+        try:
+            await connection.client.subscribe(self._names.messages, cb=self._heard)
+            await connection.client.flush()
+        except (nats_errors.Error, OSError) as exc:
+            raise nats_line.NoAnswer(str(exc)) from exc
+        return publisher
+
+    # In touch or not ----------------------------------------------------------------------------
+
+    async def _judge_touch(self) -> None:
+        """Say when acknowledgements come, and when they do not, while there is a connection."""
+        while True:
+            while not await self._probe():
+                self._cut_off("NATS does not acknowledge (no quorum?)")
+                await anyio.sleep(PROBE_S)
+            if not self._is_in_touch:
+                self._is_in_touch = True
+                self._report(None)
+                self._follower.caught_up()
+            await self._troubled.wait()
+            with anyio.move_on_after(DETACH_S):
+                await self._calm.wait()
+            self._troubled, self._calm = anyio.Event(), anyio.Event()
+
+    def _cut_off(self, reason: str) -> None:
+        if self._is_in_touch is not False:
+            self._is_in_touch = False
+            self._follower.cut_off(reason)
+
+    def _report(self, trouble: str | None) -> None:
+        # Said by the follower, once; here every late acknowledgement is one.
+        self.trouble = trouble
+        (self._calm if trouble is None else self._troubled).set()
+
+    async def _probe(self) -> bool:
+        """Whether a write is acknowledged and comes back."""
+        connection = self._connection
+        if connection is None:
+            return False
+        publisher = nats_publish.Publisher(connection)
+        await publisher.open()
+        message = nats_publish.Message(subject=self._names.probe, body=b"", expect=None)
+        try:
+            (answer,) = await publisher.singly([message])
+        finally:
+            await publisher.close()
+        if not isinstance(answer, nats_publish.Stored):
+            _log.debug("NATS: a probe: %s", answer.reason)
+            return False
+        return await self._feed.reach(answer.rev, APPLY_S)
+
+    async def catch_up(self) -> None:
+        """See `base.Engine.catch_up`. Those who ask while a probe is under way share the next."""
+        wanted = self._probes + (2 if self._probing.locked() else 1)
+        with anyio.move_on_after(PATIENCE_S):
+            async with self._probing:
+                if self._probes >= wanted:
+                    return
+                if await self._probe():
+                    self._probes += 1
+                    return
+        raise errors.Detached("NATS does not acknowledge")
+
+    def now(self) -> float:
+        clock = self._feed.clock or self._clock
+        if clock is None:
+            return max(time.time(), self._known.state.contact_at)
+        self._clock = clock
+        return clock[0] + age.up_s() - clock[1]

@@ -1,0 +1,183 @@
+"""A server on a real NATS goes on when that is gone, frozen or another one, and comes back."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+
+import anyio
+import pytest
+
+from moat_kv import errors
+from moat_kv.engine import nats_remote, network
+from moat_kv.entry import Record
+from moat_kv.path import P, Path
+from moat_kv.testing import engine_probe, nats
+from tests.client import waiting
+
+pytestmark = pytest.mark.anyio
+
+A, B = P("a"), P("b")
+
+
+class Server:
+    """An engine on a network, and what it shows."""
+
+    def __init__(self, url: str, file: pathlib.Path, name: str) -> None:
+        self.replica = engine_probe.DictReplica()
+        remote = nats_remote.NatsRemote(url, name=name)
+        self.engine = network.NetworkEngine(remote, file, origin=f"{name}:log")
+        self.writer = engine_probe.Writer(self.engine)
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return self.engine.running(self.replica)
+
+    async def until(self, condition: Callable[[], bool], limit_s: float = 30) -> None:
+        with anyio.fail_after(limit_s):
+            while not condition():
+                await anyio.sleep(0.02)
+
+    async def set(self, path: Path, value: bytes | None) -> Record:
+        return await self.writer.set(path, value)
+
+
+@pytest.fixture
+def own_node() -> Iterator[nats.Node]:
+    with nats.server() as node:
+        yield node
+
+
+async def test_without_nats_a_server_goes_on_and_starts_and_comes_back(
+    tmp_path: pathlib.Path, own_node: nats.Node
+) -> None:
+    url, file = f"nats://{own_node.address}/house", tmp_path / "copy.sqlite"
+    one = Server(url, file, "n1")
+    async with one.running():
+        assert (await one.set(A, b"\x01")).rev > 0
+        own_node.kill()
+        await one.until(lambda: not one.engine.attached)
+        assert "127.0.0.1" in str(one.engine.trouble) or "NATS" in str(one.engine.trouble)
+        assert (await one.set(A, b"\x02")).rev < 0
+        with pytest.raises(errors.Detached):
+            await one.writer.set(A, b"\x03", expect=1)
+    two = Server(url, file, "n1")
+    two.writer._tick = 10
+    async with two.running():
+        assert not two.engine.attached
+        assert two.replica.values == {A: b"\x01"}
+        assert two.replica.covers[A].value == b"\x02"
+        assert (await two.set(B, b"\x04")).rev < 0
+        own_node.start()
+        await two.until(lambda: two.engine.attached and not two.replica.covers)
+        assert two.replica.values == {A: b"\x02", B: b"\x04"}
+        assert (await two.set(B, b"\x05")).rev > 0
+
+
+async def test_a_newcomer_without_nats_is_told_so(tmp_path: pathlib.Path) -> None:
+    server = Server(f"nats://127.0.0.1:{nats.free_port()}", tmp_path / "copy.sqlite", "n1")
+    with pytest.raises((errors.EngineUnfit, BaseExceptionGroup)) as caught:
+        async with server.running():
+            raise AssertionError("it cannot serve")
+    found = caught.value
+    while isinstance(found, BaseExceptionGroup):
+        (found,) = found.exceptions
+    assert isinstance(found, errors.EngineUnfit)
+
+
+async def test_a_frozen_node_makes_writes_pending_and_loses_none(
+    tmp_path: pathlib.Path, own_node: nats.Node
+) -> None:
+    server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
+    async with server.running():
+        await server.set(A, b"\x01")
+        own_node.freeze()
+        try:
+            with anyio.fail_after(5):
+                late = await server.set(A, b"\x02")
+            assert late.rev < 0
+            assert (await server.set(A, b"\x03")).rev < 0
+            assert (await server.set(B, b"\x04")).rev < 0
+            await server.until(lambda: not server.engine.attached)
+        finally:
+            own_node.thaw()
+        await server.until(lambda: server.engine.attached and not server.replica.covers)
+        assert server.replica.values == {A: b"\x03", B: b"\x04"}
+        history = await server.engine.history(A, limit=10)
+        assert [record.value for record in history] in (
+            [b"\x03", b"\x01"],
+            [b"\x03", b"\x02", b"\x01"],
+        )
+
+
+async def test_two_servers_that_were_cut_off_agree_on_the_later_write(
+    tmp_path: pathlib.Path, own_node: nats.Node
+) -> None:
+    url = f"nats://{own_node.address}/house"
+    one, two = (Server(url, tmp_path / f"{name}.sqlite", name) for name in ("n1", "n2"))
+    async with one.running(), two.running():
+        await one.set(A, b"\x01")
+        own_node.kill()
+        await one.until(lambda: not one.engine.attached and not two.engine.attached)
+        await two.set(A, b"\x02")
+        await anyio.sleep(0.05)
+        await one.set(A, b"\x03")
+        own_node.start()
+        for server in (one, two):
+            await server.until(lambda s=server: s.engine.attached and not s.replica.covers)  # type: ignore[misc]
+        await waiting.until(lambda: one.replica.values == two.replica.values)
+        assert one.replica.values[A] == b"\x03"
+        places = [path for path in one.replica.values if path[0] == ".moat"]
+        assert [str(path[-1]) for path in places] == ["suite:1:2"] or len(places) == 1
+
+
+async def test_another_stream_makes_a_server_begin_anew_with_its_outbox(
+    tmp_path: pathlib.Path,
+) -> None:
+    file, port = tmp_path / "copy.sqlite", nats.free_port()
+    url = f"nats://127.0.0.1:{port}/house"
+    first = nats.Node(tmp_path / "first", port=port)
+    first.start()
+    server = Server(url, file, "n1")
+    async with server.running():
+        await server.set(A, b"\x01")
+        epoch = server.engine.epoch
+        first.stop()
+        await server.until(lambda: not server.engine.attached)
+        await server.set(B, b"\x02")
+    second = nats.Node(tmp_path / "second", port=port)
+    second.start()
+    try:
+        other = Server(url, tmp_path / "other.sqlite", "n2")
+        async with other.running():
+            other.writer._tick = 100
+            await other.set(P("c"), b"\x03")
+        again = Server(url, file, "n1")
+        async with again.running():
+            await again.until(lambda: again.engine.attached and not again.replica.covers)
+            assert again.engine.epoch != epoch
+            assert again.replica.values == {P("c"): b"\x03", B: b"\x02"}
+    finally:
+        second.stop()
+
+
+async def test_a_strict_read_sees_what_was_answered_elsewhere(
+    tmp_path: pathlib.Path, own_node: nats.Node
+) -> None:
+    url = f"nats://{own_node.address}/house"
+    one, two = (Server(url, tmp_path / f"{name}.sqlite", name) for name in ("n1", "n2"))
+    async with one.running(), two.running():
+        for number in range(50):
+            await one.set(A, bytes([number]))
+            await two.engine.catch_up()
+            assert two.replica.values[A] == bytes([number])
+        own_node.kill()
+        with pytest.raises(errors.Detached):
+            await two.engine.catch_up()
+
+
+async def test_the_engine_s_time_is_nats_s(tmp_path: pathlib.Path, own_node: nats.Node) -> None:
+    server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
+    async with server.running():
+        record = await server.set(A, b"\x01")
+        assert 0 <= server.engine.now() - record.at < 5
