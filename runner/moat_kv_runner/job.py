@@ -188,6 +188,11 @@ class JobState:
         }
 
 
+def is_state(value: Any) -> bool:
+    """Whether a value is a state that a runner has written."""
+    return isinstance(value, Mapping) and isinstance(value.get("pinged"), int | float)
+
+
 def parse_state(value: Any) -> JobState:
     """The state in an entry's value; what is not understood counts as not there."""
     if not isinstance(value, Mapping):

@@ -163,7 +163,8 @@ class JobRoot(ClientRoot):
                 self._service = service
                 for each in listeners:
                     each.append(self._concerns)
-                for entry in list(self.all_children):
+                # Also the states of jobs that were deleted while nobody served them.
+                for entry in [*self.all_children, *self.states.all_children]:
                     self._concerns(entry.path)
                 task_status.started()
                 try:
