@@ -76,6 +76,11 @@ def parse_spec(value: Any, defaults: Mapping[str, Any] | None = None) -> JobSpec
     return JobSpec(**{name: _CHECKS[name](each, name) for name, each in given.items()})
 
 
+def checked(name: str, value: Any) -> Any:
+    """The value of an attribute of this name. Raises BadValue that names it."""
+    return _CHECKS[name](value, name)
+
+
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise errors.BadValue(f"{name}: a number is needed, not {value!r}")

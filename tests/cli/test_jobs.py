@@ -276,13 +276,17 @@ async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Clien
     assert listed == {name.replace(" ", ":_"): name for name in names}
     assert list(listed) == sorted(listed)
     info = json.loads(await moat.fine("run", "info", "-o", "json"))
-    assert info["settings"] == {"nodes": 2}
+    assert (info["settings"], info["wrong"]) == ({"nodes": 2}, [])
     assert info["nodes"] == {}
     assert len(info["jobs"]) == 9
     assert (info["kind"], info["node"], info["group"]) == ("any", None, {"$path": "default"})
     shown = await moat.fine("run", "info")
     assert "jobs for  any node of group default" in shown
     assert "nodes     no runner serves this group now" in shown
+    await client.set(P(":.moat.kv.run.any.default"), {"node": 2})
+    told = "node: there is no such setting of a group; there are nodes and defaults"
+    assert told in await moat.fine("run", "info")
+    assert json.loads(await moat.fine("run", "info", "-o", "json"))["wrong"] == [told]
 
 
 @pytest.mark.usefixtures("answer")
