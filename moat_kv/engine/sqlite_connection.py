@@ -53,10 +53,13 @@ _SETTINGS = (
     "PRAGMA temp_store=MEMORY",
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
-    # The WAL is emptied into the file every 4 MB; what a longer one took is given back.
-    "PRAGMA wal_autocheckpoint=1000",
+    # What a WAL took that was once longer than this is given back, in bytes.
     "PRAGMA journal_size_limit=16777216",
 )
+
+#: So many pages long (of 4 KiB) the WAL is emptied into the file; and so many where there is little
+#: room, for then it is rather in the way.
+WAL_PAGES, WAL_PAGES_LOW = 1_000, 100
 
 
 def connect(path: str) -> Connection:
@@ -78,11 +81,17 @@ def open_log(connect: Connect, path: pathlib.Path) -> Connection:
     try:
         for setting in _SETTINGS:
             all_rows(connection, setting)
+        set_wal_pages(connection, WAL_PAGES)
         all_rows(connection, "SELECT count(*) FROM meta")  # takes the lock, reads the WAL
     except BaseException:
         close(connection)
         raise
     return connection
+
+
+def set_wal_pages(connection: Connection, pages: int) -> None:
+    """How long the write-ahead log may grow before it is emptied into the file."""
+    all_rows(connection, f"PRAGMA wal_autocheckpoint={pages}")
 
 
 def close(connection: Connection) -> None:
