@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from moat_kv import errors
 from moat_kv.client import error_record
+from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_runner import admin, claims, messages
 from moat_kv_runner.job import JobState, StateEntry, is_state, parse_state
@@ -122,6 +123,19 @@ class Holding:
                 self._client, lambda: self._client.set(self._state_path, value, fence=claim.guard)
             )
         self.state = state
+
+    async def tell_blocked(self, reason: str) -> None:
+        """Say in the state why the job waits for a claim that is nobody's.
+
+        Written without a claim, but only while that one is what it is, so by no means beside a
+        runner that holds the job.
+        """
+        claim, entry = self._entry, self._state_entry
+        state = dataclasses.replace(entry.state, pinged=time.time(), reason=reason)
+        guard = (claim.absolute, claim.rev)
+        expect = 0 if entry.value is NotGiven else entry.rev
+        with contextlib.suppress(errors.Conflict, errors.GuardFailed):  # other runners say so too
+            await self._client.set(self._state_path, state.as_value(), guard=guard, expect=expect)
 
     async def forget(self) -> None:
         """Delete the state entry of a job that was deleted. Raises LostClaim."""

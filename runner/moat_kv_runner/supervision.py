@@ -189,10 +189,10 @@ class Supervisor:
         if self._stray[0] != claim.rev:
             self._stray = (claim.rev, now)
             if not claims.is_made(claim.value):
-                text = (
-                    "job %s waits: no runner has written its claim, %s; without it the job goes on"
-                )
-                logger.warning(f"{text} at once, else in %.0f s", job, claim.absolute, after_s)
+                reason = f"no runner has written its claim, {claim.absolute}; delete that"
+                text = "job %s waits: %s, or it is taken over in %.0f s"
+                logger.warning(text, job, reason, after_s)
+                await self._held.tell_blocked(f"waiting: {reason}")
         wait_s = self._stray[1] + after_s - now
         if wait_s > 0:
             with anyio.move_on_after(wait_s):

@@ -272,7 +272,7 @@ async def test_claim_that_nobody_holds_blocks_its_job_for_a_while_only(
         for name in ("n1", "n2"):
             await b.node(name)
         await b.job("return _self.fence")
-        state = await b.state()
+        state = await b.state(lambda state: state.result)
         assert state.fence == state.result
         assert (state.fence or 0) > written.rev
     told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
@@ -282,7 +282,7 @@ async def test_claim_that_nobody_holds_blocks_its_job_for_a_while_only(
     waits = [text for text in told if text.startswith(f"{job} waits: no runner has written")]
     # Each runner says so once.
     assert len(waits) == (2 if which in ("by-hand", "no-claim") else 0)
-    assert all(claim in text and "without it the job goes on at once" in text for text in waits)
+    assert all(claim in text and "delete that, or it is taken over in" in text for text in waits)
 
 
 async def test_claim_by_hand_is_waited_for_until_it_is_deleted() -> None:
@@ -291,10 +291,14 @@ async def test_claim_by_hand_is_waited_for_until_it_is_deleted() -> None:
         await b.job("return _self.fence")
         await b.job("return 1", path="other")
         await b.state(path="other")
-        assert "value" not in await b.desk.get(b.state_path())
+        claim = str(b.claim_path())
+        reason = f"waiting: no runner has written its claim, {claim}; delete that"
+        blocked = await b.state(lambda state: state.reason == reason)
+        assert (blocked.started, blocked.fence) == (None, None)
         await b.desk.delete(b.claim_path())
-        state = await b.state()
+        state = await b.state(lambda state: state.result)
         assert state.fence == state.result
+        assert state.reason == "done"
 
 
 async def test_claim_of_a_live_runner_is_never_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
