@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import pathlib
 import sqlite3
 import time
@@ -24,6 +25,7 @@ import anyio.lowlevel
 from moat_kv import errors
 from moat_kv.engine import (
     base,
+    file_errors,
     sqlite_committing,
     sqlite_compact,
     sqlite_connection,
@@ -149,9 +151,13 @@ class SqliteEngine(base.Engine):
     def _prepare(self, lock: sqlite_lock.FileLock) -> None:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            if self._file.exists():
+                # SQLite's own words for a file that cannot be written mean something else.
+                os.close(os.open(self._file, os.O_RDWR))
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
-        lock.acquire()
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         if not self._file.exists():
             sqlite_open.create(self._connect, self._file)
 

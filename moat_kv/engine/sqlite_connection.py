@@ -40,7 +40,17 @@ Connect = Callable[[str], Connection]
 #: So many statements stay prepared: those of `SqliteStore.commit` differ by their number of rows.
 _STATEMENTS = 256
 
-ERROR, BUSY, LOCKED, IOERR, CORRUPT, FULL, NOTADB = 1, 5, 6, 10, 11, 13, 26
+ERROR, BUSY, LOCKED, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB = (
+    1,
+    5,
+    6,
+    8,
+    10,
+    11,
+    13,
+    14,
+    26,
+)
 
 _SETTINGS = (
     # Before the WAL is first touched: its index is then held in memory, not in a shared file.
@@ -125,6 +135,8 @@ def reason_of(exc: BaseException) -> str:
     if code == IOERR:
         name = getattr(exc, "sqlite_errorname", type(exc).__name__)
         return f"the disk reports an error ({name})"
+    if code in (READONLY, CANTOPEN):
+        return "no permission; the server has to be allowed to write it, and in its folder"
     return str(exc) or type(exc).__name__
 
 

@@ -46,7 +46,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from moat_kv import errors
-from moat_kv.engine import sqlite_connection, sqlite_open, sqlite_reserve, sqlite_rows
+from moat_kv.engine import (
+    file_errors,
+    sqlite_connection,
+    sqlite_open,
+    sqlite_reserve,
+    sqlite_rows,
+)
 from moat_kv.entry import Record
 from moat_kv.path import Path
 
@@ -395,7 +401,8 @@ class SqliteStore:
         try:
             yield
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         except Exception as exc:
             if not sqlite_connection.is_sqlite_error(exc):
                 raise
