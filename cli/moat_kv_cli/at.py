@@ -16,6 +16,7 @@ from moat_kv import config, errors
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_cli import command, entries, output, placement, plain, progress, values, verbs
+from moat_kv_runner import claims as made_claims
 from moat_kv_runner import job as spec
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class Job:
             name: await self.client.get(self.states + below)
             for name, below in (await self._below()).items()
         }
-        found = {name: each["value"] for name, each in results.items() if "value" in each}
-        return {name: each for name, each in found.items() if not progress.is_of_deleted(each)}
+        return {name: each["value"] for name, each in results.items() if "value" in each}
 
     async def _below(self) -> dict[str, Path]:
         """Its paths below those of states and of claims, by node, or one named ``."""
@@ -102,7 +102,7 @@ class Job:
         return {name: Path(name) + self.path for name in nodes}
 
     async def forget(self) -> None:
-        """Delete the states that no runner has a claim on; a runner marks the others itself."""
+        """Delete the states that no runner has a claim on; a runner deletes the others itself."""
         for below in (await self._below()).values():
             if "value" in await self.client.get(self.claims + below):
                 continue
@@ -275,9 +275,13 @@ async def state(invocation: command.Invocation, /, only_result: bool, out: outpu
         job = await Job.of(invocation, client)
         asked = (await job.entry())["value"]
         found = await job.state_of()
+        claim = (await client.get(job.claims + job.path)).get("value") if not found else None
     if not found:
         what = "result of job" if only_result else "state of job"
-        raise errors.NotFound(what, str(job.path), hint=_why_not(asked))
+        why = _why_not(asked)
+        if claim is not None and not made_claims.is_made(claim):
+            why = f"no runner has written its claim, {job.claims + job.path}; delete that"
+        raise errors.NotFound(what, str(job.path), hint=why)
     if only_result:
         _print_results(found, job.path, out if out.asked else output.Printer("value"))
     elif job.which.kind == "all":

@@ -18,6 +18,7 @@ import asyncclick as click
 
 import moat_kv
 from moat_kv import codec, errors
+from moat_kv.engine import file_errors
 from moat_kv.path import Path
 from moat_kv_cli import command, entries, logfile, output, values
 
@@ -100,7 +101,21 @@ def _written(name: str) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    place = pathlib.Path(name)
+    place = pathlib.Path(name).absolute()
+    try:
+        with _draft_of(place) as file:
+            yield file
+    except OSError as exc:
+        if isinstance(exc, errors.MoatKvError):
+            raise
+        # The draft's own name would tell nobody anything.
+        exc.filename = None
+        reason = file_errors.reason_of(exc, place)
+        raise command.Refused(f"cannot write {place}: {reason}", command.FAILED) from exc
+
+
+@contextmanager
+def _draft_of(place: pathlib.Path) -> Iterator[IO[bytes]]:
     handle, draft = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

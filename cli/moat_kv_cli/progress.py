@@ -29,11 +29,7 @@ async def job_rows(client: Client, which: placement.Placement, below: Path) -> l
     """A row for each job, by path; one for each node where all nodes run it."""
     places = await config.load_places(client)
     jobs, states = placement.places_of(which, places)
-    found = {
-        each.path: each.value
-        async for each in client.get_tree(states)
-        if not is_of_deleted(each.value)
-    }
+    found = {each.path: each.value async for each in client.get_tree(states)}
     claimed = {each.path async for each in client.get_tree(places.claim + which.prefix)}
     nodes = sorted({str(each[0]) for each in found}) if which.kind == "all" else [""]
     asked = {below + each.path: each.value async for each in client.get_tree(jobs + below)}
@@ -66,11 +62,6 @@ def _row(
         "reason": known.reason,
     }
     return {name: value for name, value in shown.items() if value is not None}
-
-
-def is_of_deleted(state: Any) -> bool:
-    """Whether a state is that of a job that was deleted; another of its name begins anew."""
-    return isinstance(state, Mapping) and state.get("reason") == "deleted"
 
 
 def word(job: Mapping[str, Any], state: spec.JobState, *, is_claimed: bool) -> str:

@@ -18,6 +18,7 @@ import moat_kv
 from moat_kv import config
 from moat_kv.path import Path
 from moat_kv_cli import at, command, output, placement, progress
+from moat_kv_runner import group_settings
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -158,13 +159,21 @@ async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
         settings = (await client.get(jobs)).get("value")
         nodes = await members(client, which.group)
         rows = await progress.job_rows(client, which, Path())
+    problems = list(group_settings.parse(settings).problems)
     if not out.for_people:
         whose = {"kind": which.kind, "node": which.node, "group": which.group}
-        out.value({**whose, "nodes": nodes, "settings": settings, "jobs": rows})
+        out.value({**whose, "nodes": nodes, "settings": settings, "wrong": problems, "jobs": rows})
         return
     there = [f"{name} ({', '.join(roles)})" for name, roles in nodes.items()]
-    facts = {"jobs for": str(which), "nodes": there or "no runner serves this group now"}
-    out.facts(facts if settings is None else {**facts, "settings": settings})
+    facts: dict[str, Any] = {
+        "jobs for": str(which),
+        "nodes": there or "no runner serves this group now",
+    }
+    if settings is not None:
+        facts["settings"] = settings
+    if problems:
+        facts["wrong settings"] = problems
+    out.facts(facts)
     out.note("")
     at.print_jobs(out, rows)
 

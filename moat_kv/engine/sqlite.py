@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import pathlib
 import sqlite3
 import time
@@ -24,6 +25,7 @@ import anyio.lowlevel
 from moat_kv import errors
 from moat_kv.engine import (
     base,
+    file_errors,
     sqlite_committing,
     sqlite_compact,
     sqlite_connection,
@@ -40,6 +42,10 @@ _log = logging.getLogger(__name__)
 
 #: So many records are read at once, at start and by `records`; applying them takes some 5 ms.
 SLICE = 2_000
+#: So often, in seconds, a log on a full disk looks for room.
+ROOM_S = 0.5
+#: A disk that was not full for so long, in seconds, is one that runs full anew.
+CALM_S = 60.0
 
 
 @contextmanager
@@ -111,6 +117,9 @@ class SqliteEngine(base.Engine):
         if self._running:
             raise RuntimeError("this engine is running already")
         self._running = True
+        # Set while the disk is full.
+        self._short = anyio.Event()
+        self._short_at = float("-inf")
         lock = sqlite_lock.FileLock(self._file)
         self._worker = worker.Worker("moat-kv log")
         self._store = sqlite_store.SqliteStore(self._connect, self._file)
@@ -142,9 +151,13 @@ class SqliteEngine(base.Engine):
     def _prepare(self, lock: sqlite_lock.FileLock) -> None:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            if self._file.exists():
+                # SQLite's own words for a file that cannot be written mean something else.
+                os.close(os.open(self._file, os.O_RDWR))
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
-        lock.acquire()
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         if not self._file.exists():
             sqlite_open.create(self._connect, self._file)
 
@@ -174,6 +187,8 @@ class SqliteEngine(base.Engine):
             self.revision += sqlite_saving.SKIPPED_REVISIONS
             due = {"epoch": self.epoch, "revision": self.revision, "state": "clean"}
         self._report(await run(self._open_store, meta.revision, not reading.has_wal, due))
+        if self._store.low:
+            self._note_shortage(self.revision)
         self._compactor.note(meta.uncompacted)
 
     def _reading(self) -> sqlite_open.Reading:
@@ -191,6 +206,7 @@ class SqliteEngine(base.Engine):
                 self._open = True
                 tasks.start_soon(self._saver.run)
                 tasks.start_soon(self._compactor.run)
+                tasks.start_soon(self._make_room)
                 tasks.start_soon(self._commit, tasks.cancel_scope)
                 try:
                     yield
@@ -237,7 +253,12 @@ class SqliteEngine(base.Engine):
 
     def _applied(self, records: Sequence[Record], prevs: Sequence[int]) -> None:
         self.revision = records[-1].rev
-        self._report(None)
+        if not self._store.is_short:
+            self._report(None)
+        else:
+            self._note_shortage(records[0].rev - 1)
+            if self._store.low:
+                self._report(str(self._store.shortage().reason))
         self._commits += 1
         self._records += len(records)
         # Deletions are among them: each has something before it.
@@ -245,6 +266,30 @@ class SqliteEngine(base.Engine):
 
     def _failed(self, failure: errors.StorageFailed) -> None:
         self._report(str(failure.reason))
+        if self._store.is_short:
+            self._note_shortage(self.revision)
+
+    def _note_shortage(self, before: int) -> None:
+        now = time.monotonic()
+        if now - self._short_at > CALM_S:
+            self._compactor.bury_above(before)
+        self._short_at = now
+        self._short.set()
+
+    async def _make_room(self) -> None:
+        """While the disk is full, make room on it as far as the log can, until cancelled."""
+        while True:
+            await self._short.wait()
+            self._short = anyio.Event()
+            try:
+                await self._compactor.make_room()
+            except errors.EngineError as exc:
+                _log.debug("making room: %s", exc)
+            if self._store.is_short:
+                self._note_shortage(self.revision)
+            else:
+                self._report(None)
+            await anyio.sleep(ROOM_S)
 
     def _raise_floor(self, floor: int) -> None:
         self.floor = floor
@@ -252,7 +297,9 @@ class SqliteEngine(base.Engine):
 
     def _report(self, trouble: str | None) -> None:
         if trouble != self.trouble:
-            if trouble is not None:
+            if trouble is not None and self.trouble is not None:
+                _log.debug("still cannot write to %s: %s", self._file, trouble)
+            elif trouble is not None:
                 _log.error("cannot write to %s: %s", self._file, trouble)
             else:
                 _log.info("writing to %s again", self._file)

@@ -6,7 +6,9 @@ then every group of the commit is answered. So many writers share one fsync.
 
 While one commit is on its way to the disk, the next one is judged already, as if the first had come
 about, so that the disk need not wait for the event loop in between. If the first fails, the other
-fails with it, whatever it was; and nothing further is judged until both are answered.
+fails with it, whatever it was; and nothing further is judged until both are answered. From then on,
+until a value could be kept again, one commit holds deletions only, or none; those that failed
+beside values are tried once more so.
 """
 
 from __future__ import annotations
@@ -38,17 +40,29 @@ Applied = Callable[[Sequence[Record], Sequence[int]], None]
 class _Commit:
     """Groups that were judged together, and what becomes of each if their records are kept."""
 
-    __slots__ = ("error", "groups", "is_over", "judged", "outcomes")
+    __slots__ = ("careful", "error", "groups", "is_over", "judged", "outcomes")
 
     def __init__(
-        self, groups: Sequence[_Group], judged: judge.Judge, outcomes: Sequence[base.Outcome]
+        self,
+        groups: Sequence[_Group],
+        judged: judge.Judge,
+        outcomes: Sequence[base.Outcome],
+        *,
+        careful: bool,
     ) -> None:
         self.groups = groups
         self.judged = judged
         self.outcomes = outcomes
+        #: It was made up after a failure, of deletions only or without any.
+        self.careful = careful
         #: Its records are kept, or `error` says why not.
         self.is_over = False
         self.error: BaseException | None = None
+
+
+def _deletes(group: _Group) -> bool:
+    """Whether a group only deletes."""
+    return all(write.value is None for write in group[0])
 
 
 class Committer:
@@ -84,6 +98,11 @@ class Committer:
         self._admitted: dict[Path, Record] = {}
         # What one of them failed with; those behind it will, too.
         self._failure: errors.StorageFailed | None = None
+        # Since a commit has failed and until a value is kept: deletions, which may be taken where
+        # nothing else is, are then committed apart, and nothing is judged ahead.
+        self._careful = False
+        # Deletions of commits that failed with values beside them; they have another try apart.
+        self._again: list[_Group] = []
         self._open = True
         self._make_waiter = waiting.maker()
         self._wake = self._make_waiter()
@@ -123,13 +142,16 @@ class Committer:
             self._waiting_records >= NEXT_RECORDS
             and len(self._under_way) < self._saver.depth
             and self._failure is None
+            and not self._careful
         )
 
     def _take(self) -> list[_Group]:
         """The groups of the next commit."""
-        groups = []
+        groups: list[_Group] = []
         records = size_bytes = 0
         while self._waiting and records < COMMIT_RECORDS and size_bytes < COMMIT_BYTES:
+            if self._careful and groups and _deletes(self._waiting[0]) != _deletes(groups[0]):
+                break
             group = self._waiting.popleft()
             groups.append(group)
             for write in group[0]:
@@ -144,7 +166,7 @@ class Committer:
         self._at = max(self._at, self._clock())
         judged = judge.Judge(self._replica, self._given, self._admitted)
         outcomes = [judged.admit(writes, self._at) for writes, _ in groups]
-        commit = _Commit(groups, judged, outcomes)
+        commit = _Commit(groups, judged, outcomes, careful=self._careful)
         self._under_way.append(commit)
         if not judged.records:
             commit.is_over = True
@@ -174,13 +196,22 @@ class Committer:
         if judged.records:
             self._replica.apply(judged.records)
             self._applied(judged.records, judged.prevs)
+            if self._careful:
+                self._careful = all(record.value is None for record in judged.records)
         for (_, done), outcome in zip(commit.groups, commit.outcomes, strict=True):
             done(outcome)
 
     def _refuse(self, commit: _Commit, failure: errors.StorageFailed) -> None:
-        if not self._under_way:
-            self._failure = None
+        self._careful = True
         self._failed(failure)
         # Also those that were refused: what they were judged against has not come about.
-        for _, done in commit.groups:
-            done(failure)
+        for group in commit.groups:
+            if _deletes(group) and not commit.careful:
+                self._again.append(group)
+            else:
+                group[1](failure)
+        if not self._under_way:
+            self._failure = None
+            self._waiting.extendleft(reversed(self._again))
+            self._waiting_records += sum(len(writes) for writes, _ in self._again)
+            self._again.clear()

@@ -12,6 +12,7 @@ so the floor rises, in the same transaction.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -67,6 +68,8 @@ class Compactor:
         #: How many records have been dropped since the start.
         self.dropped = 0
         self._tombstones_seen = 0
+        # Deletions up to here did not come while the disk was full.
+        self._buried = 0
         self._gathered = 0
         self._wake = anyio.Event()
         self._working = anyio.Lock()
@@ -76,6 +79,10 @@ class Compactor:
         self._gathered += count
         if self._gathered >= self._after:
             self._wake.set()
+
+    def bury_above(self, revision: int) -> None:
+        """The disk has run full; deletions up to this revision were not meant to make room."""
+        self._buried = max(self._buried, revision)
 
     async def run(self) -> None:
         """Compact whenever enough has gathered, until cancelled."""
@@ -95,6 +102,32 @@ class Compactor:
             await self._trim(rest)
             await self._forget(rest)
             await self._shrink(rest)
+
+    async def make_room(self) -> None:
+        """Drop what may be dropped, and give free pages back, on a disk that is full.
+
+        Of entries that were deleted meanwhile earlier versions are dropped, too: whoever deletes to
+        make room has to get it, not only when the deletion itself is old.
+        """
+        await self.compact()
+        async with self._working:
+            await self._bury()
+            while await self._worker.run(functools.partial(self._store.shrink, _PAGES, few=True)):
+                pass
+            await self._worker.run(self._store.regain)
+
+    async def _bury(self) -> None:
+        applied = self._revision()
+        while True:
+            found = await self._worker.run(self._store.tombstones, self._buried, 100)
+            found = [record for record in found if record.rev <= applied]
+            if not found:
+                return
+            heads = [(record.rev, self._replica.head(record.path)) for record in found]
+            deleted = [rev for rev, head in heads if head is not None and head.rev == rev]
+            if deleted:
+                self.dropped += await self._worker.run(self._store.bury, deleted)
+            self._buried = found[-1].rev
 
     async def _trim(self, rest: float) -> None:
         rows = _LEAST_ROWS

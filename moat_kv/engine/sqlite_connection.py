@@ -40,7 +40,17 @@ Connect = Callable[[str], Connection]
 #: So many statements stay prepared: those of `SqliteStore.commit` differ by their number of rows.
 _STATEMENTS = 256
 
-ERROR, BUSY, LOCKED, IOERR, CORRUPT, FULL, NOTADB = 1, 5, 6, 10, 11, 13, 26
+ERROR, BUSY, LOCKED, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB = (
+    1,
+    5,
+    6,
+    8,
+    10,
+    11,
+    13,
+    14,
+    26,
+)
 
 _SETTINGS = (
     # Before the WAL is first touched: its index is then held in memory, not in a shared file.
@@ -53,10 +63,13 @@ _SETTINGS = (
     "PRAGMA temp_store=MEMORY",
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
-    # The WAL is emptied into the file every 4 MB; what a longer one took is given back.
-    "PRAGMA wal_autocheckpoint=1000",
+    # What a WAL took that was once longer than this is given back, in bytes.
     "PRAGMA journal_size_limit=16777216",
 )
+
+#: So many pages long (of 4 KiB) the WAL is emptied into the file; and so many where there is little
+#: room, for then it is rather in the way.
+WAL_PAGES, WAL_PAGES_LOW = 1_000, 100
 
 
 def connect(path: str) -> Connection:
@@ -89,10 +102,16 @@ def open_alone(connect: Connect, path: pathlib.Path) -> Connection:
     try:
         for setting in _SETTINGS:
             all_rows(connection, setting)
+        set_wal_pages(connection, WAL_PAGES)
     except BaseException:
         close(connection)
         raise
     return connection
+
+
+def set_wal_pages(connection: Connection, pages: int) -> None:
+    """How long the write-ahead log may grow before it is emptied into the file."""
+    all_rows(connection, f"PRAGMA wal_autocheckpoint={pages}")
 
 
 def close(connection: Connection) -> None:
@@ -126,6 +145,8 @@ def reason_of(exc: BaseException) -> str:
     if code == IOERR:
         name = getattr(exc, "sqlite_errorname", type(exc).__name__)
         return f"the disk reports an error ({name})"
+    if code in (READONLY, CANTOPEN):
+        return "no permission; the server has to be allowed to write it, and in its folder"
     return str(exc) or type(exc).__name__
 
 

@@ -14,6 +14,7 @@ import os
 import pathlib
 
 from moat_kv import errors
+from moat_kv.engine import file_errors
 
 
 class FileLock:
@@ -29,14 +30,16 @@ class FileLock:
         try:
             descriptor = os.open(self._place, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
             if not isinstance(exc, BlockingIOError):
-                raise errors.StorageFailed(str(self._place), str(exc)) from exc
+                reason = file_errors.reason_of(exc, self._place)
+                raise errors.StorageFailed(str(self._place), reason) from exc
             who = f"process {owner}" if owner.isdigit() else "another process"
             raise errors.StorageBusy(str(self._file), who) from None
         self._descriptor = descriptor

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from moat_kv import errors
-from moat_kv.engine import sqlite_bytes, sqlite_connection, sqlite_rows
+from moat_kv.engine import file_errors, sqlite_bytes, sqlite_connection, sqlite_rows
 from moat_kv.entry import Record
 
 HINT = (
@@ -109,7 +109,7 @@ def create(connect: sqlite_connection.Connect, file: pathlib.Path) -> None:
         new.rename(file)
         sync_folder(file.parent)
     except OSError as exc:
-        raise errors.StorageFailed(str(file), str(exc)) from exc
+        raise errors.StorageFailed(str(file), file_errors.reason_of(exc, file)) from exc
     except Exception as exc:
         if not sqlite_connection.is_sqlite_error(exc):
             raise
@@ -270,7 +270,8 @@ class Reading:
         try:
             yield
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         except (sqlite_rows.BadRow, KeyError, TypeError, ValueError) as exc:
             raise errors.StorageDamaged(str(self._file), str(exc), hint=HINT) from exc
         except Exception as exc:

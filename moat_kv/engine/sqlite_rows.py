@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -23,6 +23,19 @@ COLUMNS = ("rev", "prev", "path", "value", "at", "origin", "tick", "session", "e
 
 Entry = tuple[Record, int]
 """A record and its `prev`."""
+
+_PLACES = f"({', '.join('?' * len(COLUMNS))})"
+#: So many rows go into one statement at most. A statement gives the interpreter's lock back once
+#: and not once a row: while the event loop is busy, each time costs up to its switch interval.
+_ROWS = 64
+#: Several rows go into one statement only up to this size, in bytes: a prepared statement keeps
+#: a copy of what it was last given, and there are `_ROWS` of them.
+_STATEMENT_BYTES = 64 * 1024
+#: Statements that add so many rows.
+INSERT = {
+    count: f"INSERT INTO log ({', '.join(COLUMNS)}) VALUES " + ", ".join([_PLACES] * count)
+    for count in range(1, _ROWS + 1)
+}
 
 _pack_numbers = struct.Struct("<qqdq").pack
 _pack_time = struct.Struct("<d").pack
@@ -75,6 +88,23 @@ def record_of(row: tuple[Any, ...]) -> Record:
     except (TypeError, AttributeError, ValueError, struct.error) as exc:
         raise BadRow(f"record {rev} has a field of a wrong type ({exc})") from exc
     raise BadRow(f"record {rev} does not match its checksum")
+
+
+def parted(entries: Sequence[Entry]) -> list[list[Any]]:
+    """The values of all rows, in order, parted into what goes into one statement."""
+    values: list[Any] = []
+    parts = [values]
+    rows = size_bytes = 0
+    for record, prev in entries:
+        if record.value is not None:
+            size_bytes += len(record.value)
+        if rows and (rows == _ROWS or size_bytes > _STATEMENT_BYTES):
+            values = []
+            parts.append(values)
+            rows, size_bytes = 0, len(record.value or b"")
+        values += row_of(record, prev)
+        rows += 1
+    return parts
 
 
 _SET_META = (

@@ -126,7 +126,8 @@ class Later:
         self._saving = anyio.Lock()
 
     def keep(self, entries: Sequence[sqlite_rows.Entry], kept: Kept) -> None:
-        if self._marked and not self._failing and len(self.unsaved) < UNSAVED_LIMIT:
+        usual = self._marked and not self._failing and not self._store.low
+        if usual and len(self.unsaved) < UNSAVED_LIMIT:
             self._take(entries)
             kept(None)
         else:
@@ -140,6 +141,8 @@ class Later:
                     self._marked = True
                 if self._failing or len(self.unsaved) >= UNSAVED_LIMIT:
                     await self.save()
+                if self._store.low and any(record.value is not None for record, _ in entries):
+                    await self._worker.run(self._store.require_room)
                 self._take(entries)
             except Exception as exc:  # the engine raises what is not StorageFailed
                 kept(exc)
@@ -170,12 +173,15 @@ class Later:
                     chunk = self.unsaved[:_CHUNK]
                     # Who gave up between these two would save the same records again.
                     with anyio.CancelScope(shield=True):
-                        await self._worker.run(self._store.commit, chunk)
+                        await self._worker.run(self._save_chunk, chunk)
                         del self.unsaved[: len(chunk)]
             except errors.StorageFailed:
                 self._failing = True
                 raise
             self._failing = False
+
+    def _save_chunk(self, chunk: Sequence[sqlite_rows.Entry]) -> None:
+        self._store.commit(chunk, promised=True)
 
     async def finish(self) -> None:
         await self.save()

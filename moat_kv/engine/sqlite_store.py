@@ -28,6 +28,11 @@ and step 2, whoever opens the log next may find the group: whole, as the last on
 that were never given out; it then counts as written. Because its pages may be such that no fsync
 covers, the next process writes the WAL anew, byte for byte, and syncs it before anything else.
 `sqlite_bytes.wal_fault` relies on step 2, and on each commit being synced before the next.
+
+When the disk is full
+---------------------
+What makes room may spend the reserve (`sqlite_reserve`): step 2, deletions, compaction. From then
+on (`low`) nothing is taken but deletions, until there is enough room for a reserve again.
 """
 
 from __future__ import annotations
@@ -37,28 +42,25 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from moat_kv import errors
-from moat_kv.engine import sqlite_connection, sqlite_open, sqlite_rows
+from moat_kv.engine import (
+    file_errors,
+    sqlite_connection,
+    sqlite_open,
+    sqlite_reserve,
+    sqlite_rows,
+)
 from moat_kv.entry import Record
 from moat_kv.path import Path
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _COLUMNS = ", ".join(sqlite_rows.COLUMNS)
-_PLACES = f"({', '.join('?' * len(sqlite_rows.COLUMNS))})"
-#: So many rows go into one statement at most. A statement gives the interpreter's lock back once
-#: and not once a row: while the event loop is busy, each time costs up to its switch interval.
-_ROWS = 64
-#: Several rows go into one statement only up to this size, in bytes: a prepared statement keeps
-#: a copy of what it was last given, and there are `_ROWS` of them.
-_STATEMENT_BYTES = 64 * 1024
-_INSERT = {
-    count: f"INSERT INTO log ({_COLUMNS}) VALUES " + ", ".join([_PLACES] * count)
-    for count in range(1, _ROWS + 1)
-}
 
 _CHAIN = (
     "WITH RECURSIVE chain (at_rev, older) AS ("
@@ -81,10 +83,13 @@ DELETE FROM log WHERE rev IN (SELECT at_rev FROM chain WHERE place > ?3)
 """
 _FORGET = """
 WITH RECURSIVE chain (at_rev, older) AS (
-    SELECT rev, prev FROM log WHERE rev IN (SELECT value FROM json_each(?))
+    SELECT rev, prev FROM log WHERE rev IN (SELECT value FROM json_each(?1))
     UNION ALL SELECT rev, prev FROM chain JOIN log ON rev = older)
 DELETE FROM log WHERE rev IN (SELECT at_rev FROM chain)
 """
+#: So much is room enough to try again, beside the reserve.
+_ROOM_BYTES = 1 << 20
+_BURY = f"{_FORGET.rstrip()} AND rev NOT IN (SELECT value FROM json_each(?1))"
 
 
 class SqliteStore:
@@ -110,6 +115,12 @@ class SqliteStore:
         self.committed_at = 0.0
         #: What `meta` has to say before the next commit.
         self._due: dict[str, Any] = {}
+        self._reserve = sqlite_reserve.Reserve(file)
+        self._reserve_tried = False
+        #: The reserve has been spent: only deletions are taken.
+        self.low = False
+        #: The last commit with values found no room.
+        self.full = False
 
     def open(self, saved: int, *, clean: bool, due: Mapping[str, Any]) -> str | None:
         """Open the log, whose last revision is `saved`; why it cannot be written yet, or None.
@@ -120,6 +131,7 @@ class SqliteStore:
         self._due.update(due)
         self._inherited = not clean
         self._ready = clean and not due
+        self._reserve.adopt()
         with self._translating():
             self._connection = sqlite_connection.open_log(self._connect, self._file)
         if not self._ready:
@@ -134,17 +146,86 @@ class SqliteStore:
         if self._connection is not None:
             sqlite_connection.close(self._connection)
             self._connection = None
+            self._reserve.release()
+
+    # Room ---------------------------------------------------------------------------------------
+
+    def shortage(self) -> errors.StorageFailed:
+        """Why nothing but deletions is taken while `low`."""
+        megabytes = -(-self._reserve.size_bytes // (1 << 20))
+        reason = (
+            f"the disk is full: only deletions are taken until {megabytes} MB are free on it; "
+            "make room there, or delete entries"
+        )
+        return errors.StorageFailed(self.place, reason)
+
+    @property
+    def is_short(self) -> bool:
+        """There is no room for values, as far as is known."""
+        return self.low or self.full
+
+    def regain(self) -> None:
+        """Give back what the WAL takes, and see whether there is room again."""
+        self._make_ready()
+        self._end_shortage()
+        if not self.low and self._reserve.has_beside(_ROOM_BYTES):
+            self.full = False
+
+    def require_room(self) -> None:
+        """Raises StorageFailed if nothing but deletions is taken."""
+        self._end_shortage()
+        if self.low:
+            raise self.shortage()
+
+    def _end_shortage(self) -> None:
+        if self.low and self._reserve.take():
+            self.low = False
+            sqlite_connection.set_wal_pages(self._opened(), sqlite_connection.WAL_PAGES)
+
+    def _making_room(self, work: Callable[[], T]) -> T:
+        """Do what may spend the reserve."""
+        try:
+            return work()
+        except errors.StorageFailed as exc:
+            if not _is_full(exc) or not self._reserve.release():
+                raise
+            self.low = True
+            sqlite_connection.set_wal_pages(self._opened(), sqlite_connection.WAL_PAGES_LOW)
+        return work()
 
     # Writing ------------------------------------------------------------------------------------
 
-    def commit(self, entries: Sequence[sqlite_rows.Entry]) -> None:
-        """Add records, in the order of their revisions; they are on disk when this returns."""
+    def commit(self, entries: Sequence[sqlite_rows.Entry], *, promised: bool = False) -> None:
+        """Add records, in the order of their revisions; they are on disk when this returns.
+
+        `promised`: they were answered already, and may spend the reserve as deletions do.
+        """
+        if not self._reserve_tried:
+            # Not at start: a log that nobody writes to stays as it is.
+            self._reserve_tried = True
+            self._reserve.take(spare=sqlite_reserve.SPARE)
+        if promised or all(record.value is None for record, _ in entries):
+            self._making_room(lambda: self._commit(entries))
+            return
+        try:
+            if not self._ready:
+                self._make_ready()
+            self.require_room()
+            self._commit(entries)
+        except errors.StorageFailed as exc:
+            self.full = self.low or _is_full(exc)
+            raise
+        self.full = False
+
+    def _commit(self, entries: Sequence[sqlite_rows.Entry]) -> None:
         began = time.perf_counter()
-        parts = _parted(entries)
+        parts = sqlite_rows.parted(entries)
         # Outside of a transaction a statement is one by itself.
         with self._committing() if len(parts) == 1 else self._transaction() as connection:
             for values in parts:
-                connection.execute(_INSERT[len(values) // len(sqlite_rows.COLUMNS)], values)
+                connection.execute(
+                    sqlite_rows.INSERT[len(values) // len(sqlite_rows.COLUMNS)], values
+                )
         self.saved = entries[-1][0].rev
         self.commits_s += time.perf_counter() - began
         self.committed_at = time.time()
@@ -186,6 +267,9 @@ class SqliteStore:
 
     def _make_ready(self) -> None:
         """Steps 2 and 3 of what the module says about a commit that failed."""
+        self._making_room(self._try_to_make_ready)
+
+    def _try_to_make_ready(self) -> None:
         connection = self._opened()
         try:
             with self._translating():
@@ -278,33 +362,47 @@ class SqliteStore:
         meta = {"floor": max(tombstones), "revision": revision}
         return self._drop(_FORGET, (json.dumps(list(tombstones)),), meta)
 
+    def bury(self, tombstones: Sequence[int]) -> int:
+        """Drop all older records of deleted paths; how many went. The deletions stay."""
+        return self._drop(_BURY, (json.dumps(list(tombstones)),), {})
+
     def _drop(self, sql: str, parameters: Sequence[Any], meta: Mapping[str, Any]) -> int:
+        return self._making_room(lambda: self._try_to_drop(sql, parameters, meta))
+
+    def _try_to_drop(self, sql: str, parameters: Sequence[Any], meta: Mapping[str, Any]) -> int:
         with self._transaction() as connection:
             connection.execute(sql, parameters)
             ((dropped,),) = sqlite_connection.all_rows(connection, "SELECT changes()")
-            if dropped:  # else there is nothing worth a write
+            if dropped and meta:  # else there is nothing worth a write
                 sqlite_rows.set_meta(connection, meta)
         return int(dropped)
 
-    def shrink(self, pages: int) -> bool:
-        """Give so many free pages back to the file system if many are free; whether it did."""
+    def shrink(self, pages: int, *, few: bool = False) -> bool:
+        """Give so many free pages back to the file system if many are free; whether it did.
+
+        `few`: also if few are.
+        """
         with self._translating():
             connection = self._opened()
             ((free,),) = sqlite_connection.all_rows(connection, "PRAGMA freelist_count")
             ((used,),) = sqlite_connection.all_rows(connection, "PRAGMA page_count")
         # Less is soon written to again.
-        if free < max(1_000, used // 4):
+        if free < (1 if few else max(1_000, used // 4)):
             return False
+        self._making_room(lambda: self._give_back(pages))
+        return True
+
+    def _give_back(self, pages: int) -> None:
         with self._transaction() as connection:
             sqlite_connection.all_rows(connection, f"PRAGMA incremental_vacuum({pages})")
-        return True
 
     @contextlib.contextmanager
     def _translating(self) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         except Exception as exc:
             if not sqlite_connection.is_sqlite_error(exc):
                 raise
@@ -312,18 +410,6 @@ class SqliteStore:
             raise errors.StorageFailed(str(self._file), reason) from exc
 
 
-def _parted(entries: Sequence[sqlite_rows.Entry]) -> list[list[Any]]:
-    """The values of all rows, in order, parted into what goes into one statement."""
-    values: list[Any] = []
-    parts = [values]
-    rows = size_bytes = 0
-    for record, prev in entries:
-        if record.value is not None:
-            size_bytes += len(record.value)
-        if rows and (rows == _ROWS or size_bytes > _STATEMENT_BYTES):
-            values = []
-            parts.append(values)
-            rows, size_bytes = 0, len(record.value or b"")
-        values += sqlite_rows.row_of(record, prev)
-        rows += 1
-    return parts
+def _is_full(exc: errors.StorageFailed) -> bool:
+    cause = exc.__cause__
+    return cause is not None and sqlite_connection.code_of(cause) == sqlite_connection.FULL

@@ -2,16 +2,17 @@
 
 `supervision` takes one before it does anything for a job, keeps it over runs while the job goes on,
 and releases it when it ends. A claim is bound to its runner's session: it goes when the session
-does, and then another runner may take it. Its revision is the fence: every write of the job is
-accepted only while the claim has that revision, so whatever a former holder still sends is refused
-by the engine. It is written once and never renewed.
+does, and then another runner may take it; one that is nobody's is taken over. Its revision is the
+fence: every write of the job is accepted only while the claim has that revision, so whatever a
+former holder still sends is refused by the engine. It is written once and never renewed.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
 import anyio
@@ -20,6 +21,7 @@ from moat_kv import config, errors
 from moat_kv.client.client import Client
 from moat_kv.client.mirror import ClientEntry, ClientRoot
 from moat_kv.client.session import Session
+from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ _T = TypeVar("_T")
 
 #: Between two tries of something that the server could not do just now, in seconds.
 RETRY_S = (0.05, 2.0)
+
+#: What is added to a session's time to live before a claim that seems nobody's is taken over.
+STRAY_MARGIN_S = 1.0
 
 #: What passes by itself: no line, an answer that was lost, a full disk, a server cut off.
 PASSING = (
@@ -51,17 +56,20 @@ class Claim(NamedTuple):
         return (self.path, self.fence)
 
 
-async def take(client: Client, path: Path, *, node: str, session: Session) -> Claim | None:
+async def take(
+    client: Client, path: Path, *, node: str, session: Session, over: int = 0
+) -> Claim | None:
     """Claim a job for this runner, or None if somebody else has it.
 
-    Raises SessionExpired. Trouble that passes is waited for.
+    `over`: the revision of a claim that nobody holds (`is_stray`), to be replaced; whoever does
+    hold it is refused from then on. Raises SessionExpired. Trouble that passes is waited for.
     """
     token = secrets.token_hex(8)
-    value = {"node": node, "session": session.id, "token": token}
+    value = {"node": node, "session": session.id, "ttl_s": session.ttl_s, "token": token}
 
     async def ask() -> Claim | None:
         try:
-            result = await client.set(path, value, expect=0, session=session)
+            result = await client.set(path, value, expect=over, session=session)
         except errors.Conflict:
             found = await client.get(path)
             # An earlier try may have happened though its answer was lost.
@@ -111,6 +119,11 @@ class ClaimEntry(ClientEntry):
     """The claim of one job, as the mirror shows it."""
 
     @property
+    def is_free(self) -> bool:
+        """There is no claim."""
+        return self.value is NotGiven
+
+    @property
     def holder(self) -> str | None:
         """The runner that has the job; None if nobody has."""
         return holder_of(self.value)
@@ -123,6 +136,34 @@ def holder_of(value: Any) -> str | None:
     """The runner's name in a claim's value; None if it is none."""
     node = value.get("node") if isinstance(value, Mapping) else None
     return node if isinstance(node, str) else None
+
+
+def is_made(value: Any) -> bool:
+    """Whether a runner has written this claim, as far as can be seen."""
+    return holder_of(value) is not None and isinstance(value.get("session"), str)
+
+
+def is_stray(value: Any, *, own_name: str, live: Collection[str]) -> bool:
+    """Whether a claim seems to be nobody's: by hand, or of a runner that is not there.
+
+    `own_name` is this runner's, which does not hold the job; `live` are those that may. A claim
+    goes with its session, and so does a member; after a restart of the server the members come back
+    one by one, so this counts only if it stays so for `stray_s`.
+    """
+    if not is_made(value):
+        return True
+    return value["node"] == own_name or value["node"] not in live
+
+
+def stray_s(value: Any, session: Session) -> float:
+    """For how long a claim has to be stray before it is taken over, in seconds.
+
+    By then the session of any holder has ended, or its runner is back in the group.
+    """
+    theirs = value.get("ttl_s") if is_made(value) else None
+    if not isinstance(theirs, int | float) or not math.isfinite(theirs):
+        theirs = 0.0
+    return max(session.ttl_s, theirs) + STRAY_MARGIN_S
 
 
 class ClaimRoot(ClientRoot):

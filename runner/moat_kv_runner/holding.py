@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from moat_kv import errors
 from moat_kv.client import error_record
+from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_runner import admin, claims, messages
-from moat_kv_runner.job import JobState, parse_state
+from moat_kv_runner.job import JobState, StateEntry, is_state, parse_state
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -37,6 +38,7 @@ class Holding:
         self._client = service.client
         self._job = root.base + path
         self._state_path = root.states.base + path
+        self._state_entry = cast(StateEntry, root.states.follow(path, create=True))
         self._entry = cast(claims.ClaimEntry, root.claims.follow(path, create=True))
         #: None while another runner may have the job.
         self.claim: claims.Claim | None = None
@@ -49,6 +51,16 @@ class Holding:
     def holder(self) -> str | None:
         """Who has the job, as the mirror of claims shows it."""
         return self._entry.holder
+
+    @property
+    def present(self) -> claims.ClaimEntry:
+        """The claim, as the mirror shows it."""
+        return self._entry
+
+    @property
+    def has_remains(self) -> bool:
+        """There is a state, and nobody has the job."""
+        return self._entry.is_free and is_state(self._state_entry.value)
 
     @property
     def is_lost(self) -> bool:
@@ -69,13 +81,17 @@ class Holding:
             return f"runner {self.holder} has its claim now"
         return f"its claim, {self._entry.absolute}, was deleted; whose turn it is claims it anew"
 
-    async def take(self) -> bool:
-        """Claim the job; False if somebody else was faster. Raises SessionExpired."""
+    async def take(self, *, over: int = 0) -> bool:
+        """Claim the job; False if somebody else was faster. Raises SessionExpired.
+
+        `over`: the revision of a claim that is nobody's.
+        """
         claim = await claims.take(
             self._client,
             self._entry.absolute,
             node=self._service.name,
             session=self._service.session,
+            over=over,
         )
         if claim is None:
             return False
@@ -107,6 +123,34 @@ class Holding:
                 self._client, lambda: self._client.set(self._state_path, value, fence=claim.guard)
             )
         self.state = state
+
+    async def tell_blocked(self, reason: str) -> None:
+        """Say in the state why the job waits for a claim that is nobody's.
+
+        Written without a claim, but only while that one is what it is, so by no means beside a
+        runner that holds the job.
+        """
+        claim, entry = self._entry, self._state_entry
+        state = dataclasses.replace(entry.state, pinged=time.time(), reason=reason)
+        guard = (claim.absolute, claim.rev)
+        expect = 0 if entry.value is NotGiven else entry.rev
+        with contextlib.suppress(errors.Conflict, errors.GuardFailed):  # other runners say so too
+            await self._client.set(self._state_path, state.as_value(), guard=guard, expect=expect)
+
+    async def forget(self) -> None:
+        """Delete the state entry of a job that was deleted. Raises LostClaim."""
+        claim = self.claim
+        if claim is not None:
+            with fenced():
+                await claims.patiently(
+                    self._client, lambda: self._client.delete(self._state_path, fence=claim.guard)
+                )
+            return
+        found = await self._client.get(self._state_path)
+        # The mirror of jobs may lag behind that of states.
+        if "value" in found and "value" not in await self._client.get(self._job):
+            with contextlib.suppress(errors.Conflict):  # it was begun anew, or somebody was faster
+                await self._client.delete(self._state_path, expect=found.rev)
 
     async def note(self, *, reason: str | None, computed: float | None) -> None:
         """Change the state entry if it says something else, or is another holder's."""

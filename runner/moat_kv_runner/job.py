@@ -76,6 +76,11 @@ def parse_spec(value: Any, defaults: Mapping[str, Any] | None = None) -> JobSpec
     return JobSpec(**{name: _CHECKS[name](each, name) for name, each in given.items()})
 
 
+def checked(name: str, value: Any) -> Any:
+    """The value of an attribute of this name. Raises BadValue that names it."""
+    return _CHECKS[name](value, name)
+
+
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise errors.BadValue(f"{name}: a number is needed, not {value!r}")
@@ -186,6 +191,11 @@ class JobState:
             for name, each in value.items()
             if each is not None and each != quiet.get(name)
         }
+
+
+def is_state(value: Any) -> bool:
+    """Whether a value is a state that a runner has written."""
+    return isinstance(value, Mapping) and isinstance(value.get("pinged"), int | float)
 
 
 def parse_state(value: Any) -> JobState:

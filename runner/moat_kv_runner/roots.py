@@ -21,7 +21,7 @@ from moat_kv.client.client import Client
 from moat_kv.client.mirror import ClientRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
-from moat_kv_runner import claims, execution, job, serving, supervision
+from moat_kv_runner import claims, execution, group_settings, job, serving, supervision
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,10 @@ class JobRoot(ClientRoot):
         self.states: job.StateRoot
         self.claims: claims.ClaimRoot
         self._is_served = False
+        # Parsed at the first look.
+        self._settings: group_settings.GroupSettings | None = None
+        # What was logged of what is wrong with them.
+        self._told: tuple[str, ...] = ()
         self._service: serving.Service | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._supervisors: dict[Path, supervision.Supervisor] = {}
@@ -131,22 +135,29 @@ class JobRoot(ClientRoot):
     # The group's settings -----------------------------------------------------------------------
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        return self.value if isinstance(self.value, Mapping) else {}
+    def settings(self) -> group_settings.GroupSettings:
+        if self._settings is None:
+            self._settings = group_settings.parse(self.value)
+        return self._settings
 
     @property
     def defaults(self) -> Mapping[str, Any]:
         """What the group says for all its jobs."""
-        defaults = self.settings.get("defaults")
-        return defaults if isinstance(defaults, Mapping) else {}
+        return self.settings.defaults
 
     @property
     def nodes(self) -> int | None:
         """N: the runner's own, else the group's, else None."""
-        nodes = self._nodes if self._nodes is not None else self.settings.get("nodes")
-        if isinstance(nodes, bool) or not isinstance(nodes, int):
-            return None
-        return nodes if nodes > 0 else None
+        return self._nodes or self.settings.nodes
+
+    def _tell_problems(self) -> None:
+        """Log what is wrong with the settings, each once until it is mended."""
+        problems = self.settings.problems
+        for problem in problems:
+            if problem not in self._told:
+                text = "the settings of the group, %s: %s; this one does not count"
+                logger.warning(text, self.base, problem)
+        self._told = problems
 
     # Being served -------------------------------------------------------------------------------
 
@@ -161,9 +172,11 @@ class JobRoot(ClientRoot):
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._service = service
+                self._tell_problems()
                 for each in listeners:
                     each.append(self._concerns)
-                for entry in list(self.all_children):
+                # Also the states of jobs that were deleted while nobody served them.
+                for entry in [*self.all_children, *self.states.all_children]:
                     self._concerns(entry.path)
                 task_status.started()
                 try:
@@ -225,6 +238,9 @@ class JobRoot(ClientRoot):
 
     def updated(self) -> None:
         """The group's settings have changed."""
+        self._settings = None
+        if self._service is not None:
+            self._tell_problems()
         self.group_changed()
         self.wake_all()
 

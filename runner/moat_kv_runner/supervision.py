@@ -58,6 +58,8 @@ class Supervisor:
         self._news = anyio.Event()
         # From when the turn in placing counts: when the job became due and free.
         self._free_at: float | None = None
+        # The revision of a claim that seems nobody's, and since when.
+        self._stray = (0, 0.0)
         # This node lacks a package, and lets these others try.
         self._left_to: frozenset[str] = frozenset()
         # The run that is under way; its end has not been written yet.
@@ -80,7 +82,8 @@ class Supervisor:
     @property
     def is_idle(self) -> bool:
         """There is no job, and nothing to leave."""
-        return not self.entry.exists and self._held.claim is None
+        held = self._held
+        return not self.entry.exists and held.claim is None and not held.has_remains
 
     async def run(self) -> None:
         """Until the job is gone, or cancelled."""
@@ -117,7 +120,7 @@ class Supervisor:
             await news.wait()
             return
         if not self.entry.exists:
-            await self._forget()
+            await self._forget(news)
             return
         try:
             spec, problem = self.entry.spec(), None
@@ -151,10 +154,12 @@ class Supervisor:
     async def _obtain(self, news: anyio.Event, *, fit: bool) -> None:
         """Claim the job when it is this runner's turn."""
         is_left = not fit and self._left_to and self._others() == self._left_to
-        if is_left or self._held.holder is not None:
+        if is_left or not self._held.present.is_free:
             self._free_at = None
-            await news.wait()
+            if is_left or not await self._take_stray(news, fit=fit):
+                await news.wait()
             return
+        self._stray = (0, 0.0)
         now = anyio.current_time()
         if self._free_at is None:
             self._free_at = now
@@ -167,6 +172,36 @@ class Supervisor:
         if not await self._held.take():
             # The mirror has not shown it yet; it will.
             await news.wait()
+
+    async def _take_stray(self, news: anyio.Event, *, fit: bool) -> bool:
+        """Take the job over from a claim that has been nobody's for long enough.
+
+        False if that is not so, and would not become so without news.
+        """
+        service, claim = self._service, self._held.present
+        candidates = service.candidates(self._root)
+        live = [service.name] if candidates is None else candidates
+        if not live or not claims.is_stray(claim.value, own_name=service.name, live=live):
+            self._stray = (0, 0.0)
+            return False
+        now, job = anyio.current_time(), self.entry.absolute
+        after_s = claims.stray_s(claim.value, service.session) + self._turn_s(fit)
+        if self._stray[0] != claim.rev:
+            self._stray = (claim.rev, now)
+            if not claims.is_made(claim.value):
+                reason = f"no runner has written its claim, {claim.absolute}; delete that"
+                text = "job %s waits: %s, or it is taken over in %.0f s"
+                logger.warning(text, job, reason, after_s)
+                await self._held.tell_blocked(f"waiting: {reason}")
+        wait_s = self._stray[1] + after_s - now
+        if wait_s > 0:
+            with anyio.move_on_after(wait_s):
+                await news.wait()
+        elif await self._held.take(over=claim.rev):
+            logger.warning("job %s: its claim was nobody's, and is taken over", job)
+        else:
+            await news.wait()  # somebody else was faster
+        return True
 
     def _turn_s(self, fit: bool) -> float:
         candidates = self._service.candidates(self._root)
@@ -210,11 +245,14 @@ class Supervisor:
             await self._held.note(reason=due.why, computed=due.at)
         await self._held.release()
 
-    async def _forget(self) -> None:
-        """The job was deleted: its error is over; its state stays, as its past."""
+    async def _forget(self, news: anyio.Event) -> None:
+        """The job was deleted: its error is over, and its state goes."""
         await self._held.resolve_error()
-        await self._held.note(reason="deleted", computed=None)
-        await self._held.release()
+        await self._held.forget()
+        if self._held.claim is not None:
+            await self._held.release()
+        else:
+            await news.wait()  # until the mirrors show it
 
     # Running ------------------------------------------------------------------------------------
 

@@ -260,3 +260,15 @@ async def test_a_damaged_file_is_refused_before_anything_is_written(
     ended = await moat("log", "restore", str(tmp_path / "none"))
     assert ended.code == 1
     assert ended.error_line.endswith("none: No such file or directory")
+
+
+async def test_a_file_that_cannot_be_written_is_named_once(
+    moat: Moat, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "no" / "n1.moat"
+    ended = await moat("log", "save", str(file))
+    assert ended.code == 1
+    assert ended.error_line == f"moat: cannot write {file}: there is no folder {file.parent}"
+    ended = await moat("log", "restore", str(file))
+    assert ended.code == 1
+    assert ended.error_line == f"moat: {file}: No such file or directory"

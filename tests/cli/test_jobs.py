@@ -276,17 +276,21 @@ async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Clien
     assert listed == {name.replace(" ", ":_"): name for name in names}
     assert list(listed) == sorted(listed)
     info = json.loads(await moat.fine("run", "info", "-o", "json"))
-    assert info["settings"] == {"nodes": 2}
+    assert (info["settings"], info["wrong"]) == ({"nodes": 2}, [])
     assert info["nodes"] == {}
     assert len(info["jobs"]) == 9
     assert (info["kind"], info["node"], info["group"]) == ("any", None, {"$path": "default"})
     shown = await moat.fine("run", "info")
     assert "jobs for  any node of group default" in shown
     assert "nodes     no runner serves this group now" in shown
+    await client.set(P(":.moat.kv.run.any.default"), {"node": 2})
+    told = "node: there is no such setting of a group; there are nodes and defaults"
+    assert told in await moat.fine("run", "info")
+    assert json.loads(await moat.fine("run", "info", "-o", "json"))["wrong"] == [told]
 
 
 @pytest.mark.usefixtures("answer")
-async def test_a_state_that_is_not_there_says_why(moat: Moat) -> None:
+async def test_a_state_that_is_not_there_says_why(moat: Moat, client: moat_kv.Client) -> None:
     async def why(*change: str) -> str:
         await moat.fine("run", "at", "x", *change)
         ended = await moat("run", "at", "x", "state")
@@ -295,6 +299,11 @@ async def test_a_state_that_is_not_there_says_why(moat: Moat) -> None:
 
     assert "it is not to be started" in await why("set", "-c", "the.answer")
     assert "no runner has taken it yet" in await why("set", "-t", "0")
+    await client.set(P(":.moat.kv.claim.any.default.x"), {"node": "me"})
+    assert "no runner has written its claim, :.moat.kv.claim.any.default.x; delete" in await why(
+        "enable"
+    )
+    await client.delete(P(":.moat.kv.claim.any.default.x"))
     assert await why("disable") == "moat: no state of job x; it is disabled"
 
 
@@ -307,13 +316,8 @@ async def test_deleting_a_job_forgets_what_became_of_it(moat: Moat, client: moat
     for state in states:
         await client.set(state, {"started": 1, "stopped": 2})
     await moat.fine("run", "-n", "-", "at", "x", "delete")
-    # The holder of a claim marks its state itself, once the run has ended.
+    # The holder of a claim deletes its state itself, once the run has ended.
     assert ["value" in await client.get(state) for state in states] == [True, False]
-    await client.set(states[0], {"started": 1, "stopped": 2, "result": 1, "reason": "deleted"})
-    await moat.fine("run", "-n", "-", "at", "x", "set", "-c", "the.answer")
-    assert (await moat("run", "-n", "-", "at", "x", "state")).code == 3
-    row = json.loads(await moat.fine("run", "-n", "-", "at", "x", "list", "-o", "jsonl"))
-    assert "result" not in row
 
 
 @pytest.mark.usefixtures("answer")

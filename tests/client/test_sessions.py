@@ -70,9 +70,7 @@ async def test_a_session_is_resumed_after_a_short_break() -> None:
         assert running.server.describe()["groups"] == {"g": ["me"]}
 
 
-async def test_a_session_whose_line_is_broken_for_too_long_is_given_up_before_the_server_ends_it() -> (
-    None
-):
+async def test_a_session_whose_line_is_broken_for_too_long_is_given_up_early() -> None:
     async with (
         running_server(tcp=True) as running,
         proxied(running.url) as proxy,

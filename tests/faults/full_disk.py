@@ -32,7 +32,7 @@ from tests.faults.journal import Journal
 from tests.faults.serving import ServerProcess, served
 
 #: Several times as much as the log keeps of what is written here.
-DISK_BYTES = 48 * 1024 * 1024
+DISK_BYTES = 48 << 20
 #: How long there is no room, in seconds.
 FULL_S = 0.5
 CLIENTS = 3
@@ -91,10 +91,10 @@ def can_mount() -> bool:
 
 
 @contextmanager
-def small_disk(place: pathlib.Path) -> Iterator[SmallDisk]:
+def small_disk(place: pathlib.Path, size_bytes: int) -> Iterator[SmallDisk]:
     """Mount a small tmpfs. Raises CalledProcessError where that is not allowed."""
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "moat-kv-test", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "moat-kv-test", str(place)]
     subprocess.run(command, check=True, capture_output=True)
     try:
         yield SmallDisk(place)
@@ -104,11 +104,11 @@ def small_disk(place: pathlib.Path) -> Iterator[SmallDisk]:
 
 @asynccontextmanager
 async def server_on(
-    folder: pathlib.Path, *, mounted: bool
+    folder: pathlib.Path, *, mounted: bool, size_bytes: int = DISK_BYTES
 ) -> AsyncIterator[tuple[ServerProcess, Disk]]:
     """A server, and the disk under it."""
     if mounted:
-        with small_disk(folder / "disk") as disk:
+        with small_disk(folder / "disk", size_bytes) as disk:
             async with served(folder, data=folder / "disk" / "data") as server:
                 yield server, disk
     else:
@@ -119,7 +119,15 @@ async def server_on(
 class Round:
     """One time without room."""
 
-    def __init__(self, server: ServerProcess, disk: Disk, chance: random.Random) -> None:
+    def __init__(
+        self,
+        server: ServerProcess,
+        disk: Disk,
+        chance: random.Random,
+        *,
+        padding: int = PADDING,
+    ) -> None:
+        self._padding = padding
         self._server = server
         self._disk = disk
         self._chance = chance
@@ -130,7 +138,7 @@ class Round:
     async def run(self, journal: Journal) -> None:
         async with open_client(self._server.url, request_timeout_s=LIMIT_S) as reader:
             work = writers.Writers(
-                journal, self._chance, padding=PADDING, persist=True, pause_s=0.005
+                journal, self._chance, padding=self._padding, persist=True, pause_s=0.005
             )
             async with open_client(self._server.url, request_timeout_s=LIMIT_S) as writer:
                 async with anyio.create_task_group() as tasks:
@@ -178,13 +186,16 @@ class Round:
         return trouble
 
 
-async def run(folder: pathlib.Path, rounds: int, seed: int, *, mounted: bool) -> int:
+async def run(
+    folder: pathlib.Path, rounds: int, seed: int, *, mounted: bool, size_bytes: int, padding: int
+) -> int:
     chance = random.Random(seed)
     journal = Journal()
     faults = reads = 0
-    async with server_on(folder, mounted=mounted) as (server, disk):
+    disk_of = server_on(folder, mounted=mounted, size_bytes=size_bytes)
+    async with disk_of as (server, disk):
         for number in range(1, rounds + 1):
-            one = Round(server, disk, chance)
+            one = Round(server, disk, chance, padding=padding)
             await one.run(journal)
             faults += len(one.faults)
             reads += one.reads
@@ -205,11 +216,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", action="store_true", help="limit files, mount nothing")
+    parser.add_argument("--disk-mb", type=int, default=DISK_BYTES >> 20)
+    parser.add_argument("--padding", type=int, default=PADDING, help="bytes in each value")
     options = parser.parse_args()
     mounted = can_mount() and not options.limit
     with tempfile.TemporaryDirectory() as folder:
         return anyio.run(
-            lambda: run(pathlib.Path(folder), options.rounds, options.seed, mounted=mounted)
+            lambda: run(
+                pathlib.Path(folder),
+                options.rounds,
+                options.seed,
+                mounted=mounted,
+                size_bytes=options.disk_mb << 20,
+                padding=options.padding,
+            )
         )
 
 

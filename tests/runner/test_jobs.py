@@ -205,13 +205,43 @@ async def test_deleting_a_job_stops_it_and_resolves_its_error() -> None:
         await b.state(lambda state: state.backoff)
         await b.desk.delete(place)
         await b.gone(b.claim_path())
-        assert (await b.state()).reason == "deleted"
+        assert "value" not in await b.desk.get(b.state_path())
         assert await error_record.records(b.desk) == []
         running = await b.job("import anyio\nawait anyio.sleep_forever()", path="other")
         await b.state(lambda state: state.running, path="other")
         await b.desk.delete(running)
-        await b.state(path="other")
         await b.gone(b.claim_path("other"))
+        assert "value" not in await b.desk.get(b.state_path("other"))
+
+
+async def test_state_goes_with_its_job_however_and_whenever_that_is_deleted() -> None:
+    async with bench() as b:
+        nodes = [await b.node(name) for name in ("n1", "n2")]
+        states = []
+        for kind, path in (("any", "a"), ("any", "b"), ("at", "c"), ("all", "d"), ("any", "kept")):
+            await b.job("return 1", kind=kind, path=path)
+            await b.state(path=path, kind=kind)
+            states.append(b.state_path(path, kind=kind))
+            await b.gone(b.claim_path(path, kind=kind))
+        *gone, kept = states
+        # What somebody else keeps there is none of the runner's.
+        foreign = b.places.state + P("any.default.foreign")
+        await b.desk.set(foreign, {"reason": "theirs"})
+        for path in ("a", "c"):
+            await b.desk.delete_tree(b.places.run / "any" + P("default") + P(path))
+            await b.desk.delete_tree(b.places.run + P("at.n1.default") + P(path))
+        for place in (gone[0], gone[2]):
+            await b.gone(place)
+        for node in nodes:
+            await node.stop()
+        await b.desk.delete(b.places.run + P("any.default.b"))
+        await b.desk.delete(b.places.run + P("all.default.d"))
+        assert "value" in await b.desk.get(gone[1])
+        await b.node("n1")
+        for place in gone:
+            await b.gone(place)
+        assert (await b.desk.get(kept)).value["result"] == 1
+        assert (await b.desk.get(foreign)).value == {"reason": "theirs"}
 
 
 async def test_deleted_job_that_comes_back_runs_again() -> None:

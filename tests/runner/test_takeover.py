@@ -13,7 +13,7 @@ import pytest
 from moat_kv import P, errors, open_client
 from moat_kv.code import ModuleRoot
 from moat_kv.testing.server import running_server
-from moat_kv_runner import AnyRunnerRoot, run, serving
+from moat_kv_runner import AnyRunnerRoot, claims, run, serving
 from moat_kv_runner.job import parse_state
 from tests.runner.bench import LIMIT_S, Bench, bench
 from tests.runner.relay import relay
@@ -254,16 +254,60 @@ async def test_runner_that_comes_back_waits_for_its_former_session_to_end() -> N
             assert desk.connected
 
 
-async def test_claim_by_hand_is_respected() -> None:
-    async with bench("n1") as b:
+STRAY: dict[str, Any] = {
+    "by-hand": {"node": "somebody"},
+    "no-claim": 17,
+    "of-nobody": {"node": "n9", "session": "x", "ttl_s": 0.1},
+    "of-a-former-self": {"node": "n1", "session": "x"},
+}
+
+
+@pytest.mark.parametrize("which", list(STRAY))
+async def test_claim_that_nobody_holds_blocks_its_job_for_a_while_only(
+    which: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "STRAY_MARGIN_S", -9.0)
+    async with bench() as b:
+        written = await b.desk.set(b.claim_path(), STRAY[which])
+        for name in ("n1", "n2"):
+            await b.node(name)
+        await b.job("return _self.fence")
+        state = await b.state(lambda state: state.result)
+        assert state.fence == state.result
+        assert (state.fence or 0) > written.rev
+    told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    job = "job :.moat.kv.run.any.default.job"
+    assert told.count(f"{job}: its claim was nobody's, and is taken over") == 1
+    claim = ":.moat.kv.claim.any.default.job"
+    waits = [text for text in told if text.startswith(f"{job} waits: no runner has written")]
+    # Each runner says so once.
+    assert len(waits) == (2 if which in ("by-hand", "no-claim") else 0)
+    assert all(claim in text and "delete that, or it is taken over in" in text for text in waits)
+
+
+async def test_claim_by_hand_is_waited_for_until_it_is_deleted() -> None:
+    async with bench("n1", ttl_s=1000.0) as b:
         await b.desk.set(b.claim_path(), {"node": "somebody"})
         await b.job("return _self.fence")
         await b.job("return 1", path="other")
         await b.state(path="other")
-        assert "value" not in await b.desk.get(b.state_path())
+        claim = str(b.claim_path())
+        reason = f"waiting: no runner has written its claim, {claim}; delete that"
+        blocked = await b.state(lambda state: state.reason == reason)
+        assert (blocked.started, blocked.fence) == (None, None)
         await b.desk.delete(b.claim_path())
-        state = await b.state()
+        state = await b.state(lambda state: state.result)
         assert state.fence == state.result
+        assert state.reason == "done"
+
+
+async def test_claim_of_a_live_runner_is_never_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "STRAY_MARGIN_S", -10.0)
+    async with bench("n1", "n2") as b:
+        await b.job("import anyio\nawait anyio.sleep(1)\nreturn 'kept'")
+        state = await b.state()
+        assert state.result == "kept"
+        assert len(await b.desk.history(b.claim_path())) <= 2
 
 
 async def test_states_are_written_with_the_fence_of_their_claim() -> None:

@@ -60,10 +60,10 @@ async def test_a_silent_session_ends_though_its_line_lives() -> None:
 
 async def test_pings_keep_a_session() -> None:
     async with running_server() as running, connected(running.url) as line:
-        id = (await opened(line, ttl_s=0.5))["session"]
+        id = (await opened(line, ttl_s=1.5))["session"]
         await line.ask("set", 1, path=P("mine"), session=id)
         for _ in range(8):
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.25)
             await line.ask("session_ping", session=id)
         assert (await line.ask("get", path=P("mine"))).value is not None
 
@@ -80,12 +80,12 @@ async def test_a_session_whose_line_broke_ends_after_the_grace() -> None:
 async def test_a_session_is_resumed_on_another_line_within_the_grace() -> None:
     async with running_server() as running, connected(running.url) as other:
         async with connected(running.url) as line:
-            facts = await opened(line, ttl_s=60, grace_s=0.5)
+            facts = await opened(line, ttl_s=60, grace_s=1.5)
             await line.ask("set", 1, path=P("mine"), session=facts["session"])
         with pytest.raises(errors.SessionExpired):
             await other.ask("session_resume", session=facts["session"], secret="wrong")
         await other.ask("session_resume", session=facts["session"], secret=facts["secret"])
-        await anyio.sleep(0.8)
+        await anyio.sleep(1.8)
         assert (await other.ask("get", path=P("mine"))).value is not None
         await other.ask("set", 1, path=P("more"), session=facts["session"])
 
