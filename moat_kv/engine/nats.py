@@ -223,17 +223,18 @@ class NatsEngine(base.Engine):
 
     async def _serve(self, connection: nats_line.Connection) -> None:
         """Use a connection until it is lost. Raises nats_line.NoAnswer, errors.EngineError."""
-        try:
-            await self._check_again(connection)
-        except nats_line.Refused as refused:
-            raise nats_line.NoAnswer(str(refused)) from refused
         publisher = nats_publish.Publisher(connection)
         await publisher.open()
         try:
             await connection.client.subscribe(self._names.messages, cb=self._heard)
-            await connection.client.flush()
         except (nats_errors.Error, OSError) as exc:
             raise nats_line.NoAnswer(str(exc)) from exc
+        # Its answers come behind the subscriptions. (nats-py's `flush` does not wait for these: its
+        # ping goes past what is still to be sent.)
+        try:
+            await self._check_again(connection)
+        except nats_line.Refused as refused:
+            raise nats_line.NoAnswer(str(refused)) from refused
         self._connection, self._publisher = connection, publisher
         self._attached_event.set()
         try:

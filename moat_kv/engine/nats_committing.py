@@ -50,15 +50,30 @@ Lookup = Callable[[str | None], Awaitable["int | None"]]
 class Item:
     """A group that was submitted, until it is answered."""
 
-    __slots__ = ("done", "doubtful", "guards", "messages", "outcome", "records", "since", "writes")
+    __slots__ = (
+        "conflicting",
+        "done",
+        "doubtful",
+        "guards",
+        "messages",
+        "outcome",
+        "records",
+        "sent",
+        "since",
+        "writes",
+    )
 
     def __init__(self, writes: Sequence[Write], done: base.Done) -> None:
         self.writes = writes
         self.done = done
         self.since = time.monotonic()
         self.outcome: base.Outcome | None = None
-        #: It was sent and got no answer.
+        #: It was sent.
+        self.sent = False
+        #: It got no answer, and may be in the log for all that is known.
         self.doubtful = False
+        #: It was refused for the sake of a record that has not been seen.
+        self.conflicting = False
         #: As it was judged last: what to send, and what each write then is; None: its message.
         self.guards: list[nats_publish.Message] = []
         self.messages: list[tuple[Write, nats_publish.Message]] = []
@@ -173,7 +188,7 @@ class Committer:
                 parts *= 2
                 todo = [item for item in todo if item.outcome is None]
                 if todo and lasting and self._feed.revision == seen:
-                    await self._look_up(todo)
+                    await self._look_up([item for item in todo if item.conflicting])
                     await anyio.sleep(PAUSE_S[min(pauses, len(PAUSE_S) - 1)])
                     pauses += 1
                 self._give_up(todo)
@@ -189,31 +204,35 @@ class Committer:
             if self._left_s([item]) > 0:
                 continue
             reason = "NATS has not stored it in time"
-            if item.doubtful:
+            if item.doubtful or item.conflicting:
                 item.outcome = errors.Unknown(reason)
             else:
                 item.outcome = errors.Detached(reason)
 
     def _judge_all(self, items: Sequence[Item]) -> None:
         for item in items:
-            if item.doubtful and self._settled_by_chain(item):
+            if item.sent and self._settled_by_chain(item):
                 continue
             item.outcome = self._judged(item)
 
     def _settled_by_chain(self, item: Item) -> bool:
-        """Whether it is known by now what became of a group that got no answer."""
+        """Whether it is known by now what became of a group that was sent before.
+
+        Also of one that was refused: a node that does not know yet that it leads no more may refuse
+        what the new leader stores (seen after a leader had been frozen).
+        """
         chains = [self._feed.chains[write.path] for write, _ in item.messages]
         for place, chain in enumerate(chains):
             if chain.mine is not None:
                 item.outcome = self._outcome(item, chain.mine.rev - place)
                 return True
-        if any(chain.broken for chain in chains):
+        if item.doubtful and any(chain.broken for chain in chains):
             item.outcome = errors.Unknown("records of its path have come and gone meanwhile")
             return True
         bases = [message.expect or 0 for _, message in item.messages]
         if any(chain.last > base_ for chain, base_ in zip(chains, bases, strict=True)):
             # Another record is where it would have had to be: it is not there, nor can get there.
-            item.doubtful = False
+            item.doubtful = item.conflicting = False
         return False
 
     def _judged(self, item: Item) -> base.Outcome | None:
@@ -293,15 +312,18 @@ class Committer:
         self, publisher: nats_publish.Publisher, items: Sequence[Item], parts: int
     ) -> bool:
         """Send what was judged; whether anything was refused or got no answer."""
+        for item in items:
+            item.sent = True
+        wait_s = min(nats_publish.ACK_S, max(0.1, self._left_s(items)))
         pairs: list[tuple[list[Item], nats_publish.Answer]] = []
         step = -(-len(items) // parts)
         for start in range(0, len(items), step):
             part = list(items[start : start + step])
             if len(part) <= SINGLY and all(len(i.messages) == 1 and not i.guards for i in part):
-                answers = await publisher.singly([item.messages[0][1] for item in part])
+                answers = await publisher.singly([i.messages[0][1] for i in part], wait_s)
                 pairs += [([item], answer) for item, answer in zip(part, answers, strict=True)]
             else:
-                pairs.append((part, await publisher.together(_messages(part))))
+                pairs.append((part, await publisher.together(_messages(part), wait_s)))
         stored = [(part, a) for part, a in pairs if isinstance(a, nats_publish.Stored)]
         if stored:
             self._report(None)
@@ -352,6 +374,8 @@ class Committer:
                 item.doubtful = True
             return
         if answer.conflict:
+            for item in items:
+                item.conflicting = True
             rev = answer.rev if answer.rev is not None else await self._lookup(None)
             if rev is not None:
                 await self._feed.reach(rev, max(0.0, self._left_s(items)))

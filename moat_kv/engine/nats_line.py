@@ -34,6 +34,8 @@ PING_S = 1
 PINGS_OUTSTANDING = 2
 #: One attempt to connect may take so long, in seconds.
 CONNECT_S = 2.0
+#: Closing one is not waited for longer than that, in seconds.
+CLOSE_S = 0.5
 #: A server that starts looks for any node for so long, in seconds.
 FIRST_CONNECT_S = 10.0
 #: How long a request to JetStream's interface may take, in seconds.
@@ -95,17 +97,36 @@ class Connection:
 
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         """Ask whoever listens there. Raises NoAnswer."""
-        try:
-            answer = await self.client.request(subject, data, timeout=timeout_s)
-        except (nats_errors.Error, OSError) as exc:
-            raise NoAnswer(f"{subject.partition('.')[0]}: {_said(exc)}") from exc
-        return bytes(answer.data)
+        found: list[bytes] = []
+        reason = "the connection was lost"
+
+        async def ask() -> None:
+            nonlocal reason
+            try:
+                answer = await self.client.request(subject, data, timeout=timeout_s)
+                found.append(bytes(answer.data))
+            except (nats_errors.Error, OSError) as exc:
+                reason = _said(exc)
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await self.lost.wait()
+            tasks.cancel_scope.cancel()
+        if not found:
+            raise NoAnswer(f"{subject.partition('.')[0]}: {reason}")
+        return found[0]
 
     async def close(self) -> None:
         """Give it up."""
         self.lost.set()
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CONNECT_S):
-            await self.client.close()
+        await _drop(self.client)
+
+
+async def _drop(client: nats_client.Client) -> None:
+    """Close a connection, without waiting long for a node that is frozen or does not end TLS."""
+    with anyio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(nats_errors.Error, OSError):
+        await client.close()
 
 
 class Line:
@@ -187,6 +208,9 @@ class Line:
                 f"{'tls' if self._settings.tls else 'nats'}://{server}",
                 name=self._name,
                 allow_reconnect=False,
+                # Without these it would try the same node 60 times, every two seconds.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=CONNECT_S,  # type: ignore[arg-type]  # it goes to wait_for
                 ping_interval=PING_S,
                 max_outstanding_pings=PINGS_OUTSTANDING,
@@ -196,10 +220,10 @@ class Line:
                 **self._settings.options(),
             )
         except (nats_errors.Error, OSError, TimeoutError) as exc:
-            with contextlib.suppress(nats_errors.Error, OSError):
-                await client.close()
-            self.reason = f"{server}: {_said(exc)}"
-            if _is_shut_out(exc):
+            await _drop(client)
+            cause = told[-1] if isinstance(exc, nats_errors.NoServersError) and told else exc
+            self.reason = f"{server}: {_said(cause)}"
+            if _is_shut_out(cause):
                 raise _ShutOut(self.reason) from exc
             raise NoAnswer(self.reason) from exc
         connection = Connection(client, server, lost)

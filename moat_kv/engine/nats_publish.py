@@ -116,11 +116,12 @@ class Publisher:
             with contextlib.suppress(nats_errors.Error, OSError):
                 await self._subscription.unsubscribe()
 
-    async def singly(self, messages: Sequence[Message]) -> list[Answer]:
+    async def singly(self, messages: Sequence[Message], wait_s: float = ACK_S) -> list[Answer]:
         """Send all without waiting in between, in this order; what became of each."""
-        return await self._send([(message, message.headers(), True) for message in messages])
+        sending = [(message, message.headers(), True) for message in messages]
+        return await self._send(sending, wait_s)
 
-    async def together(self, messages: Sequence[Message]) -> Answer:
+    async def together(self, messages: Sequence[Message], wait_s: float = ACK_S) -> Answer:
         """Send all as one atomic batch, at most 1,000; what became of it."""
         batch = secrets.token_hex(12)
         sending = []
@@ -130,10 +131,12 @@ class Publisher:
             if is_last:
                 headers[_BATCH_COMMIT] = "1"
             sending.append((message, headers, is_last))
-        (answer,) = await self._send(sending)
+        (answer,) = await self._send(sending, wait_s)
         return answer
 
-    async def _send(self, sending: list[tuple[Message, dict[str, str], bool]]) -> list[Answer]:
+    async def _send(
+        self, sending: list[tuple[Message, dict[str, str], bool]], wait_s: float
+    ) -> list[Answer]:
         self._answers, self._complete = {}, anyio.Event()
         try:
             for message, headers, wants_answer in sending:
@@ -147,7 +150,7 @@ class Publisher:
             # Part of it may have been sent; nobody will tell.
             reason = str(exc) or type(exc).__name__
             return [Open(reason=reason) for *_, wants_answer in sending if wants_answer]
-        with anyio.move_on_after(ACK_S):
+        with anyio.move_on_after(wait_s):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._until_lost, tasks.cancel_scope)
                 await self._complete.wait()

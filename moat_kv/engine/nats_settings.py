@@ -19,7 +19,7 @@ from moat_kv import config, errors
 DEFAULT_PORT = 4222
 
 _URL = re.compile(r"(nats|tls)://(?:([^@/]*)@)?([^/@]+)(?:/([^/]*))?/?")
-_HOST = re.compile(r"(?:(?:nats|tls)://)?(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)(?::([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,8 @@ def _checked(
     if settings.access.replicas is not None:
         wanted["num_replicas"] = settings.access.replicas
     differences = [
-        f"{name} is {_shown(found.get(name))}, not {_shown(value)}"
+        f"{name} is {_shown(found.get(name, False if value is True else None))}, "
+        f"not {_shown(value)}"
         for name, value in wanted.items()
         # What is off, or none, may be left out.
         if (found.get(name) or None) != (value or None)

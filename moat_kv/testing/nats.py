@@ -113,6 +113,18 @@ class Node:
         except OSError:  # nobody there, or 503
             return False
 
+    def leads(self, stream: str) -> bool:
+        """Whether this node says of itself that it leads a stream."""
+        url = f"http://127.0.0.1:{self.monitor_port}/jsz?streams=true"
+        try:
+            with urllib.request.urlopen(url, timeout=1.0) as answer:
+                found = json.load(answer)
+        except OSError:
+            return False
+        streams = [each for a in found.get("account_details", ()) for each in a["stream_detail"]]
+        named = {each["name"]: (each.get("cluster") or {}).get("leader") for each in streams}
+        return stream in named and named[stream] in (None, self.name)
+
     def log_end(self) -> str:
         """The last lines that it has logged."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-5:])
@@ -195,6 +207,17 @@ def wait_for_all(nodes: Sequence[Node]) -> None:
             if time.monotonic() > until:
                 raise NatsFailed(f"{node.name} has no part in the cluster: {node.log_end()}")
             time.sleep(_LOOK_S)
+
+
+def leader(nodes: Sequence[Node], stream: str) -> Node:
+    """The node that leads a stream. Raises NatsFailed if none does for too long."""
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        for node in nodes:
+            if node.leads(stream):
+                return node
+        time.sleep(_LOOK_S)
+    raise NatsFailed(f"nobody leads {stream}")
 
 
 def _temporary() -> tempfile.TemporaryDirectory[str]:

@@ -41,6 +41,12 @@ class Proxy:
     def release_requests(self) -> None:
         self._requests.set()
 
+    def pass_what_comes(self) -> anyio.Event:
+        """Requests pass again, but those that are held wait on, for the event that is returned."""
+        held, self._requests = self._requests, anyio.Event()
+        self._requests.set()
+        return held
+
     def release_answers(self) -> None:
         self._answers.set()
 
