@@ -94,6 +94,8 @@ class FakeRemote(remote.Remote):
             self.revision = self.floor = 0
         if self.is_linked:
             self._catch_up()
+        else:
+            follower.cut_off("the test has not linked it")
         try:
             yield
         finally:
