@@ -41,6 +41,9 @@ SLICE_REQUESTS = 256
 #: time; the others wait for their turn. A walk holds the names of all that is beside its place.
 STREAM_LIMIT = 10_000
 WALK_LIMIT = 8
+#: A client's first request has to be there within so many seconds; ours greet at once. Whoever only
+#: connects would otherwise keep one of the few places (`accepting.connection_limit`).
+FIRST_REQUEST_S = 10.0
 #: How long the last replies of a connection that ends may take, in seconds.
 FAREWELL_S = 2.0
 
@@ -203,16 +206,23 @@ class Connection:
     async def _read(self) -> None:
         try:
             await self._flush(streams=False)
+            with anyio.move_on_after(FIRST_REQUEST_S) as waiting_for_first:
+                whole = await self._receive()
+                while not whole:
+                    whole = await self._receive()
+            if waiting_for_first.cancelled_caught:
+                raise errors.ProtocolError(f"no request within {FIRST_REQUEST_S:g} s")
             while True:
-                data = await self._stream.receive(READ_BYTES)
-                try:
-                    whole = self._frames.feed(data)
-                except errors.ProtocolError as exc:
-                    self.fail(0, exc)
-                    return
                 await self._handle_all(whole)
+                whole = await self._receive()
+        except errors.ProtocolError as exc:
+            self.fail(0, exc)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             return
+
+    async def _receive(self) -> list[bytes | frames.Oversized]:
+        """The frames that are whole with what comes next. Raises ProtocolError, see `feed`."""
+        return self._frames.feed(await self._stream.receive(READ_BYTES))
 
     async def _handle_all(self, whole: Sequence[bytes | frames.Oversized]) -> None:
         """Handle each frame; a few requests may be answered by a lot, or hold a lot."""

@@ -230,6 +230,23 @@ async def test_sessions_of_a_line_are_bounded(monkeypatch: pytest.MonkeyPatch) -
             await line.ask("session_open")
 
 
+async def test_who_only_connects_is_asked_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "FIRST_REQUEST_S", 0.2)
+    async with running_server() as running, connected(running.url) as speaking:
+        await speaking.ask("ping")
+        async with connected(running.url) as silent, connected(running.url) as slow:
+            # Half a frame is no request either.
+            await slow.stream.send(messages.pack((1, "ping", {}, None))[:-1])
+            for line in (silent, slow):
+                error = await line.next(0)
+                assert error.fields["error"] == "ProtocolError"
+                assert error.fields["facts"] == {"reason": "no request within 0.2 s"}
+            await until(lambda: len(running.server.connections) == 1)
+        # Who has spoken may be silent for as long as he likes.
+        await anyio.sleep(0.3)
+        await speaking.ask("ping")
+
+
 # Time -------------------------------------------------------------------------------------------
 
 
