@@ -64,7 +64,10 @@ class _Flight:
 
 
 class NetworkEngine(base.Engine):
-    """`base.Engine` in touch with a network, or without. `node` names its conflicts' records."""
+    """`base.Engine` in touch with a network, or without. `origin` names its conflicts' records."""
+
+    #: Strict writes may hang for seconds; plain ones must not wait behind them.
+    inside_records = 20_000
 
     def __init__(
         self,
