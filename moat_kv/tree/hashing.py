@@ -6,10 +6,10 @@ is written meanwhile, its result is of one revision. It changes nothing in the t
 
 What is hashed is what has to be the same on all servers: of each entry with a value the path, the
 value and the stamp (revision, time, record's id, session, end of life). Deleted entries and empty
-inner nodes do not count, for they go at different times, nor does what is only pending. Each entry has a hash of 32 bytes
-(BLAKE2b), and a subtree's hash is the sum of its entries' (mod 2**256): so the order does not
-matter, in which servers have come to know of them. That tells of mistakes and damage; it is not
-meant against somebody who forges entries.
+inner nodes do not count, for they go at different times, nor does what is only pending. Each entry
+has a hash of 32 bytes (BLAKE2b), and a subtree's hash is the sum of its entries' (mod 2**256): so
+the order does not matter, in which servers have come to know of them. That tells of mistakes and
+damage; it is not meant against somebody who forges entries.
 """
 
 from __future__ import annotations
