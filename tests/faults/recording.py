@@ -89,7 +89,7 @@ class Recorded:
             answer["value"] = result.value
         if "deleted" in result:
             answer["deleted"] = result.deleted
-        outcome: Outcome = "pending" if result.get("pending") else "ok"
+        outcome: Outcome = "pending" if result.pending else "ok"
         if outcome == "pending":
             answer = {}
         return end(number, outcome, **answer)

@@ -30,9 +30,15 @@ class ServerProcess:
     """A server's process, or the next one after a crash. `folder` holds everything it leaves."""
 
     def __init__(
-        self, folder: pathlib.Path, *, data: pathlib.Path | None = None, options: Sequence[str] = ()
+        self,
+        folder: pathlib.Path,
+        *,
+        name: str = "n1",
+        data: pathlib.Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self.name = name
         self.data = data or folder / "data"
         self.options = list(options)
         self.socket = folder / "socket"
@@ -64,7 +70,7 @@ class ServerProcess:
         self.tcp_url = lines.split()[0]
 
     def _spawn(self, ready_fd: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "moat_kv_cli", "kv", "server", "n1"]
+        command = [sys.executable, "-m", "moat_kv_cli", "kv", "server", self.name]
         command += ["--data", str(self.data), "--unix", str(self.socket), "--port", "0"]
         command += ["--ready-fd", str(ready_fd), *self.options]
         with self.log.open("ab") as log:
