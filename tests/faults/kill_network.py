@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import pathlib
 import random
 import sys
@@ -40,6 +41,8 @@ SHARED_KEYS = 5
 SETTLE_S = 60.0
 #: A client pauses so long between two writes, in seconds: this sets the rate.
 PAUSE_S = 0.01
+#: So many records of a path are kept: for the shared ones, to see what was written over.
+HISTORY = 1_000
 
 
 @dataclass(kw_only=True)
@@ -62,6 +65,8 @@ async def box(folder: pathlib.Path) -> AsyncIterator[Box]:
     with contextlib.ExitStack() as stack:
         make = nats.cluster(3, folder / "nats")
         nodes = await anyio.to_thread.run_sync(stack.enter_context, make)
+        config = folder / "config.yaml"
+        config.write_text(f"server: {{nats: {{history: {HISTORY}}}}}\n")
         servers = []
         try:
             for number in range(3):
@@ -69,7 +74,8 @@ async def box(folder: pathlib.Path) -> AsyncIterator[Box]:
                 place = folder / f"server{number}"
                 place.mkdir()
                 engine = f"nats://{','.join(order)}/box"
-                server = ServerProcess(place, name=f"n{number}", options=["--engine", engine])
+                options = ["--engine", engine]
+                server = ServerProcess(place, name=f"n{number}", config=config, options=options)
                 await server.start()
                 servers.append(server)
             yield Box(nodes=nodes, servers=servers)
@@ -89,7 +95,8 @@ async def write(box: Box, number: int, chance: random.Random) -> None:
             # Another name for each line: an operation of a broken one may still take effect.
             serial += 1
             async with open_client(urls, reconnect=False, request_timeout_s=20.0) as client:
-                line = recording.Recorded(client, box.recorder, f"c{number}.{serial}", strict=False)
+                name = f"c{number}.{serial}@{client.server.node}"
+                line = recording.Recorded(client, box.recorder, name, strict=False)
                 await _write_on(line, number, serial, chance)
         except (errors.CannotConnect, errors.Disconnected, recording.LineGone):
             await anyio.sleep(0.1)
@@ -152,8 +159,35 @@ async def look(box: Box) -> Verdict:
             async for row in clients[0].get_tree(conflicts.PLACE)
             if "value" in row.value
         ]
-    checked = membership.check(box.recorder.close(), found, lost)
+        operations = box.recorder.close()
+        checked = membership.check(operations, found, lost)
+        unexplained = [
+            one
+            for one in checked.pending_lost
+            if not _is_replaced(one, operations) and not await _was_stored(clients[0], one)
+        ]
+    checked = dataclasses.replace(checked, pending_lost=tuple(unexplained))
     return Verdict(found=checked, differences=len(differing), conflicts=len(lost))
+
+
+def _is_replaced(one: history.Operation, operations: Sequence[history.Operation]) -> bool:
+    """Whether the same server took another write for that key afterwards: only the newest waits."""
+    server = one.client.partition("@")[2]
+    return any(
+        other.key == one.key
+        and other is not one
+        and other.kind != "read"
+        and other.outcome in ("ok", "pending", "unknown")
+        and other.client.endswith(f"@{server}")
+        and (other.end is None or other.end >= one.begin)
+        for other in operations
+    )
+
+
+async def _was_stored(client: Client, one: history.Operation) -> bool:
+    """Whether it came into the log, and was written over there."""
+    records = await client.history(P(one.key), limit=HISTORY)
+    return any("value" in record and record.value == one.value for record in records)
 
 
 async def _shown(client: Client) -> dict[str, history.Value]:

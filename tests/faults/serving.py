@@ -35,9 +35,11 @@ class ServerProcess:
         *,
         name: str = "n1",
         data: pathlib.Path | None = None,
+        config: pathlib.Path | None = None,
         options: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self.config = config
         self.name = name
         self.data = data or folder / "data"
         self.options = list(options)
@@ -75,7 +77,12 @@ class ServerProcess:
         command += ["--ready-fd", str(ready_fd), *self.options]
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=_ROOT, stdout=log, stderr=log, pass_fds=[ready_fd], env=_environment()
+                command,
+                cwd=_ROOT,
+                stdout=log,
+                stderr=log,
+                pass_fds=[ready_fd],
+                env=_environment(self.config),
             )
 
     async def kill(self) -> None:
@@ -129,10 +136,12 @@ class ServerProcess:
         resource.prlimit(self.pid, which, (soft, hard))
 
 
-def _environment() -> dict[str, str]:
+def _environment(config: pathlib.Path | None) -> dict[str, str]:
     """Nothing of this machine's settings, and our own packages first."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("MOAT_KV")}
     paths = [str(_ROOT), str(_ROOT / "cli"), str(_ROOT / "runner")]
+    if config is not None:
+        kept["MOAT_KV_CONFIG"] = str(config)
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "XDG_CONFIG_HOME": str(_ROOT / "nowhere")}
 
 
