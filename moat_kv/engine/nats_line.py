@@ -21,6 +21,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 from nats import errors as nats_errors
 from nats.aio import client as nats_client
 
@@ -125,8 +126,14 @@ class Connection:
 
 async def _drop(client: nats_client.Client) -> None:
     """Close a connection, without waiting long for a node that is frozen or does not end TLS."""
-    with anyio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(nats_errors.Error, OSError):
-        await client.close()
+    with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(CLOSE_S), contextlib.suppress(nats_errors.Error, OSError):
+            await client.close()
+        # nats-py leaves the socket to whoever takes what is unsent.
+        writer = getattr(client._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+            await anyio.lowlevel.checkpoint()  # the loop closes it in its next turn
 
 
 class Line:
