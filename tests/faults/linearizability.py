@@ -42,8 +42,9 @@ STATES_LIMIT = 5_000_000
 #: What is there, the pending steps that have had their place (a bit each), and how many writes and
 #: deletions of unknown outcome were made use of.
 Config = tuple[State, int, int, int]
-# The same, by what matters most; of the last two only what is not worse than another.
-Reached = dict[tuple[State, int], list[tuple[int, int]]]
+# The same, by the revision that is there and by the bits. Of what else there is (the bound on later
+# revisions, the two counts) only what is not worse than another: less leaves more open.
+Reached = dict[tuple[int, int], list[tuple[int, int, int]]]
 
 
 class TooManyClients(Unusable):
@@ -157,7 +158,7 @@ class Search:
 
         Steps that must have a place but began before `since` may have had it before. Raises GaveUp.
         """
-        reached: Reached = {(self._start, 0): [(0, 0)]}
+        reached: Reached = {(self._start.rev, 0): [(self._start.top, 0, 0)]}
         for _, is_end, _, step in _events(steps):
             if is_end:
                 bit = self._bits[step]
@@ -165,7 +166,7 @@ class Search:
                 del self._bits[step]
                 if not reached:
                     return step
-                self._forget(min(state.top for state, _ in reached))
+                self._forget(min(top for each in reached.values() for top, _, _ in each))
             elif step.must:
                 bit = self._free_bit()
                 self._bits[step] = bit
@@ -189,7 +190,9 @@ class Search:
             # Only deletions are of use after what nobody has seen; others lead to the like again.
             unseen = one.kind == "delete" and one.expect not in self._register.known
             for rev in (one.expect, SOMETHING) if unseen else (one.expect,):
-                self._conditional.setdefault(rev, []).append(step)
+                others = self._conditional.setdefault(rev, [])
+                if all(other.operation.kind != one.kind for other in others):
+                    others.append(step)  # else it leads to the same as the other
         elif one.kind == "delete":
             self._deletes += 1
         else:
@@ -205,7 +208,9 @@ class Search:
         result: Reached = {}
         seen: Reached = {}
         stack: list[Config] = [
-            (state, mask, *used) for (state, mask), each in reached.items() for used in each
+            (State(rev, top), mask, writes, deletes)
+            for (rev, mask), each in reached.items()
+            for top, writes, deletes in each
         ]
         while stack:
             state, mask, writes, deletes = stack.pop()
@@ -280,11 +285,12 @@ def _events(steps: Iterable[Step]) -> list[tuple[float, bool, int, Step]]:
 
 def _keep(reached: Reached, state: State, mask: int, writes: int, deletes: int) -> bool:
     """Add what was reached, unless the same was reached with less; whether it was added."""
-    others = reached.setdefault((state, mask), [])
-    if any(a <= writes and b <= deletes for a, b in others):
+    others = reached.setdefault((state.rev, mask), [])
+    top = state.top
+    if any(a <= top and b <= writes and c <= deletes for a, b, c in others):
         return False
-    others[:] = [(a, b) for a, b in others if a < writes or b < deletes]
-    others.append((writes, deletes))
+    others[:] = [one for one in others if one[0] < top or one[1] < writes or one[2] < deletes]
+    others.append((top, writes, deletes))
     return True
 
 
