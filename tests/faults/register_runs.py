@@ -34,7 +34,8 @@ class _Run:
         self._open_share = open_share
         self._clock = 0
         self._number = 0
-        self._value: int | None = None
+        #: What is there in the end.
+        self.value: int | None = None
         self._rev = 0
         self._top = 0
         self._idle = [f"c{index}" for index in range(clients)]
@@ -85,16 +86,16 @@ class _Run:
 
     def _answered(self, one: Operation) -> Operation:
         if one.kind == "read":
-            return dataclasses.replace(one, outcome="ok", value=self._value, rev=self._rev)
+            return dataclasses.replace(one, outcome="ok", value=self.value, rev=self._rev)
         if one.expect is not None and one.expect != self._rev:
             return dataclasses.replace(one, outcome="failed", error="Conflict", have=self._rev)
         if one.kind == "delete" and not self._rev:
             return dataclasses.replace(one, outcome="ok", rev=self._top, deleted=False)
         self._top += STEP
         if one.kind == "delete":
-            self._value, self._rev = None, 0
+            self.value, self._rev = None, 0
             return dataclasses.replace(one, outcome="ok", rev=self._top, deleted=True)
-        self._value, self._rev = one.value if isinstance(one.value, int) else None, self._top
+        self.value, self._rev = one.value if isinstance(one.value, int) else None, self._top
         return dataclasses.replace(one, outcome="ok", rev=self._top)
 
     def _end(self) -> None:
@@ -129,6 +130,14 @@ def run(
 ) -> list[Operation]:
     """The operations of clients of one register, in the order in which they ended."""
     return _Run(chance, clients, key, open_share).play(count)
+
+
+def run_to_end(
+    chance: random.Random, *, count: int, open_share: float
+) -> tuple[list[Operation], int | None]:
+    """The same, and what is there in the end."""
+    run_ = _Run(chance, 8, "k", open_share)
+    return run_.play(count), run_.value
 
 
 Spoiler = Callable[[Sequence[Operation], random.Random], list[Operation] | None]
