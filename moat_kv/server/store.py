@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from moat_kv.entry import Head, Record
 from moat_kv.path import Path
+from moat_kv.tree.hashing import Snapshot
 from moat_kv.tree.tree import Tree
 from moat_kv.tree.watch import WatchIndex
 
@@ -24,12 +25,17 @@ class Store:
         self.monitors: dict[Callable[[Path, bytes], None], Path] = {}
         #: Entries that belong to a session, by the session's id. Kept while the entry lives.
         self.session_entries: dict[str, set[Path]] = {}
+        #: What is being hashed at present; each is told what changes.
+        self.snapshots: list[Snapshot] = []
         #: Called for each applied record that ends by itself (`server.expiry`).
         self.on_expiring: Callable[[Record], None] | None = None
 
     def apply(self, records: Sequence[Record]) -> None:
-        tree, watchers = self.tree, self.watchers
+        tree, watchers, snapshots = self.tree, self.watchers, self.snapshots
         for record in records:
+            if snapshots:
+                for snapshot in snapshots:
+                    snapshot.before(record)
             if tree.bound:
                 self._unbind(record.path)
             tree.apply(record)
@@ -52,6 +58,8 @@ class Store:
 
     def compacted(self, floor: int) -> None:
         self.tree.drop_tombstones(floor)
+        for snapshot in self.snapshots:
+            snapshot.restart()
 
     def message(self, topic: Path, data: bytes) -> None:
         for deliver, wanted in list(self.monitors.items()):
