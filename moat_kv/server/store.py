@@ -46,6 +46,8 @@ class Store:
                     self.on_expiring(record)
             if watchers.count:
                 watchers.notify(record)
+        for snapshot in snapshots:
+            snapshot.applied()
 
     def _unbind(self, path: Path) -> None:
         before = self.tree.bound.get(path)
