@@ -54,6 +54,8 @@ class Store:
                     self.on_expiring(record)
             if watchers.count and not tree.is_covered(record.path):
                 watchers.notify(record)
+        for snapshot in snapshots:
+            snapshot.applied()
 
     def _unbind(self, path: Path) -> None:
         before = self.tree.bound.get(path)
