@@ -22,7 +22,7 @@ from moat_kv import errors
 from moat_kv.engine.base import Done, Engine
 from moat_kv.entry import Write
 from moat_kv.proto import frames, messages
-from moat_kv.server import accepting, actions, patching, turns
+from moat_kv.server import accepting, actions, lost_writes, patching, turns
 from moat_kv.server.connection import Connection
 from moat_kv.server.expiry import Expiry
 from moat_kv.server.groups import Groups
@@ -53,6 +53,7 @@ class Server:
         self.store.on_expiring = self.expiry.add
         self.store.on_restart = self._restarted
         self.patches = patching.Patches(self)
+        self.lost_writes = lost_writes.LostWrites(self)
         self._turns = turns.Turns(self.submit)
         self.actions = actions.table()
         self.connections: set[Connection] = set()
@@ -155,6 +156,7 @@ class Server:
         finally:
             self.connections.discard(connection)
             self.sessions.line_broken(connection)
+            self.lost_writes.gone(connection)
 
     def describe(self) -> dict[str, Any]:
         """The facts of `moat kv status`."""
