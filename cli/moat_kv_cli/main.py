@@ -32,6 +32,7 @@ kv = command.LazyGroup(
         "run": f"{_HERE}.run:run",
         "job": f"{_HERE}.run:job",
         "error": f"{_HERE}.error:error",
+        "conflict": f"{_HERE}.conflict:conflict",
         "log": f"{_HERE}.log:log",
         "status": f"{_HERE}.status:status",
         "completion": f"{_HERE}.complete:completion",
