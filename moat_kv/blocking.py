@@ -19,8 +19,8 @@ import anyio
 import anyio.from_thread
 
 from moat_kv.client import client as client_module
-from moat_kv.client import mirror as mirror_module
 from moat_kv.client import lost, opening, results, streams, writes
+from moat_kv.client import mirror as mirror_module
 from moat_kv.client import session as session_module
 from moat_kv.client import watch as watch_module
 from moat_kv.path import Path

@@ -113,3 +113,40 @@ async def test_conflicts_are_forgotten_by_id_by_age_and_all(here: sites.Site, mo
     await lose(here)
     assert await moat.fine("conflict", "clear", "--all") == "2 conflicts forgotten\n"
     assert (await here.client.get(P("a"))).value == 3
+
+
+async def test_a_write_that_is_pending_is_told_in_one_line(here: sites.Site, moat: Moat) -> None:
+    await here.client.set(P("a"), 1)
+    here.remote.cut()
+    for words in (["a", "set", "-e", ":", "2"], ["b.c", "set", "-v", ":", "y"], ["a", "delete"]):
+        done = await moat("data", *words)
+        assert (done.code, done.out, done.err) == (0, "", KEPT)
+    done = await moat("data", "a", "set", "-e", ":", "3", "-o", "json")
+    assert (done.code, done.err, json.loads(done.out)["pending"]) == (0, KEPT, True)
+    for words in (["a", "set", "-e", ":", "4", "--expect", "1"], ["z", "set", "-v", "b", "x"]):
+        refused = await moat("data", *words)
+        assert (refused.code, refused.error_line[:15]) == (4, "moat: detached:")
+    here.remote.heal()
+    await here.settled()
+    assert await moat.fine("data", "a", "set", "-e", ":", "3", "-o", "value")
+    assert await moat.fine("data", "a") == "3\n"
+
+
+async def test_what_is_pending_is_marked(here: sites.Site, moat: Moat) -> None:
+    await here.client.set(P("a.old"), 1)
+    here.remote.cut()
+    await here.client.set(P("a.new"), "x")
+    listed = await moat.fine("data", "a", "list")
+    assert [line.split() for line in listed.splitlines()[1:]] == [
+        ["a.new", "x", "(pending)", "0"],
+        ["a.old", "1", "0"],
+    ]
+    rows = json.loads(await moat.fine("data", "a", "list", "-o", "json"))
+    assert [row.get("pending", False) for row in rows] == [True, False]
+    watched = await moat.fine("data", "a", "watch", "-f", "--count", "2")
+    assert sorted(watched.splitlines()) == ["a.new  x (pending)", "a.old  1"]
+    shown = json.loads(await moat.fine("data", "a.new", "get", "-l", "-o", "json"))
+    assert (shown["value"], shown["pending"]) == ("x", True)
+    bare = await moat("data", "a.new")
+    assert (bare.code, bare.out) == (0, "x\n")
+    assert bare.err == "moat: a.new is kept on test; not in the network yet\n"
