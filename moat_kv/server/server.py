@@ -22,7 +22,7 @@ from moat_kv import errors
 from moat_kv.engine.base import Done, Engine
 from moat_kv.entry import Write
 from moat_kv.proto import frames, messages
-from moat_kv.server import accepting, actions, lost_writes, patching, turns
+from moat_kv.server import accepting, actions, lost_writes, network_facts, patching, turns
 from moat_kv.server.connection import Connection
 from moat_kv.server.expiry import Expiry
 from moat_kv.server.groups import Groups
@@ -54,6 +54,7 @@ class Server:
         self.store.on_restart = self._restarted
         self.patches = patching.Patches(self)
         self.lost_writes = lost_writes.LostWrites(self)
+        self.servers = network_facts.Servers(self)
         self._turns = turns.Turns(self.submit)
         self.actions = actions.table()
         self.connections: set[Connection] = set()
@@ -119,6 +120,7 @@ class Server:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self.sessions.run)
                     tasks.start_soon(self.expiry.run)
+                    tasks.start_soon(self.servers.run)
                     await accepting.accept_from(listeners, self._serve_client, tasks)
                     task_status.started()
             finally:
@@ -175,7 +177,9 @@ class Server:
             "sessions": len(self.sessions),
             "watchers": self.store.watchers.count,
             "groups": self.groups.describe(),
+            "memory_bytes": network_facts.memory_bytes(),
             "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "trouble": self.engine.trouble,
             "engine": self.engine.describe(),
+            "servers": self.servers.rows(),
         }

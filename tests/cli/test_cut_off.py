@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from moat_kv import P, config
+from moat_kv import P, codec, config
 from tests.cli.conftest import Moat
 from tests.server import sites
 
@@ -150,3 +150,22 @@ async def test_what_is_pending_is_marked(here: sites.Site, moat: Moat) -> None:
     bare = await moat("data", "a.new")
     assert (bare.code, bare.out) == (0, "x\n")
     assert bare.err == "moat: a.new is kept on test; not in the network yet\n"
+
+
+async def test_the_servers_of_a_network_are_listed(here: sites.Site, moat: Moat) -> None:
+    head, line = (await moat.fine("net", "list")).splitlines()
+    assert " ".join(head.split()[:7]) == "NODE ROLE STATE SINCE REVISION LAG OUTBOX"
+    assert line.split()[:3] == ["test", "member", "attached"]
+    here.remote.cut()
+    await here.client.set(P("a"), 1)
+    (row,) = json.loads(await moat.fine("net", "list", "-o", "json"))
+    assert (row["state"], row["outbox"], row["own"]) == ("cut off", 1, True)
+    assert row["memory_bytes"] > 1_000_000
+    assert await moat.fine("net", "list", "-o", "value") == "test\n"
+    here.server.servers.hear(codec.pack(row | {"node": "n2", "attached": True}))
+    status = await moat.fine("status")
+    facts = dict(line.split(None, 1) for line in status.splitlines() if "  " in line)
+    assert (facts["engine.attached"].strip(), facts["engine.outbox"].strip()) == ("false", "1")
+    assert status.splitlines()[-2].split()[0] == "n2"
+    servers = json.loads(await moat.fine("status", "-o", "json"))["servers"]
+    assert [each["node"] for each in servers] == ["n2", "test"]
