@@ -19,7 +19,7 @@ import anyio
 import anyio.from_thread
 
 from moat_kv.client import client as client_module
-from moat_kv.client import hashes, opening, results, streams, writes
+from moat_kv.client import hashes, lost, opening, results, streams, writes
 from moat_kv.client import mirror as mirror_module
 from moat_kv.client import session as session_module
 from moat_kv.client import watch as watch_module
@@ -232,6 +232,10 @@ class Client:
         return self._client.connected
 
     @property
+    def kept_writes(self) -> int:
+        return self._client.kept_writes
+
+    @property
     def asynchronous(self) -> client_module.Client:
         """The client in the loop, for `run`."""
         return self._client
@@ -324,6 +328,11 @@ class Client:
     def monitor(self, topic: Path, **options: Any) -> Iterator[Iterator[results.Message]]:
         with self._enter(self._client.monitor, topic, **options) as source:
             yield _Iterator[results.Message](self._caller, source)
+
+    @contextmanager
+    def conflicts(self) -> Iterator[Iterator[lost.LostWrite]]:
+        with self._enter(self._client.conflicts) as source:
+            yield _Iterator[lost.LostWrite](self._caller, source)
 
     @contextmanager
     def session(

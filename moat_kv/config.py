@@ -278,7 +278,6 @@ class Places:
     lock: Path = ROOT / "lock"
     claim: Path = ROOT / "claim"
     group: Path = ROOT / "group"
-    conflict: Path = ROOT / "conflict"
     config: Path = CONFIG_PLACE
 
 

@@ -60,12 +60,17 @@ class Invocation:
     async def client(self) -> AsyncIterator[Client]:
         """A client of the server that the flags, the environment or the file name.
 
-        Raises CannotConnect at once if none answers.
+        If the server has kept writes because it is cut off, that is told at the end. Raises
+        CannotConnect at once if none answers.
         """
         import moat_kv
 
         async with moat_kv.open_client(self.url or None, config=self.config) as client:
-            yield client
+            try:
+                yield client
+            finally:
+                if client.kept_writes:
+                    tell_kept(client)
 
     @asynccontextmanager
     async def staying_client(self) -> AsyncIterator[Client]:
@@ -88,6 +93,11 @@ class Invocation:
 
 def _tell_line(is_up: bool) -> None:
     click.echo(f"moat: {'connected again' if is_up else 'disconnected; trying again'}", err=True)
+
+
+def tell_kept(client: Client, what: str = "") -> None:
+    """Say that something is durable on the server, and may still lose against another write."""
+    click.echo(f"moat: {what}kept on {client.server.node}; not in the network yet", err=True)
 
 
 pass_invocation = click.make_pass_decorator(Invocation)

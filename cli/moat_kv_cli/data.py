@@ -28,6 +28,8 @@ async def get(invocation: command.Invocation, /, long: bool, out: output.Printer
     """Print the value of one entry."""
     async with invocation.client() as client:
         result = await entries.require(client, invocation.here)
+        if result.pending and not long:
+            command.tell_kept(client, f"{invocation.here} is ")
     if long:
         out.facts(entries.row(result, invocation.here))
     else:
@@ -92,7 +94,7 @@ async def set_(
             )
         else:
             result = await client.set(path, change.apply(), expect=expect, idem=idem, ttl_s=ttl_s)
-    out.done({"path": str(path), "rev": result.rev, "at": result.at})
+    out.done({"path": str(path), **entries.written(result)})
 
 
 @data.command(example="moat kv data one.two.three delete\nmoat kv data one delete -r")

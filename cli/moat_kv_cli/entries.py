@@ -82,12 +82,15 @@ async def change(
 
 
 async def delete(client: Client, path: Path, *, expect: int | None = None) -> dict[str, Any] | None:
-    """Delete one entry; `rev` and `at` of the deletion, or None if there was nothing."""
-    arguments: dict[str, Any] = {"path": path}
-    if expect is not None:
-        arguments["expect"] = expect
-    fields = (await client.request("delete", arguments)).fields
-    return {"rev": fields["rev"], "at": fields["at"]} if fields["deleted"] else None
+    """Delete one entry; the facts of the deletion, see `written`; None: there was nothing."""
+    done = await client.delete(path, expect=expect)
+    return written(done) if done.deleted else None
+
+
+def written(result: Any) -> dict[str, Any]:
+    """`rev` and `at` of what was written, and `pending` if the network does not have it yet."""
+    facts = {"rev": result.rev, "at": result.at}
+    return facts | {"pending": True} if result.pending else facts
 
 
 async def session_places(client: Client) -> tuple[Path, ...]:
@@ -143,7 +146,7 @@ async def _write_batch(client: Client, batch: dict[Path, Any], idem: bool) -> No
 
 
 def row(entry: Any, path: Path) -> dict[str, Any]:
-    """An entry as a row for printing: path (as text), value, rev, at, id, and `deleted`."""
+    """An entry as a row for printing: path (as text), value, rev, at, id, `deleted`, `pending`."""
     shown: dict[str, Any] = {"path": str(path)}
     if "value" in entry:
         shown["value"] = entry["value"]
@@ -152,4 +155,6 @@ def row(entry: Any, path: Path) -> dict[str, Any]:
     for name in ("rev", "at", "id"):
         if name in entry:
             shown[name] = entry[name]
+    if entry.pending:
+        shown["pending"] = True
     return shown

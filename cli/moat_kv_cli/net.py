@@ -1,28 +1,74 @@
-"""`moat kv net`: several servers at a time."""
+"""`moat kv net`: the servers of a network, as one of them sees it, and compared with each other."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
+from moat_kv import codec
 from moat_kv.path import Path
 from moat_kv_cli import command, output, verbs
 
 if TYPE_CHECKING:
     from moat_kv import Client
 
+_COLUMNS = [
+    "node",
+    "role",
+    "state",
+    "since",
+    "revision",
+    "lag",
+    "outbox",
+    "sessions",
+    "memory",
+    "version",
+    "place",
+]
 #: So much of a hash is enough for people, in hexadecimal digits.
 SHOWN_DIGITS = 16
 
 
 @click.group(
     cls=command.Group,
-    example="moat kv net hash\nmoat kv --url tcp://a:27586 --url tcp://b:27586 net hash",
+    example="moat kv net list\nmoat kv --url tcp://a:27586 --url tcp://b:27586 net hash",
 )
 def net() -> None:
-    """Look at all servers that --url, the environment or the settings name."""
+    """Look at the servers of the network."""
+
+
+@net.command("list", example="moat kv net list\nmoat kv net list -o json")
+@output.option
+@command.pass_invocation
+async def list_(invocation: command.Invocation, /, out: output.Printer) -> None:
+    """List the servers that this one knows of, itself among them.
+
+    STATE is `attached`, `cut off` (that server says so), or `silent` (nothing was heard of it for a
+    while: it may have ended, or be cut off, or this one is); SINCE is when that began, LAG by how
+    many revisions it is behind, OUTBOX how many writes wait there. `-o value` prints the names.
+    """
+    async with invocation.client() as client:
+        reply = await client.request("servers", {}, repeat=True)
+    show(codec.unpack(reply.value or b"\xc0") or [], out)
+
+
+def show(servers: Sequence[Mapping[str, Any]], out: output.Printer) -> None:
+    """Print the servers' facts."""
+    rows = [_for_people(each) for each in servers] if out.for_people else servers
+    out.rows(_COLUMNS, rows, bare="node")
+
+
+def _for_people(facts: Mapping[str, Any]) -> dict[str, Any]:
+    row = dict(facts)
+    if isinstance(facts.get("memory_bytes"), int):
+        row["memory"] = f"{facts['memory_bytes'] / 1e6:.0f} MB"
+    if facts.get("state") == "silent":
+        row["state"] = f"silent for {facts['heard_s']:.0f} s"
+        row["lag"] = row["since"] = None
+    return row
 
 
 @net.command(
@@ -43,6 +89,8 @@ async def hash_(
     invocation: command.Invocation, /, path: Path | None, limit: int, out: output.Printer
 ) -> None:
     """Compare what servers have at and below PATH (all, if none is given), by hashes.
+
+    The servers are those that --url, the environment or the settings name.
 
     Exit code 1 if they differ; then the first entries are shown that do, with what each server
     has there: revision and record.

@@ -180,10 +180,10 @@ def shown(row: Row, name: str, *, today: date | None = None) -> str:
     value = row.get(name)
     if name in _TIMES and isinstance(value, int | float):
         return local_time(value, today)
-    if name == "value" and row.get("deleted"):
-        return "(deleted)"
-    if name in _VALUES and name in row:
-        return plain.inline(value)
+    if name in _VALUES and (name in row or row.get("deleted")):
+        text = "(deleted)" if name == "value" and row.get("deleted") else plain.inline(value)
+        # Kept by a server that is cut off; the network may know better.
+        return f"{text} (pending)" if row.get("pending") else text
     return cell(value)
 
 

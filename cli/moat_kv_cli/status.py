@@ -6,18 +6,28 @@ from typing import Any
 
 import asyncclick as click
 
-from moat_kv_cli import command, output
+from moat_kv_cli import command, net, output
 
 
 @click.command(cls=command.Command, example="moat kv status\nmoat kv status -o json")
 @output.option
 @command.pass_invocation
 async def status(invocation: command.Invocation, /, out: output.Printer) -> None:
-    """Show the server's facts: its engine, revision, entries, clients, and what troubles it."""
+    """Show the server's facts: its engine, revision, entries, clients, and what troubles it.
+
+    Below them the other servers of its network, if there are any; see `moat kv net list`.
+    """
     async with invocation.client() as client:
         facts = {"url": client.server.url, **await client.state()}
         facts["round_trip_ms"] = round(1000 * await client.ping(), 3)
-    out.facts(_flat(facts) if out.for_people else facts)
+    if not out.for_people:
+        out.facts(facts)
+        return
+    servers = facts.pop("servers")
+    out.facts(_flat(facts))
+    if len(servers) > 1:
+        out.note("")
+        net.show(servers, out)
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

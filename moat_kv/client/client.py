@@ -14,7 +14,7 @@ import anyio.abc
 
 from moat_kv import codec
 from moat_kv import config as config_module
-from moat_kv.client import groups, reading, results, writes, writing
+from moat_kv.client import groups, losses, reading, results, writes, writing
 from moat_kv.client import monitor as monitor_module
 from moat_kv.client import session as session_module
 from moat_kv.notgiven import NotGiven
@@ -116,6 +116,21 @@ class Client(reading.ReadCalls, writing.WriteCalls):
         """
         writes.check_path(topic)
         return monitor_module.Monitor(self._link, topic, raw=raw, max_depth=max_depth)
+
+    # Writes that a server keeps while it is cut off ----------------------------------------------
+
+    @property
+    def kept_writes(self) -> int:
+        """How many writes of this client were answered as pending."""
+        return self.shared.losses.kept
+
+    def conflicts(self) -> losses.Conflicts:
+        """Those writes of this client that were pending and have lost against another one.
+
+        `async with client.conflicts() as c: async for lost in c`; each is a `lost.LostWrite`.
+        While nobody asks, each is a warning in the log.
+        """
+        return losses.Conflicts(self._link, self.shared.losses)
 
     # Sessions and groups ------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.abc
 
-from moat_kv.client import groups, link, session
+from moat_kv.client import groups, link, losses, session
 
 if TYPE_CHECKING:
     from moat_kv.client import mirror
@@ -29,6 +29,7 @@ class Shared:
         self.task_group = task_group
         self.sessions = session.Sessions(link_, own_tasks)
         self.joins = groups.Joins(link_, self.sessions)
+        self.losses = losses.Losses(link_)
         link_.restorers += [self.sessions, self.joins]
         #: Those made by `as_handler`, by class, path and binding.
         self.mirrors: dict[Any, mirror.ClientRoot] = {}

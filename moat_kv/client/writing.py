@@ -15,6 +15,7 @@ from moat_kv.path import Path
 
 if TYPE_CHECKING:
     from moat_kv.client.link import Link
+    from moat_kv.client.shared import Shared
     from moat_kv.proto import messages
 
 
@@ -22,6 +23,7 @@ class WriteCalls:
     """Writing entries, one or several at once."""
 
     _link: Link
+    shared: Shared
     binding: writes.Binding
 
     async def set(
@@ -106,6 +108,8 @@ class WriteCalls:
         )
         if result.rev > link_.seen:
             link_.seen = result.rev
+        if result.pending:
+            self.shared.losses.note(result.id)
         return result
 
     async def delete_tree(self, path: Path, *, min_depth: int = 0, max_depth: int = -1) -> int:

@@ -89,7 +89,7 @@ class NetworkEngine(base.Engine):
         self.on_conflict: replaying.Lost = lambda conflict: None
         #: Since when it is in touch, or not; seconds since 1970, by this machine.
         self.since = 0.0
-        self.attached = False
+        self.attached = self._was_cut_off = False
         self.trouble = "not in touch with the network yet"
         self._flights: deque[_Flight] = deque()
         self._in_flight: dict[Path, int] = {}
@@ -106,6 +106,7 @@ class NetworkEngine(base.Engine):
         """
         self._canvas: outbox.Canvas = replica  # type: ignore[assignment]
         self._loaded, self._heard = anyio.Event(), anyio.Event()
+        self._is_open = True
         async with self._copy.running():
             known = await self._load()
             self._outbox = outbox.Outbox(self._copy, self._canvas, moment=self._moment)
@@ -131,6 +132,7 @@ class NetworkEngine(base.Engine):
                 try:
                     yield
                 finally:
+                    self._is_open = False
                     tasks.cancel_scope.cancel()
 
     async def _load(self) -> remote.Known:
@@ -197,19 +199,27 @@ class NetworkEngine(base.Engine):
         if not self._is_whole:
             self._is_whole = True
             self._canvas.complete()
-        self.since = self._moment().wall
+        was_cut_off, before = self._was_cut_off, self.since
+        self.since, self._was_cut_off = self._moment().wall, False
         self._loaded.set()
         self._heard.set()
         self._applied(())
         self._replayer.go()
-        _log.info("in touch with the network, at revision %d", self.revision)
+        if was_cut_off:
+            away_s, waiting = max(0.0, self.since - before), len(self._outbox)
+            text = "in touch with the network again after %.0f s, revision %d; writes waiting: %d"
+            _log.warning(text, away_s, self.revision, waiting)
+        else:
+            _log.info("in touch with the network, at revision %d", self.revision)
 
     def cut_off(self, reason: str) -> None:
         self.attached, self.trouble = False, f"cut off from the network: {reason}"
-        self.since = self._moment().wall
+        self.since, self._was_cut_off = self._moment().wall, True
         self._replayer.stop()
         self._heard.set()
-        _log.warning("cut off from the network: %s; plain writes are kept here", reason)
+        # Who has no tree yet does not serve, and who stops has no news.
+        level = logging.WARNING if self._loaded.is_set() and self._is_open else logging.INFO
+        _log.log(level, "cut off from the network: %s; plain writes are kept here", reason)
 
     def _conflict(self, conflict: conflicts.Conflict) -> None:
         winner = "a deletion that is forgotten" if conflict.winner is None else conflict.winner.id

@@ -70,7 +70,13 @@ def readable(path: Path) -> Path:
 
 def table() -> dict[str, Action]:
     """All actions, by name."""
-    from moat_kv.server import read_actions, session_actions, write_actions
+    from moat_kv.server import (
+        lost_writes,
+        network_facts,
+        read_actions,
+        session_actions,
+        write_actions,
+    )
 
-    every = [*read_actions.ACTIONS, *write_actions.ACTIONS, *session_actions.ACTIONS]
-    return {action.name: action for action in every}
+    modules = (read_actions, write_actions, session_actions, lost_writes, network_facts)
+    return {action.name: action for module in modules for action in module.ACTIONS}

@@ -22,7 +22,7 @@ from moat_kv import errors
 from moat_kv.engine.base import Done, Engine
 from moat_kv.entry import Write
 from moat_kv.proto import frames, messages
-from moat_kv.server import accepting, actions, patching, turns
+from moat_kv.server import accepting, actions, lost_writes, network_facts, patching, turns
 from moat_kv.server.connection import Connection
 from moat_kv.server.expiry import Expiry
 from moat_kv.server.groups import Groups
@@ -53,6 +53,8 @@ class Server:
         self.store.on_expiring = self.expiry.add
         self.store.on_restart = self._restarted
         self.patches = patching.Patches(self)
+        self.lost_writes = lost_writes.LostWrites(self)
+        self.servers = network_facts.Servers(self)
         self._turns = turns.Turns(self.submit, engine.inside_records)
         self.actions = actions.table()
         self.connections: set[Connection] = set()
@@ -118,6 +120,7 @@ class Server:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self.sessions.run)
                     tasks.start_soon(self.expiry.run)
+                    tasks.start_soon(self.servers.run)
                     await accepting.accept_from(listeners, self._serve_client, tasks)
                     task_status.started()
             finally:
@@ -155,6 +158,7 @@ class Server:
         finally:
             self.connections.discard(connection)
             self.sessions.line_broken(connection)
+            self.lost_writes.gone(connection)
 
     def describe(self) -> dict[str, Any]:
         """The facts of `moat kv status`."""
@@ -173,7 +177,9 @@ class Server:
             "sessions": len(self.sessions),
             "watchers": self.store.watchers.count,
             "groups": self.groups.describe(),
+            "memory_bytes": network_facts.memory_bytes(),
             "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "trouble": self.engine.trouble,
             "engine": self.engine.describe(),
+            "servers": self.servers.rows(),
         }

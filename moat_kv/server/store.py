@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from moat_kv.entry import Head, Record
+from moat_kv.entry import SYSTEM, Head, Record
 from moat_kv.path import Path
 from moat_kv.tree.hashing import Snapshot
 from moat_kv.tree.tree import Tree
@@ -29,6 +29,8 @@ class Store:
         self.snapshots: list[Snapshot] = []
         #: Called for each applied record that ends by itself (`server.expiry`).
         self.on_expiring: Callable[[Record], None] | None = None
+        #: Servers' messages to each other, by topic.
+        self.on_system_message: dict[Path, Callable[[bytes], None]] = {}
         #: Called when the tree has been taken anew.
         self.on_restart: Callable[[], None] | None = None
         # What comes anew, while `tree` shows the old state.
@@ -113,6 +115,10 @@ class Store:
             self.on_restart()
 
     def message(self, topic: Path, data: bytes) -> None:
+        if topic.keys and topic[0] is SYSTEM:
+            if topic in self.on_system_message:
+                self.on_system_message[topic](data)
+            return
         for deliver, wanted in list(self.monitors.items()):
             if topic[: len(wanted)] == wanted:
                 deliver(topic, data)

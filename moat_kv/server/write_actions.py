@@ -46,7 +46,10 @@ def set_(connection: Connection, request: Request) -> None:
         if isinstance(outcome, errors.MoatKvError):
             connection.fail(seq, connection.server.sessions.explained(outcome))
         else:
-            connection.reply(seq, rows.facts(outcome[0]))
+            record = outcome[0]
+            if record.rev < 0:
+                connection.server.lost_writes.kept(connection, record.id)
+            connection.reply(seq, rows.facts(record))
 
     connection.server.submit_in_turn(connection, (write,), done)
 
@@ -66,6 +69,8 @@ def delete(connection: Connection, request: Request) -> None:
     def answer(records: Sequence[Record]) -> None:
         record = records[0]
         deleted = record.origin == write.origin and record.tick == write.tick and record.rev != 0
+        if record.rev < 0:
+            connection.server.lost_writes.kept(connection, record.id)
         connection.reply(request.seq, rows.facts(record) | {"deleted": deleted})
 
     submit(connection, request.seq, (write,), answer)

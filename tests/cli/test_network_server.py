@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import pty
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from moat_kv.testing import nats
-from tests.cli.processes import MOAT, environment, moat, server
+from tests.cli.processes import MOAT, environment, moat, server, staying
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,37 @@ def test_servers_of_a_network_see_each_others_writes(
         finally:
             watching.kill()
             watching.communicate()
+
+
+def test_servers_list_each_other_and_tell_who_was_away(tmp_path: pathlib.Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for place in (first, second):
+        place.mkdir()
+    with nats.server() as node:
+        engine = ("--engine", f"nats://{node.address}/listed")
+        words = ["server", "n2", "--port", "0", "--unix", str(second / "s"), *engine]
+        with server(first, *engine) as (process, _), staying(second, *words):
+            until = time.monotonic() + 10
+            rows: list[dict[str, Any]] = []
+            while len(rows) < 2 and time.monotonic() < until:
+                rows = json.loads(moat(first, "net", "list", "-o", "json").stdout)
+            told = [(row["node"], row["role"], row["state"], row["own"]) for row in rows]
+            assert told == [("n1", "member", "attached", True), ("n2", "member", "attached", False)]
+            node.stop()
+            kept = moat(first, "data", "a", "set", "-e", ":", "1")
+            assert (kept.returncode, kept.stdout) == (0, "")
+            assert kept.stderr == "moat: kept on n1; not in the network yet\n"
+            node.start()
+            while "(pending)" in moat(first, "data", ":", "list").stdout:
+                assert time.monotonic() < until + 20
+            assert moat(second, "data", "a").stdout == "1\n"
+            process.send_signal(signal.SIGTERM)
+            _out, err = process.communicate(timeout=20)
+            lines = err.splitlines()
+            cut, again = [line for line in lines if " moat_kv.engine.network: " in line]
+            assert "cut off from the network" in cut
+            assert "in touch with the network again after" in again
+            assert again.endswith("writes waiting: 1")
 
 
 def test_what_cannot_serve_is_told_in_one_line(tmp_path: pathlib.Path, node: nats.Node) -> None:

@@ -3,67 +3,20 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
 
-from moat_kv import Client, NotGiven, P, codec, errors, open_client
-from moat_kv.client import results
-from moat_kv.engine import local_copy, network
-from moat_kv.entry import Write
+from moat_kv import NotGiven, P, errors, open_client
+from moat_kv.client import lost, results
 from moat_kv.path import Path
-from moat_kv.testing.server import running_server
 from tests.client import waiting
-from tests.engine.fake_remote import FakeRemote, SharedLog
+from tests.server.sites import site
 
 pytestmark = pytest.mark.anyio
 
 A, B = P("a"), P("b.c")
-
-
-class Site:
-    """One server behind a link that can be cut, with a client."""
-
-    def __init__(self, log: SharedLog, remote: FakeRemote, client: Client) -> None:
-        self.log = log
-        self.remote = remote
-        self.client = client
-
-    def elsewhere(self, path: object, value: object) -> None:
-        """Another server writes."""
-        packed = None if value is NotGiven else codec.pack(value)
-        self.log.commit(
-            (Write(P(str(path)), packed, origin="other:x", tick=len(self.log.records)),)
-        )
-
-    async def settled(self) -> None:
-        async def is_empty() -> bool:
-            state = await self.client.state()
-            return bool(state["engine"]["outbox"] == 0)
-
-        with anyio.fail_after(10):
-            while not await is_empty():
-                await anyio.sleep(0.01)
-
-
-@asynccontextmanager
-async def site(folder: pathlib.Path) -> AsyncIterator[Site]:
-    log = SharedLog()
-    remote = FakeRemote(log)
-    remote.is_linked = True
-    file = folder / "copy.sqlite"
-    engine = network.NetworkEngine(
-        remote,
-        file,
-        origin="n1:log",
-        patience_s=0.05,
-        copy=local_copy.LocalCopy(file, delay_s=0.0),
-    )
-    async with running_server(engine=engine) as server, open_client(server.url) as client:
-        yield Site(log, remote, client)
 
 
 async def test_what_is_kept_is_pending_until_it_is_in_the_network(tmp_path: pathlib.Path) -> None:
@@ -170,3 +123,71 @@ async def test_a_tree_that_is_taken_anew_is_shown_whole(tmp_path: pathlib.Path) 
             await waiting.until(lambda: 9 in root and 3 not in root)
             assert set(root) == {0, 1, 2, 4, 9}
             assert (await client.get(P("n:4"))).value == 4
+
+
+async def test_the_writer_is_told_that_its_write_has_lost(tmp_path: pathlib.Path) -> None:
+    async with site(tmp_path) as here, open_client(here.url) as bystander:
+        await here.client.set(A, 1)
+        here.remote.cut()
+        async with here.client.conflicts() as told, bystander.conflicts() as told_others:
+            kept = await here.client.set(A, 2)
+            assert (here.client.kept_writes, bystander.kept_writes) == (1, 0)
+            here.log.now += 5
+            here.elsewhere(A, 3)
+            here.remote.heal()
+            (found,) = await waiting.take(told)
+            assert (found.path, found.value, found.deleted) == (A, 2, False)
+            assert (found.id, found.node) == (kept.id, "test")
+            assert found.winner is not None
+            assert found.winner.node == "other"
+            assert not told_others.waiting()
+
+
+async def test_what_has_lost_before_the_line_came_is_told_on_it(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path) as here:
+        client = here.client
+        await client.set(A, 1)
+        here.remote.cut()
+        kept = await client.delete(A)
+        here.log.now += 5
+        here.elsewhere(A, 3)
+        # Its line ends before there is anything to tell.
+        breaks = anyio.Event()
+        client.add_connection_listener(lambda is_up: None if is_up else breaks.set())
+        for connection in list(here.server.connections):
+            connection.break_off()
+        await breaks.wait()
+        here.remote.heal()
+        await waiting.until(lambda: "has lost against one from other" in caplog.text)
+        (found,) = await lost.find_all(client)
+        assert (found.id, found.deleted, found.value) == (kept.id, True, None)
+
+
+async def test_a_lost_write_is_put_back_if_nothing_has_changed(tmp_path: pathlib.Path) -> None:
+    async with site(tmp_path) as here:
+        client = here.client
+        await client.set(A, 1)
+        here.remote.cut()
+        await client.set(A, 2)
+        await client.delete(B)
+        here.log.now += 5
+        here.elsewhere(A, 3)
+        here.elsewhere(B, 4)
+        here.remote.heal()
+        await here.settled()
+        of_b, of_a = sorted(await lost.find_all(client), key=lambda each: each.deleted)[::-1]
+        assert (of_a.path, of_b.path) == (A, B)
+        present = await client.get(A)
+        with pytest.raises(errors.Conflict):
+            await lost.restore(client, of_a, expect=present.rev - 1)
+        rev = await lost.restore(client, of_a, expect=present.rev)
+        assert ((await client.get(A)).value, (await client.get(A)).rev) == (2, rev)
+        with pytest.raises(errors.NotFound):
+            await lost.find(client, of_a.id)
+        with pytest.raises(errors.Conflict):
+            await lost.restore(client, of_a)  # somebody else was quicker
+        await lost.restore(client, await lost.find(client, of_b.id))
+        assert "value" not in await client.get(B)
+        assert await lost.find_all(client) == []
