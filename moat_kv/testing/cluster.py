@@ -44,6 +44,10 @@ class ClusterError(RuntimeError):
     """What was asked of a cluster cannot be; the text says why."""
 
 
+class NotThere(ClusterError):
+    """There is no such cluster, or none of that name in it."""
+
+
 class Cluster:
     """The cluster in a folder, whether it is there already or not."""
 
@@ -57,7 +61,7 @@ class Cluster:
         """What it consists of and what was done to it. Raises ClusterError if there is none."""
         found = self._load()
         if found is None:
-            raise ClusterError(f"there is no cluster in {self.folder}")
+            raise NotThere(f"there is no cluster in {self.folder}")
         return found
 
     @property
@@ -251,7 +255,7 @@ class Cluster:
             return plan.member(name)
         except KeyError:
             known = ", ".join(plan.names)
-            raise ClusterError(f"there is no {name!r} in the cluster; there is: {known}") from None
+            raise NotThere(f"there is no {name!r} in the cluster; there is: {known}") from None
 
     def _processes(self, names: Sequence[str]) -> list[background.Process]:
         """Those of these names. Raises ClusterError if one does not run."""
@@ -269,7 +273,7 @@ class Cluster:
         try:
             lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except (FileNotFoundError, NotADirectoryError):
-            raise ClusterError(f"there is no cluster in {self.folder}") from None
+            raise NotThere(f"there is no cluster in {self.folder}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -8,14 +8,17 @@ knows nothing of what passes.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import importlib.util
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -66,24 +69,35 @@ async def _serve(folder: pathlib.Path) -> None:
         dead = stack.enter_context(socket.socket())
         dead.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         dead.bind(("127.0.0.1", plan.dead_port))
-        proxies = {}
+        doors, proxies = [], {}
         for link in plan.links:
-            made = proxy.proxied(link.target_port, own_port=link.port)
-            proxies[link] = await stack.enter_async_context(made)
+            doors.append(await stack.enter_async_context(await _listener(link.port)))
+            target = ("127.0.0.1", link.target_port)
+            proxies[link] = proxy.Proxy(link.port, target, random.Random(link.port))
         _arrange(proxies, _order(plan))
-        port = plan.member(cluster_plan.LINKS).port
-        orders = await stack.enter_async_context(
-            await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
-        )
-
-        async def answer(line: anyio.abc.SocketStream) -> None:
-            await _answer(line, plan.token, proxies)
-
+        orders = await _listener(plan.member(cluster_plan.LINKS).port)
+        await stack.enter_async_context(orders)
+        answer = functools.partial(_answer, token=plan.token, proxies=proxies)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_end_on_signal, tasks.cancel_scope)
             tasks.start_soon(orders.serve, answer)
+            for door, each in zip(doors, proxies.values(), strict=True):
+                tasks.start_soon(door.serve, functools.partial(_carry, each))
             with os.fdopen(background.READY_FD, "w") as ready:
                 ready.write("ready\n")
+
+
+async def _listener(port: int) -> anyio.abc.Listener[anyio.abc.SocketStream]:
+    return await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+
+
+async def _carry(link: proxy.Proxy, near: anyio.abc.SocketStream) -> None:
+    """One line; what goes wrong with it does not harm the others."""
+    try:
+        await link.serve(near)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
 
 
 async def _end_on_signal(scope: anyio.CancelScope) -> None:
@@ -93,7 +107,10 @@ async def _end_on_signal(scope: anyio.CancelScope) -> None:
 
 
 async def _answer(
-    line: anyio.abc.SocketStream, token: str, proxies: Mapping[cluster_plan.Link, proxy.Proxy]
+    line: anyio.abc.SocketStream,
+    *,
+    token: str,
+    proxies: Mapping[cluster_plan.Link, proxy.Proxy],
 ) -> None:
     """One order; whoever does not know the token is not answered."""
     async with line:

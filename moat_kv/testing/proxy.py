@@ -291,12 +291,19 @@ class _Line:
             if end is None:
                 continue
             if self._is_reset:
-                raw = end.extra(anyio.abc.SocketAttribute.raw_socket)
-                # Closing at once, with what was not sent thrown away, is what sends a RST.
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                _throw_away(end)
                 await anyio.aclose_forcefully(end)
             else:
                 await end.aclose()
+
+
+def _throw_away(end: anyio.abc.SocketStream) -> None:
+    """Closing at once, with what was not sent thrown away, is what sends a RST."""
+    try:
+        raw = end.extra(anyio.abc.SocketAttribute.raw_socket)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except (OSError, AttributeError):
+        return  # its peer has gone already; of such a line uvloop has no socket any more
 
 
 @asynccontextmanager
