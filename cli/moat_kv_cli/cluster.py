@@ -30,7 +30,8 @@ FIRST_PORT = 27601
 NOTICE_S = 15.0
 SETTLE_S = 30.0
 
-_COLUMNS = ("name", "kind", "pid", "url", "state", "attached", "outbox", "revision", "via")
+#: So that it fits 80 columns, a table says in one what `attached` and `via` are.
+_COLUMNS = ("name", "kind", "pid", "url", "state", "attached", "outbox", "rev")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _HELP = """Servers and NATS nodes on this machine, to see fail-over.
@@ -214,15 +215,24 @@ async def down(box: Cluster) -> None:
 async def status(box: Cluster, out: output.Printer) -> None:
     """Show every server and NATS node, and what it says of itself.
 
-    `attached`: in touch with the network; `outbox`: writes that wait until it is; `via`: the NATS
-    node that a server is connected to, and which NATS node leads.
+    `attached`: the NATS node by which a server is in touch with the network, or no; which NATS
+    node leads it. `outbox`: writes that wait until a server is in touch again.
     """
     seen = [each for each in await _look(box) if each.kind != "links"]
-    rows = [
-        {name: value for name, value in dataclasses.asdict(each).items() if value is not None}
-        for each in seen
-    ]
-    out.rows(_COLUMNS, rows)
+    out.rows(_COLUMNS, [_for_people(each) if out.for_people else _facts(each) for each in seen])
+
+
+def _facts(seen: Seen) -> dict[str, Any]:
+    """What is known."""
+    return {name: each for name, each in dataclasses.asdict(seen).items() if each is not None}
+
+
+def _for_people(seen: Seen) -> dict[str, Any]:
+    """The same, in as few columns as will do."""
+    row = _facts(seen)
+    row["rev"] = row.pop("revision", None)
+    row["attached"] = seen.via if seen.attached is not False else "no"
+    return {name: each for name, each in row.items() if each is not None}
 
 
 # The network -------------------------------------------------------------------------------------
