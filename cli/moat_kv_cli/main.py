@@ -36,7 +36,7 @@ kv = command.LazyGroup(
         "log": f"{_HERE}.log:log",
         "net": f"{_HERE}.net:net",
         "status": f"{_HERE}.status:status",
-        "net": f"{_HERE}.net:net",
+        "cluster": f"{_HERE}.cluster:cluster",
         "completion": f"{_HERE}.complete:completion",
     },
 )

@@ -1,0 +1,420 @@
+"""A cluster in a box: NATS nodes and servers on this machine, and a network that can be broken.
+
+For fault tests, and for `moat kv cluster`, with which users see fail-over. Every process is in the
+background and known by id and time of beginning (`background`); everything is in one folder, so
+that a later command, or another process, finds the cluster there and goes on with it. What servers
+and NATS nodes say to each other goes through links of our own (`cluster_links`), which are cut and
+healed without any rights; clients reach servers directly.
+
+NATS nodes are called `nats1`, `nats2`, ..., servers `s1`, `s2`, ... All calls block: some for as
+long as a process takes to start. From an event loop use `anyio.to_thread.run_sync`; `cut`, `split`
+and `heal` take a few milliseconds. Several processes may use one cluster; they wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moat_kv.testing import background, cluster_links, cluster_plan, nats
+
+#: How many NATS nodes there may be: one, or as many as keep a majority when one is lost.
+NODE_COUNTS = (1, 3, 5)
+#: A process has to be ready within this time, in seconds.
+READY_S = 40.0
+#: When all are ended, each may take so long by itself, in seconds.
+END_S = 3.0
+_LOOK_S = 0.03
+_CONFIG, _LOCK = "config.yaml", "lock"
+
+
+class ClusterError(RuntimeError):
+    """What was asked of a cluster cannot be; the text says why."""
+
+
+class NotThere(ClusterError):
+    """There is no such cluster, or none of that name in it."""
+
+
+class Cluster:
+    """The cluster in a folder, whether it is there already or not."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+
+    # What is there ------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> cluster_plan.Plan:
+        """What it consists of and what was done to it. Raises ClusterError if there is none."""
+        found = self._load()
+        if found is None:
+            raise NotThere(f"there is no cluster in {self.folder}")
+        return found
+
+    @property
+    def exists(self) -> bool:
+        return self._load() is not None
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The names of the servers, in order."""
+        return tuple(each.name for each in self.plan.of_kind("server"))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of the NATS nodes, in order."""
+        return tuple(each.name for each in self.plan.of_kind("nats"))
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Of the servers, in order, for clients."""
+        return tuple(each.url for each in self.plan.of_kind("server"))
+
+    def url(self, name: str) -> str:
+        return self._member(self.plan, name).url
+
+    def state(self, name: str) -> background.State:
+        """Whether the process of that name is up, frozen or dead."""
+        plan = self.plan
+        process = plan.processes.get(self._member(plan, name).name)
+        return background.state(process) if process is not None else "dead"
+
+    def pid(self, name: str) -> int:
+        """Raises ClusterError if it does not run."""
+        process = self.plan.processes.get(name)
+        if process is None or background.state(process) == "dead":
+            raise ClusterError(f"{name} does not run")
+        return process.pid
+
+    def log(self, name: str) -> pathlib.Path:
+        """The file that it writes its log to."""
+        return self.folder / name / "log"
+
+    def node_at(self, place: str) -> str | None:
+        """The name of the NATS node that a server reaches at that `host:port`."""
+        port = int(place.rpartition(":")[2])
+        return next((each.target for each in self.plan.links if each.port == port), None)
+
+    def leader(self) -> str | None:
+        """The NATS node that leads the network's stream, by its own word."""
+        plan = self.plan
+        for each in plan.of_kind("nats"):
+            if self.state(each.name) == "up" and _leads(each, len(plan.of_kind("nats")) == 1):
+                return each.name
+        return None
+
+    # Up and down --------------------------------------------------------------------------------
+
+    def up(
+        self,
+        *,
+        nodes: int = 3,
+        servers: int = 3,
+        first_port: int = 0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Start it; returns when all serve. If there is one already, starts what is dead of it.
+
+        `first_port`: of the first server, the others' follow; 0 takes free ones. `settings`: what
+        the servers' configuration file says. Returns whether anything had to be started. Raises
+        ClusterError (nothing is left behind then, if there was nothing), NatsFailed if there is
+        no nats-server.
+        """
+        if nodes not in NODE_COUNTS or servers < 1:
+            raise ClusterError(f"{nodes} NATS nodes, {servers} servers: it takes 1, 3 or 5, and 1")
+        nats.program()
+        with self._locked(make=True):
+            plan = self._load()
+            is_new = plan is None
+            if plan is None:
+                plan = self._make(nodes, servers, first_port, settings or {})
+            try:
+                return self._start_all(plan)
+            except BaseException:
+                if is_new:
+                    self._remove(self.plan)
+                raise
+
+    def down(self) -> None:
+        """End all that is ours, and remove the folder. Raises ClusterError if there is none."""
+        with self._locked():
+            self._remove(self.plan)
+
+    # One process --------------------------------------------------------------------------------
+
+    def start(self, *names: str) -> None:
+        """Start what is dead, and wait until it serves. Raises ClusterError."""
+        with self._locked():
+            plan = self.plan
+            wanted = [self._member(plan, name) for name in names]
+            for each in wanted:
+                if self.state(each.name) != "dead":
+                    raise ClusterError(f"{each.name} runs already")
+            self._start(plan, wanted)
+
+    def stop(self, *names: str) -> None:
+        """End them in good order, at the same time."""
+        background.end(self._processes(names), limit_s=END_S)
+
+    def kill(self, *names: str) -> None:
+        """End them at once, as a crash would."""
+        background.kill(self._processes(names))
+
+    def freeze(self, *names: str) -> None:
+        """They keep their connections and do nothing, until `thaw`."""
+        for each in self._processes(names):
+            background.send(each, signal.SIGSTOP)
+
+    def thaw(self, *names: str) -> None:
+        for each in self._processes(names):
+            background.send(each, signal.SIGCONT)
+
+    # The network --------------------------------------------------------------------------------
+
+    def cut(self, name: str, *others: str, one_way: bool = False) -> None:
+        """Nothing passes between it and the others; none named: all. Nobody is told.
+
+        `one_way`: what it sends is lost, and what is sent to it comes.
+        """
+        plan = self.plan
+        self._member(plan, name)
+        far = [self._member(plan, each).name for each in others] or [*plan.neighbours(name)]
+        if one_way:
+            self._arrange(cut=frozenset((name, each) for each in far))
+        else:
+            self._arrange(cut=cluster_plan.cut_between([name], far))
+
+    def split(self, *sides: Sequence[str]) -> None:
+        """Nothing passes between these sides; whoever is in none of them reaches all."""
+        plan = self.plan
+        cuts: frozenset[tuple[str, str]] = frozenset()
+        for index, one in enumerate(sides):
+            for name in one:
+                self._member(plan, name)
+            for other in sides[index + 1 :]:
+                cuts |= cluster_plan.cut_between(one, other)
+        self._arrange(cut=cuts)
+
+    def heal(self, *names: str, reset: bool = False) -> None:
+        """All that was cut from these names reaches them again; none named: everybody everybody.
+
+        What waited comes through. `reset`: their lines break instead, as if given up.
+        """
+        plan = self.plan
+        healed = frozenset(self._member(plan, name).name for name in names or plan.names)
+        self._arrange(heal=healed, reset=healed if reset else frozenset())
+
+    def slow(self, delay_s: float = 0.0, *, hold_share: float = 0.0) -> None:
+        """All links take this long, each way; a share of the chunks 0.2 to 1.2 s more. See `proxy`.
+
+        No arguments: no more.
+        """
+        self._arrange(delay_s=delay_s, hold_share=hold_share)
+
+    def _arrange(
+        self,
+        *,
+        cut: frozenset[tuple[str, str]] = frozenset(),
+        heal: frozenset[str] = frozenset(),
+        reset: frozenset[str] = frozenset(),
+        **slowness: float,
+    ) -> None:
+        with self._locked():
+            plan = self.plan
+            left = frozenset(pair for pair in plan.cuts if not heal & set(pair))
+            changed = dataclasses.replace(plan, cuts=left | cut, **slowness)  # type: ignore[arg-type]
+            cluster_plan.save(changed, self.folder)
+            try:
+                cluster_links.tell(changed, reset=reset)
+            except OSError as exc:
+                raise ClusterError(f"the links do not answer: {exc} (`up` starts them)") from exc
+
+    # Inside -------------------------------------------------------------------------------------
+
+    def _load(self) -> cluster_plan.Plan | None:
+        try:
+            return cluster_plan.load(self.folder)
+        except ValueError as exc:
+            raise ClusterError(str(exc)) from exc
+
+    def _member(self, plan: cluster_plan.Plan, name: str) -> cluster_plan.Member:
+        try:
+            return plan.member(name)
+        except KeyError:
+            known = ", ".join(plan.names)
+            raise NotThere(f"there is no {name!r} in the cluster; there is: {known}") from None
+
+    def _processes(self, names: Sequence[str]) -> list[background.Process]:
+        """Those of these names. Raises ClusterError if one does not run."""
+        plan = self.plan
+        for name in names:
+            self._member(plan, name)
+            self.pid(name)
+        return [plan.processes[name] for name in names]
+
+    @contextlib.contextmanager
+    def _locked(self, *, make: bool = False) -> Iterator[None]:
+        """Nobody else changes it meanwhile."""
+        if make:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotThere(f"there is no cluster in {self.folder}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+            if not (self.folder / cluster_plan.FILE_NAME).exists():
+                self._forget_folder()
+
+    def _forget_folder(self) -> None:
+        (self.folder / _LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else has something in it
+            self.folder.rmdir()
+
+    def _make(
+        self, nodes: int, servers: int, first_port: int, settings: Mapping[str, Any]
+    ) -> cluster_plan.Plan:
+        """The files of a new cluster."""
+        if {each.name for each in self.folder.iterdir()} - {_LOCK}:
+            raise ClusterError(f"{self.folder} has other things in it; --dir takes another folder")
+        for port in range(first_port, first_port + servers) if first_port else ():
+            if not cluster_plan.is_free(port):
+                raise ClusterError(f"something listens on port {port}; --port takes others")
+        plan = cluster_plan.make(nodes, servers, first_port)
+        for member in plan.members:
+            (self.folder / member.name).mkdir()
+            if member.kind == "nats":
+                place = self.folder / member.name
+                text = cluster_plan.nats_config(plan, member, place)
+                (place / "nats.conf").write_text(text)
+        # YAML reads JSON; the user's own settings have no part in this.
+        (self.folder / _CONFIG).write_text(json.dumps(settings) + "\n")
+        cluster_plan.save(plan, self.folder)
+        return plan
+
+    def _start_all(self, plan: cluster_plan.Plan) -> bool:
+        dead = [each for each in plan.members if self.state(each.name) == "dead"]
+        for kind in ("links", "nats"):
+            self._start(self.plan, [each for each in dead if each.kind == kind])
+        servers = [each for each in dead if each.kind == "server"]
+        # The first makes the network; those that make it at the same time get in its way.
+        self._start(self.plan, servers[:1])
+        self._start(self.plan, servers[1:])
+        return bool(dead)
+
+    def _start(self, plan: cluster_plan.Plan, members: Sequence[cluster_plan.Member]) -> None:
+        """Start these together, and wait until all are ready. Raises ClusterError."""
+        environment = os.environ | {"MOAT_KV_CONFIG": str(self.folder / _CONFIG)}
+        processes = dict(plan.processes)
+        with contextlib.ExitStack() as stack:
+            starting: dict[str, background.Starting] = {}
+            for each in members:
+                words, log = self._words(plan, each), self.log(each.name)
+                if each.kind == "nats":
+                    processes[each.name] = background.start(words, log=log)
+                else:
+                    begun = background.Starting(words, log=log, environment=environment)
+                    stack.callback(begun.close)
+                    starting[each.name] = begun
+                    processes[each.name] = begun.process
+                # At once: whatever happens now, it is known to be ours.
+                plan = dataclasses.replace(plan, processes=dict(processes))
+                cluster_plan.save(plan, self.folder)
+            for each in members:
+                try:
+                    if each.kind == "nats":
+                        self._wait_for_nats(plan, each)
+                    else:
+                        starting[each.name].wait(READY_S)
+                except background.NotStarted as exc:
+                    raise ClusterError(f"{each.name} did not start: {exc}") from exc
+
+    def _words(self, plan: cluster_plan.Plan, member: cluster_plan.Member) -> list[str]:
+        """The command of one process."""
+        place = self.folder / member.name
+        if member.kind == "nats":
+            return [nats.program(), "-c", str(place / "nats.conf")]
+        if member.kind == "links":
+            return [sys.executable, "-m", "moat_kv.testing.cluster_links", str(self.folder)]
+        server = [sys.executable, "-m", "moat_kv_cli", "kv", "server", member.name, "--verbose"]
+        server += ["--host", "127.0.0.1", "--port", str(member.port), "--data", str(place)]
+        server += ["--engine", cluster_plan.engine_url(plan, member)]
+        return [*server, "--ready-fd", str(background.READY_FD)]
+
+    def _wait_for_nats(self, plan: cluster_plan.Plan, member: cluster_plan.Member) -> None:
+        """Until it serves, and has its part in the cluster unless it is cut off."""
+        alone = any(member.name in pair for pair in plan.cuts)
+        others = [each.name for each in plan.of_kind("nats") if each != member]
+        alone = alone or any(self.state(name) != "up" for name in others)
+        query = "?js-server-only=true" if alone else ""
+        process = plan.processes[member.name]
+        give_up_at = time.monotonic() + READY_S
+        while not _answers(f"http://127.0.0.1:{member.monitor_port}/healthz{query}"):
+            if background.state(process) == "dead":
+                raise background.NotStarted(background.end_of(self.log(member.name)))
+            if time.monotonic() > give_up_at:
+                raise background.NotStarted(f"not ready within {READY_S:g} s")
+            time.sleep(_LOOK_S)
+
+    def _remove(self, plan: cluster_plan.Plan) -> None:
+        """End everything, clients of others first, then remove what was made."""
+        background.end([*plan.processes.values()], limit_s=END_S)
+        for member in plan.members:
+            shutil.rmtree(self.folder / member.name, ignore_errors=True)
+        for name in (_CONFIG, cluster_plan.FILE_NAME):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def running(folder: pathlib.Path | None = None, **options: Any) -> Iterator[Cluster]:
+    """A cluster of one's own until the context ends; `options` as for `Cluster.up`.
+
+    Without `folder` it is in a temporary one.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            made = tempfile.TemporaryDirectory(prefix="moat-kv-cluster-")
+            folder = pathlib.Path(stack.enter_context(made)) / "box"
+        cluster = Cluster(folder)
+        cluster.up(**options)
+        stack.callback(cluster.down)
+        yield cluster
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # nobody there, or 503
+        return False
+
+
+def _leads(member: cluster_plan.Member, is_alone: bool) -> bool:
+    url = f"http://127.0.0.1:{member.monitor_port}/jsz?streams=true"
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as answer:
+            found = json.load(answer)
+    except OSError:
+        return False
+    for account in found.get("account_details", ()):
+        for stream in account.get("stream_detail", ()):
+            named = (stream.get("cluster") or {}).get("leader")
+            if cluster_plan.NETWORK in stream["name"].lower():
+                return is_alone or named == member.name
+    return False

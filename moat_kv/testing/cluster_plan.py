@@ -1,0 +1,235 @@
+"""What a cluster in a box consists of: names, ports, who reaches whom by which link, and its file.
+
+Values only, made once by `cluster` when it comes up, and kept in a file so that later commands find
+what is theirs. Links are one for each direction in which connections are made: every server has one
+to each NATS node, and every NATS node one to each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moat_kv.testing import background, nats
+
+Kind = Literal["nats", "server", "links"]
+
+#: The process that all links are in.
+LINKS = "links"
+#: What the servers' network is called on NATS.
+NETWORK = "box"
+FILE_NAME = "cluster.json"
+_VERSION = 1
+#: Ports are taken from here: the system itself takes those of connections from above, and a process
+#: that is started again would find its port taken. Without those that moat-kv uses by itself.
+_PORTS = [port for port in range(20_000, 32_000) if not 27_500 <= port < 27_700]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One process of a cluster."""
+
+    name: str
+    kind: Kind
+    port: int
+    """For clients; of the links, for orders."""
+    route_port: int = 0
+    """NATS: for the other nodes."""
+    monitor_port: int = 0
+    """NATS: where it tells how it is."""
+
+    @property
+    def url(self) -> str:
+        scheme = "nats" if self.kind == "nats" else "tcp"
+        return f"{scheme}://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """How `source` reaches `target`: what comes to `port` is passed on to `target_port`."""
+
+    source: str
+    target: str
+    port: int
+    target_port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A cluster and what was done to it."""
+
+    members: tuple[Member, ...]
+    links: tuple[Link, ...]
+    token: str
+    """Who knows it may give orders to the links."""
+    dead_port: int
+    """Where nobody listens."""
+    processes: Mapping[str, background.Process] = field(default_factory=dict)
+    """By name; of those too that have ended."""
+    cuts: frozenset[tuple[str, str]] = frozenset()
+    """From whom to whom nothing comes through."""
+    delay_s: float = 0.0
+    """Each chunk on each link takes so long, each way."""
+    hold_share: float = 0.0
+    """So many of the chunks (0 to 1) are held for longer, see `proxy.Slowness`."""
+
+    def member(self, name: str) -> Member:
+        """Raises KeyError."""
+        return next((each for each in self.members if each.name == name), None) or _missing(name)
+
+    def of_kind(self, kind: Kind) -> tuple[Member, ...]:
+        return tuple(each for each in self.members if each.kind == kind)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the servers and the NATS nodes."""
+        return tuple(each.name for each in self.members if each.kind != "links")
+
+    def links_from(self, name: str) -> tuple[Link, ...]:
+        return tuple(each for each in self.links if each.source == name)
+
+    def neighbours(self, name: str) -> frozenset[str]:
+        """Whom it has a link with, whoever makes the connections."""
+        ends = [(each.source, each.target) for each in self.links]
+        return frozenset(b if a == name else a for a, b in ends if name in (a, b))
+
+    def is_cut(self, name: str) -> bool:
+        """Whether nothing comes through from it or to it, in one direction at least, to anybody."""
+        wanted = self.neighbours(name)
+        out = {b for a, b in self.cuts if a == name}
+        back = {a for a, b in self.cuts if b == name}
+        return bool(wanted) and (wanted <= out or wanted <= back)
+
+
+def make(nodes: int, servers: int, first_port: int = 0) -> Plan:
+    """`first_port`: the first server's, the others' follow; 0 takes free ones."""
+    ports = _free_ports()
+    members = [
+        Member(
+            name=f"nats{number}",
+            kind="nats",
+            port=next(ports),
+            route_port=next(ports),
+            monitor_port=next(ports),
+        )
+        for number in range(1, nodes + 1)
+    ]
+    stores = tuple(members)
+    for number in range(servers):
+        port = first_port + number if first_port else next(ports)
+        members.append(Member(name=f"s{number + 1}", kind="server", port=port))
+    links = [
+        Link(
+            source=each.name,
+            target=store.name,
+            port=next(ports),
+            target_port=store.route_port if each.kind == "nats" else store.port,
+        )
+        for each in members
+        for store in stores
+        if each.name != store.name
+    ]
+    members.append(Member(name=LINKS, kind="links", port=next(ports)))
+    return Plan(
+        members=tuple(members),
+        links=tuple(links),
+        token=secrets.token_hex(16),
+        dead_port=next(ports),
+    )
+
+
+def nats_config(plan: Plan, member: Member, folder: pathlib.Path) -> str:
+    """The text of a NATS node's configuration file."""
+    store = json.dumps(str(folder / "jetstream"))
+    lines = [
+        f"server_name: {member.name}",
+        f"listen: 127.0.0.1:{member.port}",
+        f"http: 127.0.0.1:{member.monitor_port}",
+        f"max_payload: {nats.MAX_PAYLOAD}",
+        # By default NATS syncs every two minutes, and a power cut takes what came since.
+        f"jetstream {{ store_dir: {store}, sync_interval: always }}",
+    ]
+    routes = [f"nats://127.0.0.1:{each.port}" for each in plan.links_from(member.name)]
+    if routes:
+        # What a node tells of itself to nodes that know it already leads nowhere: else they would
+        # find ways to it around the links.
+        lines.append(
+            f"cluster {{ name: {NETWORK}, listen: 127.0.0.1:{member.route_port}, "
+            f"advertise: 127.0.0.1:{plan.dead_port}, no_advertise: true, "
+            f"routes: [{', '.join(routes)}] }}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def engine_url(plan: Plan, member: Member) -> str:
+    """What a server's `--engine` is: its own links to all NATS nodes."""
+    places = ",".join(f"127.0.0.1:{each.port}" for each in plan.links_from(member.name))
+    return f"nats://{places}/{NETWORK}"
+
+
+def save(plan: Plan, folder: pathlib.Path) -> None:
+    """Into the folder's file; it is there whole, or as before."""
+    value = dataclasses.asdict(plan) | {"version": _VERSION, "cuts": sorted(plan.cuts)}
+    new = folder / f"{FILE_NAME}.new"
+    with open(new, "w", opener=_private) as file:  # it needs an opener
+        json.dump(value, file, indent=1)
+    new.replace(folder / FILE_NAME)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def load(folder: pathlib.Path) -> Plan | None:
+    """What is in the folder's file; None if there is none. Raises ValueError for another one."""
+    try:
+        text = (folder / FILE_NAME).read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        value: dict[str, Any] = json.loads(text)
+        if value.pop("version") != _VERSION:
+            raise ValueError("another version made it")
+        value["members"] = tuple(Member(**each) for each in value["members"])
+        value["links"] = tuple(Link(**each) for each in value["links"])
+        value["cuts"] = frozenset((a, b) for a, b in value["cuts"])
+        processes: Mapping[str, Any] = value["processes"]
+        value["processes"] = {name: background.Process(**each) for name, each in processes.items()}
+        return Plan(**value)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ValueError(f"{folder / FILE_NAME} is not readable: {exc}") from exc
+
+
+def cut_between(one: Sequence[str], other: Sequence[str]) -> frozenset[tuple[str, str]]:
+    """The cuts for which nothing passes between two sides."""
+    return frozenset((a, b) for a in one for b in other) | frozenset(
+        (b, a) for a in one for b in other
+    )
+
+
+def is_free(port: int) -> bool:
+    """Whether one can listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _free_ports() -> Iterator[int]:
+    """Each once, those that are free at this moment."""
+    return (port for port in random.sample(_PORTS, len(_PORTS)) if is_free(port))
+
+
+def _missing(name: str) -> Member:
+    raise KeyError(name)
