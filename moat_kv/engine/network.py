@@ -22,7 +22,7 @@ import anyio
 import anyio.lowlevel
 
 from moat_kv import errors
-from moat_kv.engine import age, base, conflicts, local_copy, outbox, remote, replaying
+from moat_kv.engine import age, base, conflicts, home, local_copy, outbox, remote, replaying
 from moat_kv.engine.copy_store import State
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
@@ -66,6 +66,8 @@ class _Flight:
 class NetworkEngine(base.Engine):
     """`base.Engine` in touch with a network, or without. `node` names its conflicts' records."""
 
+    shared = True
+
     def __init__(
         self,
         engine: remote.Remote,
@@ -78,6 +80,7 @@ class NetworkEngine(base.Engine):
     ) -> None:
         self._engine = engine
         self._copy = local_copy.LocalCopy(file) if copy is None else copy
+        self._file = file
         self._origin = origin
         self._patience_s = patience_s
         self._moment = moment
@@ -103,6 +106,7 @@ class NetworkEngine(base.Engine):
         self._canvas: outbox.Canvas = replica  # type: ignore[assignment]
         self._loaded, self._heard = anyio.Event(), anyio.Event()
         async with self._copy.running():
+            self.home = home.of(self._file)
             known = await self._load()
             self._outbox = outbox.Outbox(self._copy, self._canvas, moment=self._moment)
             self._replayer = replaying.Replayer(
@@ -200,6 +204,8 @@ class NetworkEngine(base.Engine):
         self._replayer.may_go = True
         self._replayer.wake()
         _log.info("in touch with the network, at revision %d", self.revision)
+        if self.on_touch is not None:
+            self.on_touch()
 
     def cut_off(self, reason: str) -> None:
         self.attached, self.trouble = False, f"cut off from the network: {reason}"
@@ -207,6 +213,8 @@ class NetworkEngine(base.Engine):
         self._replayer.may_go = False
         self._heard.set()
         _log.warning("cut off from the network: %s; plain writes are kept here", reason)
+        if self.on_touch is not None:
+            self.on_touch()
 
     def _conflict(self, conflict: conflicts.Conflict) -> None:
         winner = "a deletion that is forgotten" if conflict.winner is None else conflict.winner.id

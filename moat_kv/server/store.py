@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 
 from moat_kv.entry import Head, Record
 from moat_kv.path import Path
-from moat_kv.tree.tree import Tree
+from moat_kv.tree.tree import SYSTEM_KEY, Tree
 from moat_kv.tree.watch import WatchIndex
+
+#: How the keys of system data's paths begin.
+_SYSTEM = (SYSTEM_KEY,)
 
 
 class Store:
@@ -26,6 +29,10 @@ class Store:
         self.session_entries: dict[str, set[Path]] = {}
         #: Called for each applied record that ends by itself (`server.expiry`).
         self.on_expiring: Callable[[Record], None] | None = None
+        #: Called for each applied record of system data, where several servers share the tree.
+        self.on_system: Callable[[Record], None] | None = None
+        #: Called with each message between servers.
+        self.on_message: Callable[[bytes], None] | None = None
         #: Called when the tree has been taken anew.
         self.on_restart: Callable[[], None] | None = None
         # What comes anew, while `tree` shows the old state.
@@ -48,6 +55,8 @@ class Store:
                     self.on_expiring(record)
             if watchers.count and not tree.is_covered(record.path):
                 watchers.notify(record)
+            if self.on_system is not None and record.path.keys[:1] == _SYSTEM:
+                self.on_system(record)
 
     def _unbind(self, path: Path) -> None:
         before = self.tree.bound.get(path)
@@ -100,6 +109,11 @@ class Store:
             self.on_restart()
 
     def message(self, topic: Path, data: bytes) -> None:
+        if topic.keys[:1] == _SYSTEM:
+            # Servers talk to each other; no user's monitor hears it.
+            if self.on_message is not None:
+                self.on_message(data)
+            return
         for deliver, wanted in list(self.monitors.items()):
             if topic[: len(wanted)] == wanted:
                 deliver(topic, data)
