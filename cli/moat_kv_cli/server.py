@@ -104,7 +104,7 @@ async def server(
             sync_s=options["sync_s"],
             access=settings.nats,
         )
-        serve = functools.partial(Server(name, engine).serve, listeners)
+        serve = functools.partial(Server(name, engine, urls=urls).serve, listeners)
         return await staying.until_signal(serve, lambda _: _told(name, urls, ready_fd))
 
 

@@ -22,6 +22,9 @@ from moat_kv.proto import messages
 
 logger = logging.getLogger(__name__)
 
+#: A server that says so cannot restore a session just now; another one may.
+_UNFIT = (errors.Detached, errors.Unknown, errors.StorageFailed)
+
 #: All that is restored on a new line must be so within so many seconds.
 RESTORE_LIMIT_S = 5.0
 
@@ -30,7 +33,9 @@ class Restorer(Protocol):
     """Something that a server must be told anew on each line."""
 
     async def restore(self, line: connection.Connection) -> None:
-        """Tell it. LineBroken and Overdue may pass."""
+        """Tell it. LineBroken and Overdue may pass; Detached, Unknown and StorageFailed say that
+        this server cannot do it now.
+        """
 
     def interrupted(self) -> None:
         """The line broke."""
@@ -274,7 +279,15 @@ class Link:
                     await restorer.restore(line)
         except (connection.LineBroken, connection.Overdue, TimeoutError) as exc:
             line.close(f"what was there before could not be restored ({exc})")
-        return line.broken is None
+        except _UNFIT as exc:
+            # Others come first when the next line is looked for.
+            self._addresses.append(self._addresses.pop(0))
+            line.close(f"this server cannot go on with what was there before ({exc})")
+        if line.broken is None:
+            return True
+        for restorer in self.restorers:
+            restorer.interrupted()
+        return False
 
     def _line_up(self, line: connection.Connection) -> None:
         logger.info("connected to %s (%s)", self.server.url, self.server.node)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 PINGS = 3
 #: The part of the time to live, and of the grace, after which this end gives up.
 GIVE_UP = 0.8
+#: A server that says so may end a session later.
+_LATER = (errors.Detached, errors.StorageFailed, errors.Unknown)
 #: How long closing a session may take, in seconds; the server ends it anyway a little later.
 CLOSE_LIMIT_S = 2.0
 
@@ -169,12 +171,16 @@ class Session:
                 self._alive_at = sent_at
 
     def interrupted(self) -> None:
-        """The line broke: the grace begins."""
-        self._broken_at = time.monotonic()
+        """The line broke: the grace begins, if it has not before."""
+        if self._broken_at is None:
+            self._broken_at = time.monotonic()
         self._news.set()
 
     async def resume(self, line: connection.Connection) -> None:
-        """Go on with it on a new line."""
+        """Go on with it on a new line, at this server or another one.
+
+        Raises Detached, Unknown, StorageFailed if that server cannot have it now.
+        """
         sent_at = time.monotonic()
         if sent_at >= self._give_up_at():
             self._lose("its line was broken for too long")
@@ -217,7 +223,7 @@ class Sessions:
         # Not cancelled when its owner waits no longer: a server that hangs may hear it yet.
         try:
             await session.end_at(self._link)
-        except (errors.Disconnected, errors.Unknown) as exc:
+        except (*_LATER, errors.Disconnected) as exc:
             logger.debug("session %s is ended on the next line: %s", session.id, exc)
             self._left.append(session)
         finally:
@@ -234,7 +240,11 @@ class Sessions:
 
     async def restore(self, line: connection.Connection) -> None:
         while self._left:
-            await self._left[0].end_at(line)
+            try:
+                await self._left[0].end_at(line)
+            except _LATER as exc:
+                logger.debug("session %s is ended later: %s", self._left[0].id, exc)
+                break
             del self._left[0]
         for session in list(self._live.values()):
             await session.resume(line)

@@ -67,6 +67,15 @@ class Engine(abc.ABC):
     inside_records: int = 256
     #: None, or why writes cannot be made durable at present (a full disk, no quorum).
     trouble: str | None = None
+    #: Several servers share this log, so they have leases, and see each other's members.
+    shared: bool = False
+    #: Whether the log can be reached at present.
+    attached: bool = True
+    #: Called in the event loop when `attached` has changed.
+    on_touch: Callable[[], None] | None = None
+    #: Tells who starts on this server's own files from all others, who cannot do so at the same
+    #: time; empty if there are none.
+    home: str = ""
 
     @abc.abstractmethod
     def running(self, replica: Replica) -> AbstractAsyncContextManager[None]:

@@ -23,7 +23,7 @@ import anyio
 import anyio.lowlevel
 
 from moat_kv import errors
-from moat_kv.engine import age, base, conflicts, local_copy, outbox, remote, replaying
+from moat_kv.engine import age, base, conflicts, home, local_copy, outbox, remote, replaying
 from moat_kv.engine.copy_store import State
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
@@ -70,6 +70,8 @@ class NetworkEngine(base.Engine):
     #: Strict writes may hang for seconds; plain ones must not wait behind them.
     inside_records = 20_000
 
+    shared = True
+
     def __init__(
         self,
         engine: remote.Remote,
@@ -82,6 +84,7 @@ class NetworkEngine(base.Engine):
     ) -> None:
         self._engine = engine
         self._copy = local_copy.LocalCopy(file) if copy is None else copy
+        self._file = file
         self._origin = origin
         self._patience_s = patience_s
         self._moment = moment
@@ -108,6 +111,7 @@ class NetworkEngine(base.Engine):
         self._loaded, self._heard = anyio.Event(), anyio.Event()
         self._is_open = True
         async with self._copy.running():
+            self.home = home.of(self._file)
             known = await self._load()
             self._outbox = outbox.Outbox(self._copy, self._canvas, moment=self._moment)
             self._replayer = replaying.Replayer(
@@ -211,6 +215,8 @@ class NetworkEngine(base.Engine):
             _log.warning(text, away_s, self.revision, waiting)
         else:
             _log.info("in touch with the network, at revision %d", self.revision)
+        if self.on_touch is not None:
+            self.on_touch()
 
     def cut_off(self, reason: str) -> None:
         self.attached, self.trouble = False, f"cut off from the network: {reason}"
@@ -220,6 +226,8 @@ class NetworkEngine(base.Engine):
         # Who has no tree yet does not serve, and who stops has no news.
         level = logging.WARNING if self._loaded.is_set() and self._is_open else logging.INFO
         _log.log(level, "cut off from the network: %s; plain writes are kept here", reason)
+        if self.on_touch is not None:
+            self.on_touch()
 
     def _conflict(self, conflict: conflicts.Conflict) -> None:
         winner = "a deletion that is forgotten" if conflict.winner is None else conflict.winner.id

@@ -1,7 +1,8 @@
 """Entries that end by themselves: the server writes their tombstones when their time has come.
 
 Told of each such record by the store; judged by compare-and-set, so that an entry that was
-written anew in the meantime stays.
+written anew in the meantime stays. Where several servers share the tree, the one that took the
+write has its turn first, and any other one some seconds later.
 """
 
 from __future__ import annotations
@@ -42,17 +43,29 @@ class Expiry:
         self._sooner = anyio.Event()
 
     def add(self, record: Record) -> None:
-        assert record.expires_at is not None
-        self._push(record.expires_at, record.rev, record.path)
+        self._push(self._due_at(record), record.rev, record.path)
         bound = self._server.store.tree.bound
         if len(self._due) > STALE_LIMIT + 2 * len(bound):
             # An entry that is renewed long before its time would otherwise leave all these times.
-            self._due = [
-                (one.expires_at, one.rev, path)
-                for path, one in bound.items()
-                if one.expires_at is not None
-            ]
-            heapq.heapify(self._due)
+            self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Take what there is in the tree, and nothing else."""
+        self._due = [
+            (self._due_at(one), one.rev, path)
+            for path, one in self._server.store.tree.bound.items()
+            if one.expires_at is not None
+        ]
+        heapq.heapify(self._due)
+        self._sooner.set()
+
+    def _due_at(self, record: Record) -> float:
+        """When it is this server's turn to delete it; first that of the one that wrote it."""
+        assert record.expires_at is not None
+        server = self._server
+        if server.engine.shared and record.origin != server.origin:
+            return record.expires_at + server.times.leave_s
+        return record.expires_at
 
     def _push(self, due_at: float, rev: int, path: Path) -> None:
         heapq.heappush(self._due, (due_at, rev, path))
@@ -80,6 +93,9 @@ class Expiry:
         server = self._server
         node = server.store.tree.head(path)
         if node is None or node.rev != rev or node.value is None:
+            return
+        if not server.engine.attached:
+            self._push(server.now() + RETRY_S, rev, path)
             return
         write = Write(path, None, origin=server.origin, tick=server.next_tick(), expect=rev)
 

@@ -20,14 +20,26 @@ import anyio.abc
 
 from moat_kv import errors
 from moat_kv.engine.base import Done, Engine
-from moat_kv.entry import Write
+from moat_kv.entry import Record, Write
 from moat_kv.proto import frames, messages
-from moat_kv.server import accepting, actions, lost_writes, network_facts, patching, turns
+from moat_kv.server import (
+    accepting,
+    actions,
+    estates,
+    leases,
+    lost_writes,
+    network_facts,
+    patching,
+    presence,
+    sessions,
+    turns,
+)
 from moat_kv.server.connection import Connection
 from moat_kv.server.expiry import Expiry
 from moat_kv.server.groups import Groups
 from moat_kv.server.sessions import Sessions
 from moat_kv.server.store import Store
+from moat_kv.server.times import DEFAULT_TIMES, Times
 from moat_kv.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -40,15 +52,35 @@ class Server:
     """One node of a network."""
 
     def __init__(
-        self, node: str, engine: Engine, *, frame_limit: int = frames.LIMIT_DEFAULT
+        self,
+        node: str,
+        engine: Engine,
+        *,
+        frame_limit: int = frames.LIMIT_DEFAULT,
+        urls: Sequence[str] = (),
+        times: Times = DEFAULT_TIMES,
     ) -> None:
+        """`urls`: where clients find it, for others to know; `times`: those of a network."""
         self.node = node
         self.engine = engine
         self.frame_limit = frame_limit  # bytes
+        self.urls = urls
+        self.times = times
+        #: Tells this run of the server from all others.
+        self.incarnation = secrets.token_hex(4)
+        self.origin = f"{node}:{self.incarnation}"
         self.store = Store()
         self.groups = Groups()
         self.sessions = Sessions(self)
         self.sessions.on_end.append(self.groups.session_ended)
+        self.leases = leases.Leases(self)
+        self.estates = estates.Estates(self)
+        self.presence = presence.Presence(self)
+        if engine.shared:
+            self.store.on_system = self._system_changed
+            self.store.on_system_message[presence.TOPIC] = self.presence.heard
+            self.groups.on_change = self.presence.changed
+            engine.on_touch = self._touched
         self.expiry = Expiry(self)
         self.store.on_expiring = self.expiry.add
         self.store.on_restart = self._restarted
@@ -61,9 +93,6 @@ class Server:
         self.connection_limit = accepting.connection_limit()
         #: The engine takes no more writes.
         self.stopping = False
-        #: Tells this run of the server from all others.
-        self.incarnation = secrets.token_hex(4)
-        self.origin = f"{node}:{self.incarnation}"
         self.started_at = time.time()
         self._tick = 0
 
@@ -108,7 +137,7 @@ class Server:
         """Open the engine and serve these listeners until cancelled.
 
         `task_status` is told when clients are being served. Raises what the engine raises when
-        it cannot open its log.
+        it cannot open its log; NameTaken when another live server of the network has the name.
         """
         async with self.engine.running(self.store):
             self.stopping = False
@@ -116,14 +145,21 @@ class Server:
             # clients have seen their revisions.
             self.store.tree.revision = max(self.store.tree.revision, self.engine.revision)
             try:
+                await self.leases.begin()
+                self.estates.begin_anew()
                 self.sessions.recover()
                 async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self.leases.run)
+                    tasks.start_soon(self.presence.run)
+                    tasks.start_soon(self.estates.run)
                     tasks.start_soon(self.sessions.run)
                     tasks.start_soon(self.expiry.run)
                     tasks.start_soon(self.servers.run)
                     await accepting.accept_from(listeners, self._serve_client, tasks)
                     task_status.started()
             finally:
+                self.presence.leave()
+                await self.leases.release()
                 # The engine finishes what it has; what its answers lead to must not reach it.
                 self.stopping = True
 
@@ -131,8 +167,28 @@ class Server:
         """The tree was taken anew. What clients have seen of it may have been another one."""
         logger.warning("the tree was taken anew; all clients begin anew")
         self.store.tree.revision = max(self.store.tree.revision, self.engine.revision)
+        self.expiry.begin_anew()
+        if self.engine.shared:
+            self.leases.begin_anew()
+            self.estates.begin_anew()
         for connection in list(self.connections):
             connection.break_off()
+
+    def _system_changed(self, record: Record) -> None:
+        """System data was written: by which server is told by where."""
+        place = record.path[:2]
+        if len(record.path) != 3:
+            return
+        if place == leases.PLACE:
+            self.leases.applied(record)
+        elif place == sessions.PLACE:
+            self.estates.applied(record)
+
+    def _touched(self) -> None:
+        """The network is out of reach, or in reach again."""
+        self.leases.touched()
+        self.estates.touched()
+        self.presence.touched()
 
     async def _serve_client(self, stream: anyio.abc.ByteStream) -> None:
         async with stream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moat_kv import codec, errors
 from moat_kv.path import Path
 from moat_kv.proto.messages import Request
-from moat_kv.server import streams
+from moat_kv.server import sessions, streams
 from moat_kv.server.actions import INT, NUMBER, PATH, TEXT, Action, readable
 from moat_kv.server.connection import Connection
 
@@ -30,11 +30,20 @@ def session_open(connection: Connection, request: Request) -> None:
 
 
 def session_resume(connection: Connection, request: Request) -> None:
-    arguments = request.arguments
-    session = connection.server.sessions.resume(
-        connection, arguments["session"], arguments["secret"]
-    )
-    connection.reply(request.seq, {"ttl_s": session.ttl_s, "grace_s": session.grace_s})
+    server, seq = connection.server, request.seq
+    id, secret = request.arguments["session"], request.arguments["secret"]
+
+    def answer(session: sessions.Session) -> None:
+        connection.reply(seq, {"ttl_s": session.ttl_s, "grace_s": session.grace_s})
+
+    if id in server.sessions or not server.engine.shared:
+        answer(server.sessions.resume(connection, id, secret))
+        return
+
+    async def work() -> None:
+        answer(await server.estates.adopt(connection, id, secret))
+
+    connection.run_later(seq, work)
 
 
 def session_ping(connection: Connection, request: Request) -> None:
@@ -43,8 +52,8 @@ def session_ping(connection: Connection, request: Request) -> None:
 
 
 def session_close(connection: Connection, request: Request) -> None:
-    sessions = connection.server.sessions
-    sessions.end(sessions.of(connection, request.arguments["session"]), "it was closed")
+    every = connection.server.sessions
+    every.end(every.of(connection, request.arguments["session"]), "it was closed")
     connection.reply(request.seq, {})
 
 
@@ -61,7 +70,8 @@ def group_join(connection: Connection, request: Request) -> None:
         if not 0 < len(text) <= NAME_LIMIT:
             reason = f"{what} has 1 to {NAME_LIMIT} characters"
             raise errors.BadArguments("group_join", reason)
-    connection.server.groups.join(readable(arguments["group"]), name, role, session.id, info)
+    group, now = readable(arguments["group"]), connection.server.now()
+    connection.server.groups.join(group, name, role, session.id, info, now=now)
     # Whoever is a member owns something: the session is to outlive a restart.
     connection.server.sessions.record(session)
     connection.reply(request.seq, {})

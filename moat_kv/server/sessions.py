@@ -5,6 +5,10 @@ the grace, or when it has been silent for its time to live. It becomes a record,
 `(None, "session")`, when it first owns an entry; every write in its name is guarded by that record,
 so that nothing can be written for a session that has ended. Ending removes the record first, then
 what it owned. Only monotonic time decides.
+
+Where several servers share the tree, a session's record names the server that has it. Another one
+may adopt it, and ends it if its server is gone for too long (`estates`); it is given up here when
+this server's lease is over (`leases`).
 """
 
 from __future__ import annotations
@@ -58,6 +62,7 @@ class Session:
         "heard_at",
         "id",
         "recorded",
+        "rev",
         "secret_hash",
         "ttl_s",
     )
@@ -71,6 +76,8 @@ class Session:
         self.heard_at = anyio.current_time()
         self.broken_at: float | None = None
         self.recorded = False
+        #: The record's revision, as soon as it was applied; where several servers share the tree.
+        self.rev = 0
         self.ended = False
 
     @property
@@ -94,18 +101,30 @@ class Sessions:
         self._live: dict[str, Session] = {}
         # Sessions that have ended, of whose entries some could not be deleted yet.
         self._unswept: set[str] = set()
+        # Those that were given up here when the lease was over; their records are to be ended.
+        self.given_up: set[str] = set()
         #: Called with the id of each session that has ended.
         self.on_end: list[Callable[[str], None]] = []
 
     def __len__(self) -> int:
         return len(self._live)
 
+    def __contains__(self, id: str) -> bool:
+        return id in self._live
+
+    @property
+    def _defaults(self) -> tuple[float, float]:
+        if self._server.engine.shared:
+            return self._server.times.ttl_s, self._server.times.grace_s
+        return TTL_S, GRACE_S
+
     def open(
         self, connection: Connection, ttl_s: float | None, grace_s: float | None
     ) -> tuple[Session, str]:
         """A new session on this line, and the secret that another line resumes it with."""
-        ttl_s = TTL_S if ttl_s is None else float(ttl_s)
-        grace_s = min(GRACE_S, ttl_s) if grace_s is None else float(grace_s)
+        default_ttl_s, default_grace_s = self._defaults
+        ttl_s = default_ttl_s if ttl_s is None else float(ttl_s)
+        grace_s = min(default_grace_s, ttl_s) if grace_s is None else float(grace_s)
         low, high = TTL_RANGE_S
         if not low <= ttl_s <= high:
             raise errors.BadArguments("session_open", f"ttl_s is from {low} to {high:.0f}")
@@ -122,7 +141,7 @@ class Sessions:
     def resume(self, connection: Connection, id: str, secret: str) -> Session:
         """Go on with a session on another line. Raises SessionExpired, also for a wrong secret."""
         session = self._live.get(id)
-        if session is None or not hmac.compare_digest(session.secret_hash, _hash(secret)):
+        if session is None or not fits(session.secret_hash, secret):
             raise errors.SessionExpired(id)
         if session.connection is not None:
             # The old line is dead, though this end has not noticed yet.
@@ -136,9 +155,21 @@ class Sessions:
         session.heard_at = anyio.current_time()
         connection.sessions.add(session.id)
 
+    def adopt(self, connection: Connection, session: Session) -> None:
+        """A session that another server had has come to this line, which may be gone already."""
+        self.given_up.discard(session.id)
+        self._live[session.id] = session
+        self._bind(session, connection)
+        if connection not in self._server.connections:
+            connection.sessions.discard(session.id)
+            session.connection, session.broken_at = None, anyio.current_time()
+
     def of(self, connection: Connection, id: str) -> Session:
         """A live session of this line. Raises SessionExpired."""
         session = self._live.get(id)
+        if session is not None and session.recorded and not self._server.leases.held:
+            self._give_up(session)
+            session = None
         if session is None:
             raise errors.SessionExpired(id)
         if session.connection is not connection:
@@ -149,14 +180,22 @@ class Sessions:
         self.of(connection, id).heard_at = anyio.current_time()
 
     def guard(self, connection: Connection, id: str) -> Guard:
-        """What guards a write in a session's name; makes the session a record before its first."""
+        """What guards a write in a session's name; makes the session a record before its first.
+
+        Raises SessionExpired; Detached where that cannot be now.
+        """
         session = self.of(connection, id)
+        self._server.leases.need()
         self.record(session)
-        return Guard(session.path, EXISTS, "session")
+        # Its revision changes only when another server adopts it; then nothing of here holds.
+        return Guard(session.path, session.rev or EXISTS, "session")
 
     def record(self, session: Session) -> None:
-        """Make the session a record, which outlives the server, now that it owns something."""
-        if not session.recorded:
+        """Make the session a record, which outlives the server, now that it owns something.
+
+        While the server is cut off that waits; nobody else can know of the session then.
+        """
+        if not session.recorded and self._server.leases.held and self._server.engine.attached:
             session.recorded = True
             facts = {
                 "secret_hash": session.secret_hash,
@@ -164,6 +203,8 @@ class Sessions:
                 "grace_s": session.grace_s,
                 "client": session.connection.client_name if session.connection else "",
             }
+            if self._server.engine.shared:
+                facts["owner"] = self._server.origin
             write = self._write(session.path, codec.pack(facts))
 
             def done(outcome: Outcome) -> None:
@@ -191,20 +232,69 @@ class Sessions:
         """End a session: its record goes, then what it owned, then its memberships."""
         if session.ended:
             return
-        session.ended = True
-        del self._live[session.id]
-        if session.connection is not None:
-            session.connection.sessions.discard(session.id)
-            session.connection = None
+        self._forget(session)
         logger.info("session %s has ended: %s", session.id, reason)
         if session.recorded:
             self._remove_record(session)
         for tell in self.on_end:
             tell(session.id)
 
+    def _forget(self, session: Session) -> None:
+        session.ended = True
+        del self._live[session.id]
+        if session.connection is not None:
+            session.connection.sessions.discard(session.id)
+            session.connection = None
+
+    def drop(self, id: str, reason: str) -> None:
+        """It is not this server's any more; its record and its entries are not touched."""
+        session = self._live.get(id)
+        if session is not None:
+            self._forget(session)
+            logger.info("session %s is not here any more: %s", id, reason)
+            for tell in self.on_end:
+                tell(id)
+
+    def _give_up(self, session: Session) -> None:
+        """The lease is over, so others may end it: before that, whoever has it is to know."""
+        self.given_up.add(session.id)
+        self.drop(session.id, "this server has been cut off for as long as its lease holds")
+
+    def seen(self, id: str, owner: str, rev: int) -> None:
+        """The record of a session was applied; `rev` 0: that it is gone."""
+        if owner != self._server.origin:
+            self.given_up.discard(id)
+        session = self._live.get(id)
+        if session is None or not session.recorded:
+            return
+        if not rev:
+            self.drop(id, "it was ended by another server")
+        elif owner == self._server.origin:
+            session.rev = rev
+        else:
+            self.drop(id, f"server {owner} has it now")
+
+    def lost_name(self, id: str) -> None:
+        """Another server's member has the name of one of this session's.
+
+        Its line is broken off: when its client joins again it is told that the name is taken.
+        """
+        session = self._live.get(id)
+        if session is not None and session.connection is not None:
+            logger.warning("session %s has lost its name to another server's member", id)
+            session.connection.break_off()
+
     def _remove_record(self, session: Session) -> None:
+        is_shared = self._server.engine.shared
+        write = self._write(session.path, None)
+        if is_shared and session.rev:
+            # If another server has adopted it in the meantime, it has not ended.
+            write.expect = session.rev
+
         def swept(outcome: Outcome) -> None:
-            if isinstance(outcome, errors.MoatKvError):
+            if is_shared and isinstance(outcome, errors.Conflict):
+                logger.info("session %s goes on at another server", session.id)
+            elif isinstance(outcome, errors.MoatKvError):
                 logger.error("cannot end session %s yet: %s", session.id, outcome)
                 self._live[session.id] = session
                 session.ended = False
@@ -213,8 +303,9 @@ class Sessions:
                 # What was on its way when the record went; nothing can follow.
                 self.sweep_entries(session.id)
 
-        self._server.submit((self._write(session.path, None),), swept)
-        self.sweep_entries(session.id)
+        self._server.submit((write,), swept)
+        if not is_shared:
+            self.sweep_entries(session.id)
 
     def sweep_entries(self, id: str) -> None:
         """Delete what a session owned, as far as nobody has written over it."""
@@ -240,6 +331,8 @@ class Sessions:
 
     def recover(self) -> None:
         """After a start: give the sessions of the log their time to come back."""
+        if self._server.engine.shared:
+            return  # `estates` has them
         tree = self._server.store.tree
         place = tree.find(PLACE)
         for key, node in list((place.children or {}).items()) if place is not None else []:
@@ -269,10 +362,18 @@ class Sessions:
             if self._unswept and now - retried_at >= RETRY_S:
                 retried_at = now
                 self._sweep_again()
+            held = self._server.leases.held
             for session in list(self._live.values()):
-                reason = session.overdue(now)
-                if reason is not None:
+                if not held and session.recorded:
+                    self._give_up(session)
+                elif (reason := session.overdue(now)) is not None:
                     self.end(session, reason)
+                elif held and not session.recorded and self._owns(session):
+                    self.record(session)
+
+    def _owns(self, session: Session) -> bool:
+        """Whether it ought to have a record: it is a member since this server was cut off."""
+        return self._server.groups.has_joined(session.id)
 
     def _sweep_again(self) -> None:
         unswept, self._unswept = self._unswept, set()
@@ -285,6 +386,11 @@ class Sessions:
             session.heard_at += lost_s
             if session.broken_at is not None:
                 session.broken_at += lost_s
+
+
+def fits(secret_hash: str, secret: str) -> bool:
+    """Whether this is the secret of a session."""
+    return hmac.compare_digest(secret_hash, _hash(secret))
 
 
 def _hash(secret: str) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from moat_kv.entry import SYSTEM, Head, Record
+from moat_kv.entry import Head, Record
 from moat_kv.path import Path
 from moat_kv.tree.hashing import Snapshot
-from moat_kv.tree.tree import Tree
+from moat_kv.tree.tree import SYSTEM_KEY, Tree
 from moat_kv.tree.watch import WatchIndex
+
+#: How the keys of system data's paths begin.
+_SYSTEM = (SYSTEM_KEY,)
 
 
 class Store:
@@ -29,7 +32,9 @@ class Store:
         self.snapshots: list[Snapshot] = []
         #: Called for each applied record that ends by itself (`server.expiry`).
         self.on_expiring: Callable[[Record], None] | None = None
-        #: Servers' messages to each other, by topic.
+        #: Called for each applied record of system data, where several servers share the tree.
+        self.on_system: Callable[[Record], None] | None = None
+        #: Servers' messages to each other, by topic; no user's monitor hears them.
         self.on_system_message: dict[Path, Callable[[bytes], None]] = {}
         #: Called when the tree has been taken anew.
         self.on_restart: Callable[[], None] | None = None
@@ -56,6 +61,8 @@ class Store:
                     self.on_expiring(record)
             if watchers.count and not tree.is_covered(record.path):
                 watchers.notify(record)
+            if self.on_system is not None and record.path.keys[:1] == _SYSTEM:
+                self.on_system(record)
         for snapshot in snapshots:
             snapshot.applied()
 
@@ -115,7 +122,7 @@ class Store:
             self.on_restart()
 
     def message(self, topic: Path, data: bytes) -> None:
-        if topic.keys and topic[0] is SYSTEM:
+        if topic.keys[:1] == _SYSTEM:
             if topic in self.on_system_message:
                 self.on_system_message[topic](data)
             return

@@ -17,6 +17,7 @@ import anyio.abc
 from moat_kv.engine.base import Engine
 from moat_kv.engine.memory import MemoryEngine
 from moat_kv.server.server import Server
+from moat_kv.server.times import DEFAULT_TIMES, Times
 
 
 class RunningServer:
@@ -35,6 +36,7 @@ async def running_server(
     tcp: bool = False,
     port: int = 0,
     socket: FilePath | None = None,
+    times: Times = DEFAULT_TIMES,
 ) -> AsyncIterator[RunningServer]:
     """Serve until the context ends. Without an engine the tree is in memory only.
 
@@ -53,7 +55,7 @@ async def running_server(
             listener = await anyio.create_unix_listener(socket)
             url = f"unix://{socket}"
         await stack.enter_async_context(listener)
-        server = Server(node, engine or MemoryEngine())
+        server = Server(node, engine or MemoryEngine(), urls=[url], times=times)
         async with anyio.create_task_group() as tasks:
             await tasks.start(server.serve, [listener])
             yield RunningServer(server, url)

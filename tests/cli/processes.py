@@ -67,9 +67,9 @@ def staying(
 
 @contextmanager
 def server(
-    tmp_path: pathlib.Path, *args: str, **more: str
+    tmp_path: pathlib.Path, *args: str, name: str = "n1", **more: str
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is ready, and the line that says so."""
-    words = ["server", "n1", "--port", "0", "--unix", str(tmp_path / "s"), *args]
+    words = ["server", name, "--port", "0", "--unix", str(tmp_path / "s"), *args]
     with staying(tmp_path, *words, **more) as found:
         yield found

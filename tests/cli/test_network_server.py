@@ -51,7 +51,7 @@ def test_servers_of_a_network_see_each_others_writes(
     for place in (first, second):
         place.mkdir()
     settings = {"MOAT_KV_CONFIG": str(tmp_path / "c.yaml")}
-    with server(first, **settings), server(second, **settings):
+    with server(first, **settings), server(second, name="n2", **settings):
         assert moat(first, "data", "lamp", "set", "-e", ":", "'on'").stderr == ""
         watching = subprocess.Popen(
             [*MOAT, "data", "lamp", "watch", "-f", "-o", "jsonl"],
