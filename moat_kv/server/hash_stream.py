@@ -61,6 +61,7 @@ class HashStream(streams.Answer):
         if snapshot.rev is None:
             # Not before its turn: each snapshot costs every write a little.
             self._register()
+            snapshot.move(self._store.tree)
             snapshot.begin()
         if not snapshot.is_done:
             snapshot.step()

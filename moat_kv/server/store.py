@@ -111,6 +111,8 @@ class Store:
         for record in self.tree.covers():
             coming.cover(record)
         self.tree = coming
+        for snapshot in self.snapshots:
+            snapshot.move(coming)
         self.session_entries.clear()
         for record in coming.bound.values():
             if record.session is not None:

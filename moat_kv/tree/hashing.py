@@ -134,6 +134,12 @@ class Snapshot:
         if self.rev is not None and not self.is_done:
             self._start()
 
+    def move(self, tree: tree_module.Tree) -> None:
+        """Another tree has taken the place of this one: begin anew with that."""
+        self._tree = tree
+        self.restart()
+        self.applied()
+
     def _start(self) -> None:
         self.rev = self._tree.revision
         self.own = NOTHING

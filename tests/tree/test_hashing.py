@@ -214,6 +214,19 @@ def test_it_begins_anew_when_nodes_were_dropped() -> None:
     assert (snapshot.rev, snapshot.total) == (5, hashed(tree).total)
 
 
+def test_it_begins_anew_with_a_tree_that_was_taken_anew() -> None:
+    old, new = tree_of(*BASE), tree_of(*BASE, record(5, P("f")))
+    for rev in (0, 5):
+        snapshot = Snapshot(old, Path(), rev=rev)
+        if not snapshot.waits:
+            snapshot.begin()
+            step_once(snapshot)
+        snapshot.move(new)
+        while not snapshot.is_done:
+            snapshot.step()
+        assert (snapshot.rev, snapshot.total) == (5, hashed(new).total)
+
+
 def test_a_hundred_thousand_entries_are_walked_in_short_steps() -> None:
     tree = Tree()
     for n in range(1, 100_001):
