@@ -22,7 +22,15 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 
 from moat_kv import errors, waiting
-from moat_kv.engine import base, judge, nats_feed, nats_publish, nats_record, nats_subjects
+from moat_kv.engine import (
+    base,
+    judge,
+    nats_feed,
+    nats_group,
+    nats_publish,
+    nats_record,
+    nats_subjects,
+)
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
 
@@ -47,39 +55,6 @@ Attached = Callable[[float], Awaitable["nats_publish.Publisher | None"]]
 
 Lookup = Callable[[str | None], Awaitable["int | None"]]
 """The last sequence of a subject, or of the whole log; None: nobody could say."""
-
-
-class Item:
-    """A group that was submitted, until it is answered."""
-
-    __slots__ = (
-        "conflicting",
-        "done",
-        "doubtful",
-        "guards",
-        "messages",
-        "outcome",
-        "records",
-        "sent",
-        "since",
-        "writes",
-    )
-
-    def __init__(self, writes: Sequence[Write], done: base.Done) -> None:
-        self.writes = writes
-        self.done = done
-        self.since = time.monotonic()
-        self.outcome: base.Outcome | None = None
-        #: It was sent.
-        self.sent = False
-        #: It got no answer, and may be in the log for all that is known.
-        self.doubtful = False
-        #: It was refused for the sake of a record that has not been seen.
-        self.conflicting = False
-        #: As it was judged last: what to send, and what each write then is; None: its message.
-        self.guards: list[nats_publish.Message] = []
-        self.messages: list[tuple[Write, nats_publish.Message]] = []
-        self.records: list[Record | None] = []
 
 
 class Committer:
@@ -111,7 +86,7 @@ class Committer:
         self._body_limit = body_limit
         self._report = report
         self._patience_s = patience_s
-        self._waiting: deque[Item] = deque()
+        self._waiting: deque[nats_group.Item] = deque()
         self._open = True
         self._make_waiter = waiting.maker()
         self._wake = self._make_waiter()
@@ -123,7 +98,7 @@ class Committer:
 
     def submit(self, writes: Sequence[Write], done: base.Done) -> None:
         """See `base.Engine.submit`. Not after `close`."""
-        self._waiting.append(Item(writes, done))
+        self._waiting.append(nats_group.Item(writes, done))
         self._wake.set()
 
     def abandon(self) -> None:
@@ -149,9 +124,9 @@ class Committer:
                     assert item.outcome is not None
                     item.done(item.outcome)
 
-    def _take(self) -> list[Item]:
+    def _take(self) -> list[nats_group.Item]:
         """The next groups that have no path in common but as guards."""
-        taken: list[Item] = []
+        taken: list[nats_group.Item] = []
         written: set[Path] = set()
         guarding: set[Path] = set()
         size_bytes = 0
@@ -172,7 +147,7 @@ class Committer:
 
     # One round after the other ------------------------------------------------------------------
 
-    async def _settle(self, items: Sequence[Item]) -> None:
+    async def _settle(self, items: Sequence[nats_group.Item]) -> None:
         """Give each its outcome."""
         parts, pauses = 1, 0
         try:
@@ -198,10 +173,10 @@ class Committer:
         finally:
             self._feed.chains.clear()
 
-    def _left_s(self, items: Sequence[Item]) -> float:
+    def _left_s(self, items: Sequence[nats_group.Item]) -> float:
         return min(item.since for item in items) + self._patience_s - time.monotonic()
 
-    def _give_up(self, items: Sequence[Item]) -> None:
+    def _give_up(self, items: Sequence[nats_group.Item]) -> None:
         """Answer those of them that have waited for too long."""
         for item in items:
             if self._left_s([item]) > 0:
@@ -212,13 +187,13 @@ class Committer:
             else:
                 item.outcome = errors.Detached(reason)
 
-    def _judge_all(self, items: Sequence[Item]) -> None:
+    def _judge_all(self, items: Sequence[nats_group.Item]) -> None:
         for item in items:
             if item.sent and self._settled_by_chain(item):
                 continue
             item.outcome = self._judged(item)
 
-    def _settled_by_chain(self, item: Item) -> bool:
+    def _settled_by_chain(self, item: nats_group.Item) -> bool:
         """Whether it is known by now what became of a group that was sent before.
 
         Also of one that was refused: a node that does not know yet that it leads no more may refuse
@@ -238,7 +213,7 @@ class Committer:
             item.doubtful = item.conflicting = False
         return False
 
-    def _judged(self, item: Item) -> base.Outcome | None:
+    def _judged(self, item: nats_group.Item) -> base.Outcome | None:
         """What refuses the group, or what it finds already there; else it is ready to be sent."""
         head_of = self._replica.head
         heads = []
@@ -292,7 +267,7 @@ class Committer:
         left = self._feed.leftovers.get(path, 0)
         return max(left, head.rev) if head is not None else left
 
-    def _guards(self, item: Item) -> list[nats_publish.Message]:
+    def _guards(self, item: nats_group.Item) -> list[nats_publish.Message]:
         """A message for each entry that guards the group and is not written by it."""
         written = {write.path for write, _ in item.messages}
         found = {}
@@ -312,13 +287,13 @@ class Committer:
     # Publishing ---------------------------------------------------------------------------------
 
     async def _publish(
-        self, publisher: nats_publish.Publisher, items: Sequence[Item], parts: int
+        self, publisher: nats_publish.Publisher, items: Sequence[nats_group.Item], parts: int
     ) -> bool:
         """Send what was judged; whether anything was refused or got no answer."""
         for item in items:
             item.sent = True
         wait_s = min(nats_publish.ACK_S, max(0.1, self._left_s(items)))
-        pairs: list[tuple[list[Item], nats_publish.Answer]] = []
+        pairs: list[tuple[list[nats_group.Item], nats_publish.Answer]] = []
         step = -(-len(items) // parts)
         for start in range(0, len(items), step):
             part = list(items[start : start + step])
@@ -326,7 +301,7 @@ class Committer:
                 answers = await publisher.singly([i.messages[0][1] for i in part], wait_s)
                 pairs += [([item], answer) for item, answer in zip(part, answers, strict=True)]
             else:
-                pairs.append((part, await publisher.together(_messages(part), wait_s)))
+                pairs.append((part, await publisher.together(nats_group.messages(part), wait_s)))
         stored = [(part, a) for part, a in pairs if isinstance(a, nats_publish.Stored)]
         if stored:
             self._report(None)
@@ -340,13 +315,13 @@ class Committer:
                 await self._not_stored(part, other)
         return len(stored) < len(pairs)
 
-    def _stored(self, items: Sequence[Item], rev: int) -> None:
+    def _stored(self, items: Sequence[nats_group.Item], rev: int) -> None:
         rev -= sum(len(item.messages) for item in items) - 1
         for item in items:
             item.outcome = self._outcome(item, rev)
             rev += len(item.messages)
 
-    def _outcome(self, item: Item, first: int) -> list[Record]:
+    def _outcome(self, item: nats_group.Item, first: int) -> list[Record]:
         """The group's records, whose first has that revision."""
         found = list(item.records)
         rev = first
@@ -369,7 +344,7 @@ class Committer:
         return [record for record in found if record is not None]
 
     async def _not_stored(
-        self, items: Sequence[Item], answer: nats_publish.Refused | nats_publish.Open
+        self, items: Sequence[nats_group.Item], answer: nats_publish.Refused | nats_publish.Open
     ) -> None:
         """Learn what came instead, or mark what is open."""
         if isinstance(answer, nats_publish.Open):
@@ -393,7 +368,7 @@ class Committer:
             elif len(items) == 1:
                 item.outcome = errors.StorageFailed(self._place, answer.reason)
 
-    async def _look_up(self, items: Sequence[Item]) -> None:
+    async def _look_up(self, items: Sequence[nats_group.Item]) -> None:
         """Ask for the last sequences where nothing that was applied explains a conflict.
 
         A path's subject may still have a deletion that is forgotten here, or none any more.
@@ -409,9 +384,3 @@ class Committer:
                     leftovers[write.path] = rev
                 else:
                     leftovers.pop(write.path, None)
-
-
-def _messages(items: Sequence[Item]) -> list[nats_publish.Message]:
-    """Of several groups: the guards first, each once."""
-    guards = {guard.expect_of: guard for item in items for guard in item.guards}
-    return [*guards.values(), *[message for item in items for _, message in item.messages]]

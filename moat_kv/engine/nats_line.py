@@ -131,6 +131,20 @@ class Connection:
             raise NoAnswer(f"{subject.partition('.')[0]}: {reason}")
         return found[0]
 
+    async def know_subscriptions(self) -> None:
+        """Wait until the node knows what has been subscribed. Raises NoAnswer.
+
+        (nats-py's `flush` does not: its ping goes past what is still to be sent.)
+        """
+        try:
+            inbox = self.client.new_inbox()
+            heard = await self.client.subscribe(inbox)
+            await self.client.publish(inbox, b"")
+            await heard.next_msg(timeout=API_S)
+            await heard.unsubscribe()
+        except (nats_errors.Error, OSError) as exc:
+            raise NoAnswer(_said(exc)) from exc
+
     async def close(self) -> None:
         """Give it up."""
         self.lost.set()

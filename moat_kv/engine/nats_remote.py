@@ -178,9 +178,9 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         await publisher.open()
         try:
             await connection.client.subscribe(self._names.messages, cb=self._heard)
-            await connection.client.flush()
         except (nats_errors.Error, OSError) as exc:
             raise nats_line.NoAnswer(str(exc)) from exc
+        await connection.know_subscriptions()
         return publisher
 
     # In touch or not ----------------------------------------------------------------------------

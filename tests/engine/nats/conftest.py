@@ -23,7 +23,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def node() -> Iterator[nats.Node]:
     """A node that no test stops."""
-    with nats.server() as node:
+    with nats.server(sync=False) as node:
         yield node
 
 

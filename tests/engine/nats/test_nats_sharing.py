@@ -102,7 +102,7 @@ async def test_plain_writes_from_all_servers_all_enter(url: str) -> None:
 
         async def write(server: Server, lane: int) -> None:
             chance = random.Random(f"{server.name} {lane}")
-            for number in range(25):
+            for number in range(12):
                 outcome = await server.group(
                     *[
                         server.make(Path("p", each), b"%d" % number)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from moat_kv import errors
-from moat_kv.engine import nats_remote, network
+from moat_kv.engine import nats_line, nats_remote, network
 from moat_kv.entry import Record
 from moat_kv.path import P, Path
 from moat_kv.testing import engine_probe, nats
@@ -74,7 +74,10 @@ async def test_without_nats_a_server_goes_on_and_starts_and_comes_back(
         assert (await two.set(B, b"\x05")).rev > 0
 
 
-async def test_a_newcomer_without_nats_is_told_so(tmp_path: pathlib.Path) -> None:
+async def test_a_newcomer_without_nats_is_told_so(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_line, "FIRST_CONNECT_S", 0.3)
     server = Server(f"nats://127.0.0.1:{nats.free_port()}", tmp_path / "copy.sqlite", "n1")
     with pytest.raises((errors.EngineUnfit, BaseExceptionGroup)) as caught:
         async with server.running():
