@@ -6,9 +6,11 @@ a newcomer takes the whole tree before it serves.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import secrets
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -48,28 +50,53 @@ def _network(
 ) -> Engine:
     from moat_kv.engine.network import NetworkEngine
 
-    try:
+    with _explained():
         engine = entry_point.load()
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] != "nats":
-            raise
-        raise click.UsageError(
-            "--engine: a network needs nats-py; pip install 'moat-kv-fleet[nats]' has it"
-        ) from exc
-    progress = _progress() if sys.stderr.isatty() else None
-    remote = engine(url, access=access, name=f"moat-kv {server}", progress=progress)
+    remote = engine(
+        url, access=access, name=f"moat-kv {server}", progress=progress("taking the tree")
+    )
     # What this server keeps of a network is worth nothing in another one.
     file = data / f"copy.{remote.network}.sqlite"
     return NetworkEngine(remote, file, origin=f"{server}:log-{secrets.token_hex(4)}")
 
 
-def _progress() -> Callable[[int, int], None]:
+def make_network_alone(url: str, *, access: NatsConfig) -> Engine:
+    """The log of a network, without a copy of it and without going on when it is out of reach.
+
+    Raises UsageError, BadConfig.
+    """
+    with _explained():
+        from moat_kv.engine.nats import NatsEngine
+    scheme = url.partition("://")[0]
+    if scheme not in _SCHEMES:
+        raise click.UsageError(f"{url}: a network is nats://host:port,host:port/NETWORK")
+    return NatsEngine(url, access=access, name="moat-kv", progress=progress("taking the tree"))
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to install where nats-py is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "nats":
+            raise
+        raise click.UsageError(
+            "a network needs nats-py; pip install 'moat-kv-fleet[nats]' has it"
+        ) from exc
+
+
+def progress(what: str) -> Callable[[int, int], None]:
     """Shows a bar on the terminal, from the first call to that with all of it."""
+    return _bar(what) if sys.stderr.isatty() else lambda done, total: None
+
+
+def _bar(what: str) -> Callable[[int, int], None]:
     from rich import console
     from rich import progress as bars
 
     shown = bars.Progress(
-        bars.TextColumn("taking the tree"),
+        bars.TextColumn(what),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TimeRemainingColumn(),

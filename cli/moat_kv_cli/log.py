@@ -20,7 +20,7 @@ import moat_kv
 from moat_kv import codec, errors
 from moat_kv.engine import file_errors
 from moat_kv.path import Path
-from moat_kv_cli import command, entries, logfile, output, values
+from moat_kv_cli import command, entries, logfile, move, output, values
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -34,7 +34,7 @@ SETTLE_S = 10.0
     example="moat kv log save backup.moat\nmoat kv --url unix:///new.sock log restore backup.moat",
 )
 def log() -> None:
-    """Back up the whole tree, and restore it."""
+    """Back up the whole tree, restore it, move it into a network and back."""
 
 
 @log.command(example="moat kv log save backup.moat\nmoat kv log save - | ssh desk 'cat > n1.moat'")
@@ -201,3 +201,6 @@ async def _chunks(saved: IO[bytes], name: str) -> AsyncIterator[list[tuple[Path,
             chunk = []
             await anyio.lowlevel.checkpoint()
     yield chunk
+
+
+log.add_command(move.move)

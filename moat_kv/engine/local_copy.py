@@ -82,7 +82,18 @@ class LocalCopy:
             await self._worker.run(self._prepare, lock)
             self.state = await self._worker.run(self._store.open)
             self.outbox = {each.path: each for each in await self._worker.run(self._store.pending)}
-            self._open = True
+            async with self._writing():
+                yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._worker.run(self._store.close)
+                await self._worker.run(lock.release)
+            self._worker.close()
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        self._open = True
+        try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._run)
                 try:
@@ -90,13 +101,10 @@ class LocalCopy:
                 finally:
                     self._open = False
                     tasks.cancel_scope.cancel()
+        finally:
+            # However it was left: a server ends by being cancelled.
             with anyio.CancelScope(shield=True):
                 await self._finish()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._worker.run(self._store.close)
-                await self._worker.run(lock.release)
-            self._worker.close()
 
     def _prepare(self, lock: sqlite_lock.FileLock) -> None:
         try:

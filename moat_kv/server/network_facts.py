@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOPIC = Path(SYSTEM, "servers")
-#: A server tells its facts so often, in seconds.
+#: Whoever is asked here tells its facts at once.
+ASK_TOPIC = Path(SYSTEM, "servers", "ask")
+#: A server tells its facts so often, in seconds; and when it is asked, so often at most.
 PERIOD_S = 2.0
+ASKED_S = 0.2
 #: Who has not been heard for so long is shown as silent...
 SILENT_S = 7.0
 #: ...and after so long not at all.
@@ -67,14 +70,26 @@ class Servers:
         self._awaited: deque[tuple[int, float]] = deque()
         self._epoch = ""
         self._lags = False
-        server.store.on_system_message[TOPIC] = self.hear
+        self._told_at = float("-inf")
+        server.store.on_system_message |= {TOPIC: self.hear, ASK_TOPIC: self._asked}
 
     async def run(self) -> None:
         """Tell the others, until cancelled. An engine of one server has nobody to be told."""
-        while "attached" in self._server.engine.describe():  # time itself is it
-            self._server.engine.send(TOPIC, codec.pack(self.own()))
+        if "attached" not in self._server.engine.describe():
+            return
+        self._server.engine.send(ASK_TOPIC, b"")
+        while True:
+            self._tell()
             self._look_for_lag()
             await anyio.sleep(PERIOD_S)
+
+    def _asked(self, data: bytes) -> None:
+        if self._clock() - self._told_at >= ASKED_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told_at = self._clock()
+        self._server.engine.send(TOPIC, codec.pack(self.own()))
 
     def own(self) -> dict[str, Any]:
         """The facts of this server, see `rows`."""

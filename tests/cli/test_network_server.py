@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from moat_kv.testing import nats
-from tests.cli.processes import MOAT, environment, moat, server, staying
+from tests.cli.processes import MOAT, ROOT, environment, moat, server, staying
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,24 @@ def test_a_newcomers_load_is_shown_on_a_terminal(tmp_path: pathlib.Path, node: n
         process.kill()
         process.communicate()
         os.close(ours)
+
+
+def test_the_documented_permissions_are_enough(tmp_path: pathlib.Path) -> None:
+    text = (ROOT / "docs" / "replication.md").read_text()
+    (permissions,) = re.findall(r"```\n# permissions\n(.*?)```", text, re.DOTALL)
+    with nats.server(extra=permissions) as node:
+        engine = ("--engine", f"nats://moat:secret@{node.address}/house")
+        for expected in (None, "1\n"):
+            with server(tmp_path, *engine) as (process, line):
+                assert line.startswith("server n1 is ready")
+                if expected is None:
+                    assert moat(tmp_path, "data", "a.b", "set", "-e", ":", "1").stderr == ""
+                    assert moat(tmp_path, "data", "a", "set", "-v", "b", "c").stderr == ""
+                    assert (
+                        moat(tmp_path, "data", "a", "delete", "-r").stdout == "2 entries deleted\n"
+                    )
+                    assert moat(tmp_path, "data", "a.b", "set", "-e", ":", "1").stderr == ""
+                    assert moat(tmp_path, "data", "a.b", "history").stdout.count("\n") == 4
+                assert moat(tmp_path, "data", "a.b").stdout == "1\n"
+                process.send_signal(signal.SIGTERM)
+                assert process.communicate(timeout=20) == ("", "")

@@ -73,6 +73,23 @@ async def test_a_copy_comes_back_as_it_was(file: pathlib.Path) -> None:
         assert (again.state, await heads(again)) == (state, everything)
 
 
+async def test_what_waits_is_written_when_a_server_is_cancelled(file: pathlib.Path) -> None:
+    state = State("epoch-1", 3, 0, 107.0)
+    copy = local_copy.LocalCopy(file)
+    with anyio.CancelScope() as scope:
+        async with copy.running():
+            write = pending(P("a"), b"v")
+            assert await put(copy, write) is None
+            copy.drop(write)
+            copy.applied([record(3, P("a"))], state)
+            scope.cancel()
+            await anyio.sleep_forever()
+    again = local_copy.LocalCopy(file)
+    async with again.running():
+        assert (again.state, await heads(again)) == (state, [record(3, P("a"))])
+        assert again.outbox == {}
+
+
 async def test_entries_are_written_while_it_is_open(file: pathlib.Path) -> None:
     copy = local_copy.LocalCopy(file, delay_s=0.01)
     async with copy.running():

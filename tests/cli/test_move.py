@@ -1,0 +1,125 @@
+"""`moat kv log move`: a server's own tree into a network and back, with a real nats-server."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from moat_kv.testing import nats
+from tests.cli.processes import moat, server
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[nats.Node]:
+    with nats.server() as node:
+        yield node
+
+
+def listed(tmp_path: pathlib.Path) -> dict[str, tuple[object, float, str]]:
+    """All entries: value, time and record."""
+    dumped = moat(tmp_path, "data", ":", "list", "-r", "-o", "json")
+    assert dumped.stderr == ""
+    return {row["path"]: (row["value"], row["at"], row["id"]) for row in json.loads(dumped.stdout)}
+
+
+def end(process: object) -> None:
+    assert hasattr(process, "send_signal")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)  # type: ignore[attr-defined]
+
+
+def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: nats.Node) -> None:
+    network = f"nats://{node.address}/moved"
+    folder = tmp_path / "state" / "moat-kv" / "n1"
+    with server(tmp_path) as (process, _):
+        lines = "".join(f'{{"path":"n:{number}","value":{number}}}\n' for number in range(1_500))
+        header = '{"format":"moat-kv dump","version":1,"path":":"}\n'
+        assert moat(tmp_path, "data", ":", "load", "-", stdin=header + lines).stderr == ""
+        moat(tmp_path, "data", "n:7", "delete")
+        moat(tmp_path, "data", "a.b", "set", "-v", "text", "é", "-e", "list", "[1, 2.5]")
+        before = listed(tmp_path)
+        assert len(before) == 1_500
+        revision = int(moat(tmp_path, "status", "-o", "json").stdout.split('"revision": ')[1][:4])
+        refused = moat(tmp_path, "log", "move", "n1", network)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "tree.sqlite is in use by process" in refused.stderr
+        end(process)
+    moved = moat(tmp_path, "log", "move", "n1", network)
+    assert (moved.returncode, moved.stderr) == (0, "")
+    assert moved.stdout == (
+        f"1500 entries moved to {network}; the old file is {folder}/tree.sqlite.moved\n"
+    )
+    assert not (folder / "tree.sqlite").exists()
+    with server(tmp_path, "--engine", network) as (process, _):
+        assert listed(tmp_path) == before
+        state = json.loads(moat(tmp_path, "status", "-o", "json").stdout)
+        assert (state["engine"]["kind"], state["entries"], revision) == ("nats", 1_500, 1_502)
+        moat(tmp_path, "data", "a.b", "set", "-e", ":", "2")
+        before = listed(tmp_path)
+        refused = moat(tmp_path, "log", "move", network, "n1")
+        assert (refused.returncode, refused.stdout) == (4, "")
+        assert refused.stderr == f"moat: {network} is served by n1: stop it first\n"
+        end(process)
+    moved = moat(tmp_path, "log", "move", network, "n1")
+    assert (moved.returncode, moved.stderr) == (0, "")
+    assert moved.stdout == f"1500 entries moved to {folder}/tree.sqlite\n"
+    with server(tmp_path) as (process, _):
+        assert listed(tmp_path) == before
+        end(process)
+
+
+def test_only_an_empty_place_takes_a_tree(tmp_path: pathlib.Path, node: nats.Node) -> None:
+    network = f"nats://{node.address}/taken"
+    for engine in ((), ("--engine", network)):
+        with server(tmp_path, *engine) as (process, _):
+            assert moat(tmp_path, "data", "a", "set", "-e", ":", str(len(engine))).stderr == ""
+            end(process)
+    folder = tmp_path / "state" / "moat-kv" / "n1"
+    for source, target in ((str(folder), network), (network, "n1")):
+        refused = moat(tmp_path, "log", "move", source, target)
+        name = network if target == network else folder / "tree.sqlite"
+        assert (refused.returncode, refused.stdout) == (4, "")
+        assert refused.stderr == f"moat: {name} is not empty; nothing was moved\n"
+    with server(tmp_path) as (process, _):
+        assert moat(tmp_path, "data", "a").stdout == "0\n"
+        end(process)
+    assert not list(folder.glob("*moved*"))
+
+
+def test_what_waits_on_a_server_is_not_left_behind(tmp_path: pathlib.Path) -> None:
+    with nats.server() as node:
+        network = f"nats://{node.address}/waiting"
+        with server(tmp_path, "--engine", network) as (process, _):
+            assert moat(tmp_path, "data", "a", "set", "-e", ":", "1").stderr == ""
+            node.stop()
+            assert "kept on n1" in moat(tmp_path, "data", "b", "set", "-e", ":", "2").stderr
+            end(process)
+        node.start()
+        refused = moat(tmp_path, "log", "move", network, "n1")
+        assert (refused.returncode, refused.stdout) == (4, "")
+        assert "keeps 1 write that the network does not have" in refused.stderr
+        with server(tmp_path, "--engine", network) as (process, _):
+            while json.loads(moat(tmp_path, "net", "list", "-o", "json").stdout)[0]["outbox"]:
+                pass
+            end(process)
+        assert "2 entries moved" in moat(tmp_path, "log", "move", network, "n1").stdout
+
+
+def test_what_cannot_be_moved_is_told_in_one_line(tmp_path: pathlib.Path, node: nats.Node) -> None:
+    network = f"nats://{node.address}/none"
+    for words, code, text in (
+        (["n1", network], 3, "no tree at "),
+        (["n1", "n1"], 128, "FROM and TO are the same"),
+        (["n1", "http://x"], 128, "a network is nats://host:port"),
+        ([network, "n1"], 3, "no entry in nats://"),
+    ):
+        if "http" in words[1]:
+            with server(tmp_path) as (process, _):
+                end(process)
+        refused = moat(tmp_path, "log", "move", *words)
+        assert (refused.returncode, refused.stderr.count("\n")) == (code, 1), refused.stderr
+        assert text in refused.stderr
