@@ -34,6 +34,7 @@ kv = command.LazyGroup(
         "error": f"{_HERE}.error:error",
         "log": f"{_HERE}.log:log",
         "status": f"{_HERE}.status:status",
+        "net": f"{_HERE}.net:net",
         "cluster": f"{_HERE}.cluster:cluster",
         "completion": f"{_HERE}.complete:completion",
     },

@@ -53,7 +53,7 @@ class Server:
         self.store.on_expiring = self.expiry.add
         self.store.on_restart = self._restarted
         self.patches = patching.Patches(self)
-        self._turns = turns.Turns(self.submit)
+        self._turns = turns.Turns(self.submit, engine.inside_records)
         self.actions = actions.table()
         self.connections: set[Connection] = set()
         self.connection_limit = accepting.connection_limit()
