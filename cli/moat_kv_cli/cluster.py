@@ -122,33 +122,37 @@ async def _until(box: Cluster, condition: Callable[[Sequence[Seen]], bool], limi
 @click.option(
     "--nodes",
     type=click.Choice(["1", "3", "5"]),
-    default="3",
     metavar="N",
     help="NATS nodes, 1, 3 or 5; long only. [3]",
 )
 @click.option(
     "--servers",
     type=click.IntRange(1, 32),
-    default=3,
     metavar="N",
     help="moat-kv servers; long only. [3]",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65000),
-    default=FIRST_PORT,
     help=f"The first server's, the others' follow; 0 takes free ones. [{FIRST_PORT}]",
 )
 @_folder
-async def up(nodes: str, servers: int, port: int, box: Cluster) -> None:
+async def up(nodes: str | None, servers: int | None, port: int | None, box: Cluster) -> None:
     """Start a cluster; where there is one, start what is dead of it.
 
     Returns when all serve. The processes stay in the background until `moat kv cluster down`.
     """
     _check_installed()
     was_there = await _do(lambda: box.exists)
+    if was_there:
+        _check_same(box, nodes, servers, port)
     try:
-        started = await _do(box.up, nodes=int(nodes), servers=servers, first_port=port)
+        started = await _do(
+            box.up,
+            nodes=int(nodes or 3),
+            servers=servers or 3,
+            first_port=FIRST_PORT if port is None else port,
+        )
         await _until(box, _is_in_touch, SETTLE_S)
     except BaseException as exc:
         with anyio.CancelScope(shield=True):
@@ -170,6 +174,23 @@ async def up(nodes: str, servers: int, port: int, box: Cluster) -> None:
         f"      moat kv cluster status{option}\n"
         f"      moat kv cluster down{option}"
     )
+
+
+def _check_same(box: Cluster, nodes: str | None, servers: int | None, port: int | None) -> None:
+    """Raises Refused if what is asked for is another cluster than the one that is there."""
+    plan = box.plan
+    stores, all_servers = plan.of_kind("nats"), plan.of_kind("server")
+    differs = (
+        int(nodes or len(stores)) != len(stores)
+        or (servers or len(all_servers)) != len(all_servers)
+        or (port or all_servers[0].port) != all_servers[0].port
+    )
+    if differs:
+        there = f"{_count(len(stores), 'NATS node')} and {_count(len(all_servers), 'server')}"
+        raise command.Refused(
+            f"there is one of {there}, from port {all_servers[0].port}, in {box.folder}; "
+            "`moat kv cluster down` ends it"
+        )
 
 
 def _check_installed() -> None:
@@ -218,7 +239,10 @@ async def status(box: Cluster, out: output.Printer) -> None:
     `attached`: the NATS node by which a server is in touch with the network, or no; which NATS
     node leads it. `outbox`: writes that wait until a server is in touch again.
     """
-    seen = [each for each in await _look(box) if each.kind != "links"]
+    # The links themselves are no news unless they are gone, and with them every way.
+    seen = [each for each in await _look(box) if each.kind != "links" or each.state != "up"]
+    if any(each.kind == "links" for each in seen):
+        click.echo("moat: the links do not run; `moat kv cluster up` starts them", err=True)
     out.rows(_COLUMNS, [_for_people(each) if out.for_people else _facts(each) for each in seen])
 
 

@@ -21,22 +21,16 @@ import os
 import pathlib
 import shutil
 import signal
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moat_kv.testing import background, cluster_links, cluster_plan, nats
+from moat_kv.testing import background, cluster_links, cluster_plan, cluster_start, nats
 
 #: How many NATS nodes there may be: one, or as many as keep a majority when one is lost.
 NODE_COUNTS = (1, 3, 5)
-#: A process has to be ready within this time, in seconds.
-READY_S = 40.0
 #: When all are ended, each may take so long by itself, in seconds.
 END_S = 3.0
-_LOOK_S = 0.03
 _CONFIG, _LOCK = "config.yaml", "lock"
 
 
@@ -112,7 +106,9 @@ class Cluster:
         """The NATS node that leads the network's stream, by its own word."""
         plan = self.plan
         for each in plan.of_kind("nats"):
-            if self.state(each.name) == "up" and _leads(each, len(plan.of_kind("nats")) == 1):
+            if self.state(each.name) == "up" and cluster_start.leads(
+                each, is_alone=len(plan.of_kind("nats")) == 1
+            ):
                 return each.name
         return None
 
@@ -325,7 +321,7 @@ class Cluster:
         with contextlib.ExitStack() as stack:
             starting: dict[str, background.Starting] = {}
             for each in members:
-                words, log = self._words(plan, each), self.log(each.name)
+                words, log = cluster_start.words(plan, each, self.folder), self.log(each.name)
                 if each.kind == "nats":
                     processes[each.name] = background.start(words, log=log)
                 else:
@@ -339,38 +335,11 @@ class Cluster:
             for each in members:
                 try:
                     if each.kind == "nats":
-                        self._wait_for_nats(plan, each)
+                        cluster_start.wait_for_nats(plan, each, self.log(each.name))
                     else:
-                        starting[each.name].wait(READY_S)
+                        starting[each.name].wait(cluster_start.READY_S)
                 except background.NotStarted as exc:
                     raise ClusterError(f"{each.name} did not start: {exc}") from exc
-
-    def _words(self, plan: cluster_plan.Plan, member: cluster_plan.Member) -> list[str]:
-        """The command of one process."""
-        place = self.folder / member.name
-        if member.kind == "nats":
-            return [nats.program(), "-c", str(place / "nats.conf")]
-        if member.kind == "links":
-            return [sys.executable, "-m", "moat_kv.testing.cluster_links", str(self.folder)]
-        server = [sys.executable, "-m", "moat_kv_cli", "kv", "server", member.name, "--verbose"]
-        server += ["--host", "127.0.0.1", "--port", str(member.port), "--data", str(place)]
-        server += ["--engine", cluster_plan.engine_url(plan, member)]
-        return [*server, "--ready-fd", str(background.READY_FD)]
-
-    def _wait_for_nats(self, plan: cluster_plan.Plan, member: cluster_plan.Member) -> None:
-        """Until it serves, and has its part in the cluster unless it is cut off."""
-        alone = any(member.name in pair for pair in plan.cuts)
-        others = [each.name for each in plan.of_kind("nats") if each != member]
-        alone = alone or any(self.state(name) != "up" for name in others)
-        query = "?js-server-only=true" if alone else ""
-        process = plan.processes[member.name]
-        give_up_at = time.monotonic() + READY_S
-        while not _answers(f"http://127.0.0.1:{member.monitor_port}/healthz{query}"):
-            if background.state(process) == "dead":
-                raise background.NotStarted(background.end_of(self.log(member.name)))
-            if time.monotonic() > give_up_at:
-                raise background.NotStarted(f"not ready within {READY_S:g} s")
-            time.sleep(_LOOK_S)
 
     def _remove(self, plan: cluster_plan.Plan) -> None:
         """End everything, clients of others first, then remove what was made."""
@@ -395,26 +364,3 @@ def running(folder: pathlib.Path | None = None, **options: Any) -> Iterator[Clus
         cluster.up(**options)
         stack.callback(cluster.down)
         yield cluster
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1.0) as answer:
-            return bool(answer.status == 200)
-    except OSError:  # nobody there, or 503
-        return False
-
-
-def _leads(member: cluster_plan.Member, is_alone: bool) -> bool:
-    url = f"http://127.0.0.1:{member.monitor_port}/jsz?streams=true"
-    try:
-        with urllib.request.urlopen(url, timeout=1.0) as answer:
-            found = json.load(answer)
-    except OSError:
-        return False
-    for account in found.get("account_details", ()):
-        for stream in account.get("stream_detail", ()):
-            named = (stream.get("cluster") or {}).get("leader")
-            if cluster_plan.NETWORK in stream["name"].lower():
-                return is_alone or named == member.name
-    return False

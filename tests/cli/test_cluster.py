@@ -86,6 +86,13 @@ def test_a_second_up_says_that_it_is_up(box: Box) -> None:
     assert "1 NATS node and 2 servers are up already" in box.do("up")
 
 
+def test_another_cluster_in_its_place_is_refused(box: Box) -> None:
+    code, line = box.refused("up", "--servers", "3")
+    assert code == 1
+    assert "there is one of 1 NATS node and 2 servers, from port" in line
+    assert "`moat kv cluster down` ends it" in line
+
+
 def test_what_both_sides_of_a_cut_wrote_meets_when_it_is_healed(box: Box) -> None:
     box.data("s1", "lamp", "set", "-v", ":", "on")
     assert box.data("s2", "lamp") == "on\n"

@@ -15,7 +15,7 @@ import pytest
 
 import moat_kv
 from moat_kv import P
-from moat_kv_cli.demo import findings, seen
+from moat_kv_cli.demo import findings, network, seen
 from tests.cli.conftest import Moat
 from tests.cli.processes import environment
 
@@ -203,3 +203,31 @@ async def test_the_copy_of_the_tree_says_what_jobs_do(moat: Moat, client: moat_k
         until = anyio.current_time() + 10
         assert await watched.until(lambda: watched.group_state == "complete", until)
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.timeout(90)
+def test_with_three_servers_it_survives_one_of_them(tmp_path: pathlib.Path) -> None:
+    process = start(tmp_path, "--cluster")
+    out, err = process.communicate(timeout=80)
+    assert (process.returncode, err) == (0, "")
+    for text in (
+        r"servers: (tcp://127\.0\.0\.1:\d+ ?){3}, ",
+        r"killing s1, to which all are connected \(kill -9 \d+\)",
+        r"ok +move +demo\.radio ran on (alpha|beta) \(fence \d+\), then (alpha|beta) \(fence \d+\)",
+        r"ok +fail-over +after s1, the server, was killed, (alpha|beta) went on",
+        r"demo: all was seen\n$",
+    ):
+        assert re.search(text, out), f"{text}\n{out}"
+    assert processes_in(tmp_path) == []
+    assert not list(tmp_path.glob("moat-kv-demo-*"))
+
+
+def test_a_fail_over_is_told_as_it_was() -> None:
+    before = network.Polls(node="beta", fence=5, count=10)
+    after = network.Polls(node="beta", fence=5, count=20)
+    anew = network.Polls(node="beta", fence=9, count=3)
+    assert "without a restart (fence 5, poll 10 to 20)" in network.finding("s1", before, after).text
+    assert "started anew (fence 5 to 9)" in network.finding("s1", before, anew).text
+    assert not network.finding("s1", before, None).good
+    assert not network.finding(None, None, None).good

@@ -14,8 +14,8 @@ import pytest
 
 from moat_kv import open_client
 from moat_kv.path import P
+from moat_kv.testing.proxy import Proxy, Way, proxied
 from moat_kv.testing.server import running_server
-from tests.faults.proxy import Proxy, Way, proxied
 from tests.faults.serving import eventually
 
 pytestmark = pytest.mark.anyio

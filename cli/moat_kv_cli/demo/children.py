@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from moat_kv_cli import command
+from moat_kv_cli.demo import network
 
 #: How long a child may take to be ready, and to end when asked, in seconds.
 START_S = 15.0
@@ -75,7 +76,9 @@ class Children:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
+        #: Of the server, or of all, with blanks between them.
         self.url = ""
+        self.network: network.Network | None = None
         self._all: list[Child] = []
         self._environment = dict(os.environ)
         # Nobody's own settings have a part in this.
@@ -95,6 +98,12 @@ class Children:
             url = self._first_line(child, ready.fileno()).strip()
         self._environment["MOAT_KV_URL"] = self.url = url
         return url
+
+    def servers(self) -> str:
+        """Start three servers of one network instead; their URLs with blanks between them."""
+        self.network = network.Network(self.folder / "network")
+        self._environment["MOAT_KV_URL"] = self.url = " ".join(self.network.start())
+        return self.url
 
     def node(self, name: str, nodes: int) -> Child:
         """Start a runner for jobs of all kinds."""
@@ -168,7 +177,8 @@ class Children:
 
     def running(self) -> Mapping[str, int]:
         """The ids of those that live, by name."""
-        return {each.name: each.pid for each in self._all if each.lives}
+        servers = self.network.pids if self.network is not None else {}
+        return servers | {each.name: each.pid for each in self._all if each.lives}
 
     def end_all(self) -> None:
         """End what lives, the last started first; the server so goes after its clients."""
@@ -176,6 +186,8 @@ class Children:
             child.ask_to_end()
             # owserver does not go while somebody is connected to it.
             child.end(time.monotonic() + (0.2 if child.name == "bus" else END_S))
+        if self.network is not None:
+            self.network.end()
 
 
 def _free_port() -> int:

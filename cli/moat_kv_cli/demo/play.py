@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 
 import anyio
@@ -23,7 +24,7 @@ import moat_kv
 from moat_kv import config
 from moat_kv_cli import command, failures, manifest
 from moat_kv_cli import main as main_module
-from moat_kv_cli.demo import children, findings, seen, show
+from moat_kv_cli.demo import children, findings, network, seen, show
 
 NODES = ("alpha", "beta")
 
@@ -32,6 +33,8 @@ NODES = ("alpha", "beta")
 ALL_SEEN_S = 18.0
 KILL_S = 7.0
 MOVED_S = 35.0
+#: With several servers: by when, after one was killed, the job must have gone on, in seconds.
+WENT_ON_S = 25.0
 #: How long the last picture stays, in seconds.
 LINGER_S = 2.0
 
@@ -40,7 +43,8 @@ EXAMPLES = pathlib.Path(__file__).resolve().parents[3] / "examples"
 
 @click.command(
     cls=command.Command,
-    example="./dev demo\n./dev demo --keep        # look around with `moat kv` afterwards",
+    example="./dev demo\n./dev demo --keep        # look around with `moat kv` afterwards\n"
+    "./dev demo --cluster     # three servers, of which one is killed",
 )
 @click.option("--keep", is_flag=True, help="Leave it running at the end, and say how to look.")
 @click.option(
@@ -49,8 +53,11 @@ EXAMPLES = pathlib.Path(__file__).resolve().parents[3] / "examples"
     default="auto",
     help="The 1-wire bus; owserver where it is installed, else a simulated one.",
 )
+@click.option(
+    "--cluster", is_flag=True, help="Three servers on a network; one of them is killed, too."
+)
 @click.option("--plain", is_flag=True, help="Lines, even on a terminal.")
-async def demo(keep: bool, bus: str, plain: bool) -> int:
+async def demo(keep: bool, bus: str, cluster: bool, plain: bool) -> int:
     """A server, two nodes, a bus and three kinds of job, live; ends by itself."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moat-kv-demo-"))
     family = children.Children(folder)
@@ -61,7 +68,7 @@ async def demo(keep: bool, bus: str, plain: bool) -> int:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_end_on_signal, received, tasks.cancel_scope)
             with show.opened(live=False if plain else None) as screen:
-                found = await _play(family, bus, screen)
+                found = await _play(family, bus, screen, cluster)
             tasks.cancel_scope.cancel()
         if received:
             print(f"demo: ended by {signal.Signals(received[0]).name}", flush=True)
@@ -94,15 +101,16 @@ async def _end_on_signal(
 
 
 async def _play(
-    family: children.Children, bus_kind: str, screen: show.Screen
+    family: children.Children, bus_kind: str, screen: show.Screen, has_network: bool
 ) -> list[findings.Finding]:
     """All scenes, and what is found in the tree after them."""
     bus, port = await anyio.to_thread.run_sync(family.bus, bus_kind)
     screen.say(f"1-wire bus: {bus} on port {port}")
     began = anyio.current_time()
-    url = await anyio.to_thread.run_sync(family.server)
-    screen.say(f"server: {url}, its data in {family.folder}")
-    async with moat_kv.open_client(url, config=config.Config()) as client:
+    start = family.servers if has_network else family.server
+    url = await anyio.to_thread.run_sync(start)
+    screen.say(f"server{'s' if has_network else ''}: {url}, all data in {family.folder}")
+    async with moat_kv.open_client(url.split(), config=config.Config()) as client:
         watched = seen.Seen(client, await config.load_places(client))
         async with anyio.create_task_group() as tasks:
             await tasks.start(watched.follow)
@@ -110,9 +118,10 @@ async def _play(
             tasks.start_soon(_draw, screen, watched, family)
             play = _Play(family, screen, watched, began, port)
             killed = await play.scenes()
+            more = [await play.lose_server(family.network)] if family.network else []
             tasks.cancel_scope.cancel()
         screen.draw(watched)
-        return await findings.read_back(client, NODES, killed)
+        return await findings.read_back(client, NODES, killed) + more
 
 
 async def _draw(screen: show.Screen, watched: seen.Seen, family: children.Children) -> None:
@@ -171,6 +180,33 @@ class _Play:
         await watched.until(lambda: self._moved(holder), self._began + MOVED_S)
         await anyio.sleep(LINGER_S)
         return holder
+
+    async def lose_server(self, servers: network.Network) -> findings.Finding:
+        """Kill the server that all are connected to, and see the job go on."""
+        before = self._polls()
+        name = await servers.busiest()
+        self._screen.say(
+            f"killing {name}, to which all are connected (kill -9 {servers.pids[name]})"
+        )
+        at = time.time()
+        await anyio.to_thread.run_sync(servers.kill, name)
+
+        def has_gone_on() -> bool:
+            return bool(self._seen.value(seen.RADIO).get("at", 0.0) > at)
+
+        if before is None or not await self._seen.until(
+            has_gone_on, anyio.current_time() + WENT_ON_S
+        ):
+            return network.finding(name, before, None)
+        # A restart would come now, when the run's claim has not been renewed.
+        await anyio.sleep(LINGER_S)
+        return network.finding(name, before, self._polls())
+
+    def _polls(self) -> network.Polls | None:
+        value = self._seen.value(seen.RADIO)
+        if self._holder() is None:
+            return None
+        return network.Polls(node=value["node"], fence=value["fence"], count=value["count"])
 
     def _read(self, name: str) -> manifest.Manifest:
         return manifest.read(EXAMPLES / name)
@@ -240,7 +276,7 @@ def _tell_how_to_look(family: children.Children) -> None:
     print(
         f"""
 it is still running; to look around:
-  export PATH={pathlib.Path(sys.executable).parent}:$PATH MOAT_KV_URL={family.url}
+  export PATH={pathlib.Path(sys.executable).parent}:$PATH MOAT_KV_URL='{family.url}'
   moat kv data home list -r
   moat kv run info
   moat kv error list

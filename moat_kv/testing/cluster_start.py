@@ -1,0 +1,75 @@
+"""How the processes of a cluster in a box are started, and how a NATS node tells how it is.
+
+For `cluster`, which keeps the processes; servers and links say by themselves when they are ready.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+import urllib.request
+
+from moat_kv.testing import background, cluster_plan, nats
+
+#: A process has to be ready within this time, in seconds.
+READY_S = 40.0
+_ANSWER_S = 1.0
+_LOOK_S = 0.03
+
+
+def words(plan: cluster_plan.Plan, member: cluster_plan.Member, folder: pathlib.Path) -> list[str]:
+    """The command of one process of the cluster in that folder. Raises NatsFailed."""
+    place = folder / member.name
+    if member.kind == "nats":
+        return [nats.program(), "-c", str(place / "nats.conf")]
+    if member.kind == "links":
+        return [sys.executable, "-m", "moat_kv.testing.cluster_links", str(folder)]
+    server = [sys.executable, "-m", "moat_kv_cli", "kv", "server", member.name, "--verbose"]
+    server += ["--host", "127.0.0.1", "--port", str(member.port), "--data", str(place)]
+    server += ["--engine", cluster_plan.engine_url(plan, member)]
+    return [*server, "--ready-fd", str(background.READY_FD)]
+
+
+def wait_for_nats(plan: cluster_plan.Plan, member: cluster_plan.Member, log: pathlib.Path) -> None:
+    """Until it serves, and has its part in the cluster if it can have one. Raises NotStarted."""
+    others = [each.name for each in plan.of_kind("nats") if each != member]
+    running = [name for name in others if _is_up(plan, name)]
+    is_alone = len(running) < len(others) or any(member.name in pair for pair in plan.cuts)
+    query = "?js-server-only=true" if is_alone else ""
+    give_up_at = time.monotonic() + READY_S
+    while not _answers(f"http://127.0.0.1:{member.monitor_port}/healthz{query}"):
+        if not _is_up(plan, member.name):
+            raise background.NotStarted(background.end_of(log))
+        if time.monotonic() > give_up_at:
+            raise background.NotStarted(f"not ready within {READY_S:g} s")
+        time.sleep(_LOOK_S)
+
+
+def leads(member: cluster_plan.Member, *, is_alone: bool) -> bool:
+    """Whether a NATS node says of itself that it leads the network's stream."""
+    url = f"http://127.0.0.1:{member.monitor_port}/jsz?streams=true"
+    try:
+        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
+            found = json.load(answer)
+    except OSError:
+        return False
+    for account in found.get("account_details", ()):
+        for stream in account.get("stream_detail", ()):
+            if stream["name"].lower().endswith(cluster_plan.NETWORK):
+                return is_alone or (stream.get("cluster") or {}).get("leader") == member.name
+    return False
+
+
+def _is_up(plan: cluster_plan.Plan, name: str) -> bool:
+    process = plan.processes.get(name)
+    return process is not None and background.state(process) == "up"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # nobody there, or 503
+        return False
