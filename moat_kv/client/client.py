@@ -140,7 +140,8 @@ class Client(reading.ReadCalls, writing.WriteCalls):
         """Be known as alive: `async with client.session() as s`, then `set(..., session=s)`.
 
         `ttl_s`: how long the client may be silent, in seconds; `grace_s`: how long its line may be
-        broken; None leaves them to the server (10 s and 2 s on a single one).
+        broken; None leaves them to the server (10 s and 2 s on a single one, 30 s and 10 s on a
+        network).
         """
         return session_module.Session(
             self._link, self.shared.sessions, ttl_s=ttl_s, grace_s=grace_s

@@ -53,7 +53,8 @@ class Presence:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._peers: dict[str, _Peer] = {}
+        #: The other servers that are there, by `node:incarnation`.
+        self.peers: dict[str, _Peer] = {}
         self._version = 0
         self._told = -1
         self._wake = anyio.Event()
@@ -66,7 +67,7 @@ class Presence:
     def touched(self) -> None:
         """The network is out of reach, or in reach again."""
         if not self._server.engine.attached:
-            for owner in list(self._peers):
+            for owner in list(self.peers):
                 self._forget(owner)
         else:
             self._told = -1
@@ -90,7 +91,7 @@ class Presence:
             self._wake = anyio.Event()
             late_s = anyio.current_time() - began - times.presence_s
             if late_s > HELD_UP_S:
-                for peer in self._peers.values():
+                for peer in self.peers.values():
                     peer.heard_at += late_s
             self._forget_silent()
 
@@ -142,13 +143,13 @@ class Presence:
         if message.get("gone"):
             self._forget(owner)
             return
-        peer = self._peers.get(owner)
+        peer = self.peers.get(owner)
         if peer is None:
             # Only one run of a server can be there.
-            for other in list(self._peers):
+            for other in list(self.peers):
                 if other.rpartition(":")[0] == owner.rpartition(":")[0]:
                     self._forget(other)
-            peer = self._peers[owner] = _Peer()
+            peer = self.peers[owner] = _Peer()
         peer.heard_at = anyio.current_time()
         if "members" in message:
             self._take(owner, peer, message)
@@ -171,12 +172,12 @@ class Presence:
             self._server.sessions.lost_name(session)
 
     def _forget(self, owner: str) -> None:
-        if self._peers.pop(owner, None) is not None:
+        if self.peers.pop(owner, None) is not None:
             self._show(owner, ())
 
     def _forget_silent(self) -> None:
         now, silent_s = anyio.current_time(), self._server.times.silent_s
-        for owner, peer in list(self._peers.items()):
+        for owner, peer in list(self.peers.items()):
             if now - peer.heard_at >= silent_s or self._server.leases.is_known_over(owner):
                 logger.info("server %s is silent; its members are not seen any more", owner)
                 self._forget(owner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,12 +55,12 @@ class Bench:
         kinds: Collection[str] = ("any", "at", "all"),
         nodes: int | None = None,
         queue: int = 100,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         ttl_s: float = 10.0,
         grace_s: float = 0.5,
         on_stuck: serving.OnStuck | None = None,
     ) -> Node:
-        """Start a runner; returns when it runs jobs. `url`: of a relay to the server."""
+        """Start a runner; returns when it runs jobs. `url`: of a relay, or of several servers."""
         node = Node(name)
 
         async def live(*, task_status: anyio.abc.TaskStatus[str]) -> None:

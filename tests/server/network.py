@@ -1,0 +1,111 @@
+"""Several servers on one log that a test cuts them off from, each with what it needs."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+
+from moat_kv import codec
+from moat_kv.engine import local_copy, network
+from moat_kv.entry import Record
+from moat_kv.path import Path
+from moat_kv.server.server import Server
+from moat_kv.server.times import Times
+from moat_kv.testing.server import RunningServer, running_server
+from tests.engine.fake_remote import FakeRemote, SharedLog
+
+#: Short enough for a test, long enough for a slow machine.
+TIMES = Times(
+    lease_s=1.2,
+    renew_s=0.2,
+    ttl_s=2.0,
+    grace_s=1.5,
+    presence_s=0.1,
+    silent_s=0.8,
+    leave_s=0.4,
+    sweep_s=0.05,
+)
+
+
+class Site:
+    """One server, and its link to the log."""
+
+    def __init__(
+        self, copy: local_copy.LocalCopy, remote: FakeRemote, running: RunningServer
+    ) -> None:
+        self.copy = copy
+        self.remote = remote
+        self.running = running
+
+    @property
+    def server(self) -> Server:
+        return self.running.server
+
+    @property
+    def url(self) -> str:
+        return self.running.url
+
+    async def has_copy(self) -> None:
+        """Until its copy of the tree is on disk, or on its way there."""
+        copy = self.copy
+        await until(lambda: not copy._is_state_due and not copy._records)
+
+    def cut(self) -> None:
+        self.remote.cut()
+
+    def heal(self) -> None:
+        self.remote.heal()
+
+
+class Network:
+    """The log, and where the copies are."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.log = SharedLog()
+        self.folder = folder
+
+    @asynccontextmanager
+    async def server(
+        self, name: str, *, times: Times = TIMES, is_linked: bool = True, home: str = ""
+    ) -> AsyncIterator[Site]:
+        """Serve until left. `home`: where its files are, if not in a folder of its name."""
+        remote = FakeRemote(self.log)
+        remote.is_linked = is_linked
+        file = self.folder / (home or name) / "copy.sqlite"
+        copy = local_copy.LocalCopy(file, delay_s=0.0)
+        engine = network.NetworkEngine(
+            remote, file, origin=f"{name}:log", patience_s=0.2, copy=copy
+        )
+        try:
+            async with running_server(name, engine=engine, times=times, tcp=True) as running:
+                yield Site(copy, remote, running)
+        finally:
+            self.log.links.remove(remote)
+
+    @asynccontextmanager
+    async def servers(self, *names: str) -> AsyncIterator[list[Site]]:
+        """Several of them, which see each other."""
+        async with AsyncExitStack() as stack:
+            sites = [await stack.enter_async_context(self.server(name)) for name in names]
+            for site in sites:
+                await until(lambda site=site: len(site.server.presence.peers) == len(names) - 1)
+            yield sites
+
+    def history(self, path: Path) -> list[Any]:
+        """All values that a path has had; None: it was deleted."""
+        return [_value(record) for record in self.log.records if record.path == path]
+
+
+def _value(record: Record) -> Any:
+    return None if record.value is None else codec.unpack(record.value)
+
+
+async def until(condition: Any, limit_s: float = 15.0) -> None:
+    """Wait until a condition holds."""
+    with anyio.fail_after(limit_s):
+        while not condition():
+            await anyio.sleep(0.01)

@@ -1,0 +1,230 @@
+"""Sessions that outlive their server, and what ends with those that do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import anyio
+import anyio.abc
+import pytest
+
+from moat_kv import Client, P, errors, open_client
+from moat_kv.client.session import Session
+from moat_kv.path import Path
+from moat_kv.server import sessions
+from tests.line import connected
+from tests.server.network import TIMES, Network, Site, until
+
+pytestmark = pytest.mark.anyio
+
+A = P("a")
+
+
+def has(site: Site, path: Path) -> bool:
+    node = site.server.store.tree.head(path)
+    return node is not None and node.value is not None
+
+
+def owner(net: Network, id: str) -> str | None:
+    last = net.history(sessions.PLACE / id)[-1]
+    return None if last is None else str(last["owner"])
+
+
+async def test_session_goes_on_at_another_server(tmp_path: pathlib.Path) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2") as (one, two):
+        async with connected(one.url) as line, connected(two.url) as other:
+            opened = (await line.ask("session_open")).fields
+            id, secret = opened["session"], opened["secret"]
+            assert (opened["ttl_s"], opened["grace_s"]) == (TIMES.ttl_s, TIMES.grace_s)
+            await line.ask("set", 1, path=A, session=id)
+            assert owner(net, id) == one.server.origin
+            with pytest.raises(errors.SessionExpired):
+                await other.ask("session_resume", session=id, secret="wrong")
+            resumed = (await other.ask("session_resume", session=id, secret=secret)).fields
+            assert resumed == {"ttl_s": TIMES.ttl_s, "grace_s": TIMES.grace_s}
+            assert owner(net, id) == two.server.origin
+            # The one that had it does not end it, and takes nothing more in its name.
+            assert len(one.server.sessions) == 0
+            with pytest.raises(errors.SessionExpired):
+                await line.ask("set", 2, path=A, session=id)
+            await other.ask("set", 3, path=A, session=id)
+            await other.ask("session_close", session=id)
+            await until(lambda: not has(one, A) and not has(two, A))
+        assert net.history(sessions.PLACE / id).count(None) == 1
+
+
+async def test_session_that_owns_nothing_is_not_known_elsewhere(tmp_path: pathlib.Path) -> None:
+    net = Network(tmp_path)
+    async with (
+        net.servers("n1", "n2") as (one, two),
+        connected(one.url) as line,
+        connected(two.url) as other,
+    ):
+        opened = (await line.ask("session_open")).fields
+        id, secret = opened["session"], opened["secret"]
+        with pytest.raises(errors.SessionExpired):
+            await other.ask("session_resume", session=id, secret=secret)
+        await line.ask("session_ping", session=id)
+
+
+async def test_cut_off_server_adopts_nothing(tmp_path: pathlib.Path) -> None:
+    net = Network(tmp_path)
+    async with (
+        net.servers("n1", "n2") as (one, two),
+        connected(one.url) as line,
+        connected(two.url) as other,
+    ):
+        opened = (await line.ask("session_open")).fields
+        id, secret = opened["session"], opened["secret"]
+        await line.ask("set", 1, path=A, session=id)
+        two.cut()
+        with pytest.raises(errors.Detached):
+            await other.ask("session_resume", session=id, secret=secret)
+        await line.ask("session_ping", session=id)
+
+
+async def test_dead_servers_session_ends_once_after_its_time_to_live(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2", "n3") as (one, two, three):
+        async with connected(one.url) as line:
+            id = (await line.ask("session_open")).fields["session"]
+            await line.ask("set", 1, path=A, session=id)
+            one.cut()
+            began = anyio.current_time()
+            await until(lambda: not has(two, A) and not has(three, A))
+            assert anyio.current_time() - began > TIMES.lease_s + TIMES.ttl_s - TIMES.renew_s - 0.1
+            assert net.history(sessions.PLACE / id).count(None) == 1
+            assert net.history(A).count(None) == 1
+
+
+async def test_cut_off_server_ends_its_sessions_itself_and_cleans_up_when_back(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2") as (one, two), connected(one.url) as line:
+        id = (await line.ask("session_open", ttl_s=60, grace_s=60)).fields["session"]
+        await line.ask("set", 1, path=A, session=id)
+        one.cut()
+        await line.ask("session_ping", session=id)
+        await until(lambda: not one.server.leases.held)
+        with pytest.raises(errors.SessionExpired):
+            await line.ask("session_ping", session=id)
+        assert not one.server.leases.held
+        assert has(two, A)
+        one.heal()
+        await until(lambda: not has(two, A))
+        assert net.history(sessions.PLACE / id)[-1] is None
+
+
+async def test_minority_ends_nobodys_session(tmp_path: pathlib.Path) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2", "n3") as (one, two, three):
+        async with connected(one.url) as line:
+            id = (await line.ask("session_open")).fields["session"]
+            await line.ask("set", 1, path=A, session=id)
+            two.cut()
+            three.cut()
+            for _ in range(10):
+                await anyio.sleep((TIMES.lease_s + TIMES.ttl_s + 0.5) / 10)
+                await line.ask("session_ping", session=id)
+            two.heal()
+            three.heal()
+            await anyio.sleep(0.5)
+            await line.ask("session_ping", session=id)
+            assert has(three, A)
+
+
+async def test_session_of_a_server_that_is_back_in_time_goes_on(tmp_path: pathlib.Path) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2") as (one, two), connected(one.url) as line:
+        id = (await line.ask("session_open", ttl_s=60)).fields["session"]
+        await line.ask("set", 1, path=A, session=id)
+        one.cut()
+        await anyio.sleep(TIMES.lease_s / 3)
+        one.heal()
+        await anyio.sleep(TIMES.lease_s)
+        await line.ask("set", 2, path=A, session=id)
+        assert has(two, A)
+
+
+async def test_client_moves_to_another_server_with_session_and_membership(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = Network(tmp_path)
+    die = anyio.Event()
+
+    async def serve(*, task_status: anyio.abc.TaskStatus[Site]) -> None:
+        async with net.server("n1") as one:
+            task_status.started(one)
+            await die.wait()
+            one.cut()  # it dies before it can give anything back
+
+    async with net.server("n2") as two, anyio.create_task_group() as tasks:
+        one = await tasks.start(serve)
+        async with open_client([one.url, two.url]) as client, client.session() as session:
+            await client.set(A, 1, session=session)
+            await client.join(P("g"), "me", session=session)
+            die.set()
+            await written(client, A, session)
+            assert not session.lost.is_set()
+            assert owner(net, session.id) == two.server.origin
+            await until(lambda: two.server.groups.describe() == {"g": ["me"]})
+            assert None not in net.history(A)
+        await until(lambda: not has(two, A))
+
+
+async def written(client: Client, path: Path, session: Session) -> None:
+    """Write as soon as there is a line."""
+    with anyio.fail_after(15):
+        while True:
+            try:
+                await client.set(path, 2, session=session)
+            except (errors.Disconnected, errors.Unknown, errors.Detached):
+                await anyio.sleep(0.02)
+            else:
+                return
+
+
+async def test_tree_that_is_taken_anew_keeps_what_goes_on(tmp_path: pathlib.Path) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2") as (one, two), open_client(one.url) as client:
+        async with client.session(ttl_s=60, grace_s=60) as session:
+            await client.set(A, 1, session=session)
+            await client.set(P("b"), 1)
+            await client.delete(P("b"))
+            one.cut()
+            net.log.forget(P("b"))
+            one.heal()
+            assert one.server.leases.held
+            await written(client, A, session)
+            assert has(two, A)
+
+
+async def test_entry_that_ends_by_itself_is_deleted_first_by_who_took_it(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = Network(tmp_path)
+    late = dataclasses.replace(TIMES, leave_s=3.0)
+    async with net.server("n1", times=late) as one, net.server("n2", times=late) as two:
+        async with connected(one.url) as line:
+            await line.ask("set", 1, path=A, ttl_s=1)
+            await line.ask("set", 1, path=P("b"), ttl_s=2.5)
+            net.log.now += 2
+            await until(lambda: not has(two, A))
+            assert by(net, A) == one.server.origin
+            # Now n1 is away when its turn comes: the other one waits a little, and does it.
+            one.cut()
+            net.log.now += 2
+            await anyio.sleep(1.5)
+            assert has(two, P("b"))
+            net.log.now += 3
+            await until(lambda: not has(two, P("b")))
+            assert by(net, P("b")) == two.server.origin
+
+
+def by(net: Network, path: Path) -> str:
+    return [record for record in net.log.records if record.path == path][-1].origin
