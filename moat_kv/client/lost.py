@@ -1,7 +1,7 @@
 """Writes that lost against another one: found, put back, forgotten.
 
 A plain write that a server kept while it was cut off may lose when it comes into the network; it is
-kept as an entry then (`engine.conflicts`). The command line and users call these with a client;
+kept as an entry then (`moat_kv.conflicts`). The command line and users call these with a client;
 `losses` tells a client of its own. Nothing here decides who wins.
 """
 
@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moat_kv import errors
-from moat_kv.engine import conflicts
+from moat_kv import conflicts, errors
 from moat_kv.path import Path
 
 if TYPE_CHECKING:

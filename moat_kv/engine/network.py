@@ -22,8 +22,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from moat_kv import errors
-from moat_kv.engine import age, base, conflicts, home, local_copy, outbox, remote, replaying
+from moat_kv import conflicts, errors
+from moat_kv.engine import age, base, home, local_copy, outbox, remote, replaying
 from moat_kv.engine.copy_store import State
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path

@@ -2,7 +2,7 @@
 
 Run by `engine.network`. Each write that waits is judged (`engine.fates`) against what its path has
 in the log now, and written with that as its condition; if the path changes meanwhile, it is judged
-anew. A loser becomes an entry (`engine.conflicts`) in one group with the winner, or before the
+anew. A loser becomes an entry (`moat_kv.conflicts`) in one group with the winner, or before the
 outbox drops it, so a crash between any two steps loses nothing and repeats nothing.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Callable
 import anyio
 import anyio.lowlevel
 
-from moat_kv import errors
-from moat_kv.engine import age, base, conflicts, fates, remote
+from moat_kv import conflicts, errors
+from moat_kv.engine import age, base, fates, remote
 from moat_kv.engine.copy_store import Pending
 from moat_kv.engine.outbox import Canvas, Outbox
 from moat_kv.entry import Head, LateWrite, Record, Write

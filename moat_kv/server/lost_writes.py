@@ -1,7 +1,7 @@
 """Telling clients which of their writes have lost.
 
 The write actions say here which writes were answered as pending, a line's stream `conflicts` says
-who wants to hear. A conflict is an entry named by the record's id (`engine.conflicts`), whichever
+who wants to hear. A conflict is an entry named by the record's id (`moat_kv.conflicts`), whichever
 server wrote it, so it is enough to look at what is applied at that place. Nothing is stored: with a
 line goes what is known of its writes, and its client asks for them by their ids on the next one.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moat_kv import errors
-from moat_kv.engine import conflicts
+from moat_kv import conflicts, errors
 from moat_kv.entry import Record
 from moat_kv.path import Path
 from moat_kv.proto.messages import Request

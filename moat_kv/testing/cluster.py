@@ -22,6 +22,7 @@ import pathlib
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ from moat_kv.testing import background, cluster_links, cluster_plan, cluster_sta
 NODE_COUNTS = (1, 3, 5)
 #: When all are ended, each may take so long by itself, in seconds.
 END_S = 3.0
+#: A process that is stopped has stopped by then, in seconds.
+FREEZE_S = 5.0
 _CONFIG, _LOCK = "config.yaml", "lock"
 
 
@@ -171,8 +174,14 @@ class Cluster:
 
     def freeze(self, *names: str) -> None:
         """They keep their connections and do nothing, until `thaw`."""
-        for each in self._processes(names):
+        processes = self._processes(names)
+        for each in processes:
             background.send(each, signal.SIGSTOP)
+        give_up_at = time.monotonic() + FREEZE_S
+        while any(background.state(each) == "up" for each in processes):
+            if time.monotonic() > give_up_at:
+                raise ClusterError("a process does not freeze")
+            time.sleep(0.005)
 
     def thaw(self, *names: str) -> None:
         for each in self._processes(names):

@@ -42,10 +42,10 @@ class Box:
     def seen(self) -> dict[str, dict[str, object]]:
         return {each["name"]: each for each in json.loads(self.do("status", "-o", "json"))}
 
-    def data(self, name: str, *words: str) -> str:
-        """What a data command prints on that server."""
+    def data(self, name: str, *words: str, says: str = "") -> str:
+        """What a data command prints on that server; `says`: as what it says beside."""
         ended = moat(self.place, "--url", self.urls[name], "data", *words)
-        assert (ended.returncode, ended.stderr) == (0, ""), ended
+        assert (ended.returncode, ended.stderr) == (0, says), ended
         return ended.stdout
 
 
@@ -97,9 +97,12 @@ def test_what_both_sides_of_a_cut_wrote_meets_when_it_is_healed(box: Box) -> Non
     box.data("s1", "lamp", "set", "-v", ":", "on")
     assert box.data("s2", "lamp") == "on\n"
     assert box.do("cut", "s2") == "s2 is cut off, and has noticed\n"
-    box.data("s2", "lamp", "set", "-v", ":", "green")
+    kept = "moat: kept on s2; not in the network yet\n"
+    box.data("s2", "lamp", "set", "-v", ":", "green", says=kept)
     box.data("s1", "lamp", "set", "-v", ":", "red")
-    assert [box.data(name, "lamp") for name in ("s1", "s2")] == ["red\n", "green\n"]
+    assert box.data("s1", "lamp") == "red\n"
+    shown = "moat: lamp is kept on s2; not in the network yet\n"
+    assert box.data("s2", "lamp", says=shown) == "green\n"
     seen = box.seen()
     assert (seen["s2"]["state"], seen["s2"]["attached"], seen["s2"]["outbox"]) == ("cut", False, 1)
     assert (seen["s1"]["state"], seen["s1"]["attached"], seen["s1"]["via"]) == ("up", True, "nats1")

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from moat_kv import codec, errors
-from moat_kv.engine import age, base, conflicts, judge, remote
+from moat_kv import codec, conflicts, errors
+from moat_kv.engine import age, base, judge, remote
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moat_kv import codec, errors
-from moat_kv.engine import age, conflicts, fates
+from moat_kv import codec, conflicts, errors
+from moat_kv.engine import age, fates
 from moat_kv.engine.copy_store import Pending
 from moat_kv.engine.fates import Fate, Verdict
 from moat_kv.entry import Record

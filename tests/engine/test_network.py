@@ -12,8 +12,8 @@ import anyio
 import anyio.abc
 import pytest
 
-from moat_kv import codec, errors
-from moat_kv.engine import base, conflicts, local_copy, network
+from moat_kv import codec, conflicts, errors
+from moat_kv.engine import base, local_copy, network
 from moat_kv.entry import Record, Write, base_rev
 from moat_kv.path import P, Path
 from tests.client.waiting import until

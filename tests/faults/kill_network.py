@@ -25,9 +25,8 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.to_thread
 
-from moat_kv import Client, P, errors, open_client
+from moat_kv import Client, P, conflicts, errors, open_client
 from moat_kv.client import comparing
-from moat_kv.engine import conflicts
 from moat_kv.path import Path
 from moat_kv.testing import nats
 from tests.faults import history, membership, recording

@@ -12,7 +12,7 @@ from moat_kv import Client, NotGiven, P, codec, open_client
 from moat_kv.engine import local_copy, network
 from moat_kv.entry import Write
 from moat_kv.testing.server import RunningServer, running_server
-from tests.engine.fake_remote import FakeRemote, SharedLog
+from tests.engine.fake_remote import Clock, FakeRemote, SharedLog
 
 
 class Site:
@@ -55,6 +55,7 @@ async def site(folder: pathlib.Path) -> AsyncIterator[Site]:
         file,
         origin="n1:log",
         patience_s=0.05,
+        moment=Clock(log),
         copy=local_copy.LocalCopy(file, delay_s=0.0),
     )
     async with running_server(engine=engine) as server, open_client(server.url) as client:
