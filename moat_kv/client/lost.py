@@ -9,17 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moat_kv import errors
-from moat_kv.engine import conflicts
+from moat_kv import config, errors
 from moat_kv.path import Path
 
 if TYPE_CHECKING:
     from moat_kv.client.client import Client
 
+#: Below this place each has an entry; that of `engine.conflicts`, which no client has to import.
+PLACE = config.ROOT / "conflict"
 #: So many are forgotten in one batch.
 TOGETHER = 500
+
+
+class Winner(NamedTuple):
+    """The write that stands. `at`: when it was made, seconds since 1970."""
+
+    id: str
+    at: float
+    node: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +45,15 @@ class LostWrite:
     deleted: bool
     """It deleted the entry; then `value` is None."""
     value: Any
-    winner: conflicts.Side | None
-    """`id`, `at` and `node` of the write that won; None: a deletion that is forgotten."""
+    winner: Winner | None
+    """None: a deletion that is forgotten."""
     rev: int = 0
     """Of the entry that keeps it."""
 
     @property
     def place(self) -> Path:
         """Where it is kept."""
-        return conflicts.PLACE / self.id
+        return PLACE / self.id
 
 
 def of_value(value: Any, rev: int = 0) -> LostWrite:
@@ -58,7 +67,7 @@ def of_value(value: Any, rev: int = 0) -> LostWrite:
             node=value["node"],
             deleted="value" not in value,
             value=value.get("value"),
-            winner=None if winner is None else conflicts.Side(winner["id"], winner["at"]),
+            winner=None if winner is None else Winner(winner["id"], winner["at"], winner["node"]),
             rev=rev,
         )
     except (AttributeError, KeyError, TypeError) as exc:
@@ -68,7 +77,7 @@ def of_value(value: Any, rev: int = 0) -> LostWrite:
 async def find_all(client: Client, *, under: Path | None = None) -> list[LostWrite]:
     """All that are kept, the latest first; `under`: only those of paths there or below."""
     found = []
-    async for row in client.get_tree(conflicts.PLACE, min_depth=1, max_depth=1):
+    async for row in client.get_tree(PLACE, min_depth=1, max_depth=1):
         try:
             each = of_value(row.value, row.rev)
         except errors.BadValue:
@@ -81,7 +90,7 @@ async def find_all(client: Client, *, under: Path | None = None) -> list[LostWri
 
 async def find(client: Client, id: str) -> LostWrite:
     """The one with this id. Raises NotFound."""
-    result = await client.get(conflicts.PLACE / id)
+    result = await client.get(PLACE / id)
     if "value" not in result:
         raise errors.NotFound("conflict", id, hint="`conflict list` shows what there is")
     return of_value(result.value, result.rev)
@@ -116,6 +125,6 @@ async def restore(client: Client, lost: LostWrite, *, expect: int | None = None)
 
 async def clear(client: Client, ids: Iterable[str]) -> None:
     """Forget these; those that are not there any more count as forgotten."""
-    ops = [client.op_delete(conflicts.PLACE / id) for id in ids]
+    ops = [client.op_delete(PLACE / id) for id in ids]
     for start in range(0, len(ops), TOGETHER):
         await client.batch(ops[start : start + TOGETHER])

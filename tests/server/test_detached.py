@@ -10,6 +10,7 @@ import pytest
 
 from moat_kv import NotGiven, P, errors, open_client
 from moat_kv.client import lost, results
+from moat_kv.engine import conflicts
 from moat_kv.path import Path
 from tests.client import waiting
 from tests.server.sites import site
@@ -162,6 +163,7 @@ async def test_what_has_lost_before_the_line_came_is_told_on_it(
         here.remote.heal()
         await waiting.until(lambda: "has lost against one from other" in caplog.text)
         (found,) = await lost.find_all(client)
+        assert lost.PLACE == conflicts.PLACE
         assert (found.id, found.deleted, found.value) == (kept.id, True, None)
 
 
