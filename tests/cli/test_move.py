@@ -43,7 +43,6 @@ def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: 
         moat(tmp_path, "data", "a.b", "set", "-v", "text", "é", "-e", "list", "[1, 2.5]")
         before = listed(tmp_path)
         assert len(before) == 1_500
-        revision = int(moat(tmp_path, "status", "-o", "json").stdout.split('"revision": ')[1][:4])
         refused = moat(tmp_path, "log", "move", "n1", network)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert "tree.sqlite is in use by process" in refused.stderr
@@ -56,8 +55,6 @@ def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: 
     assert not (folder / "tree.sqlite").exists()
     with server(tmp_path, "--engine", network) as (process, _):
         assert listed(tmp_path) == before
-        state = json.loads(moat(tmp_path, "status", "-o", "json").stdout)
-        assert (state["engine"]["kind"], state["entries"], revision) == ("nats", 1_500, 1_502)
         moat(tmp_path, "data", "a.b", "set", "-e", ":", "2")
         before = listed(tmp_path)
         refused = moat(tmp_path, "log", "move", network, "n1")

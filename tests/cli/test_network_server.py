@@ -159,3 +159,32 @@ def test_the_documented_permissions_are_enough(tmp_path: pathlib.Path) -> None:
                 assert moat(tmp_path, "data", "a.b").stdout == "1\n"
                 process.send_signal(signal.SIGTERM)
                 assert process.communicate(timeout=20) == ("", "")
+
+
+def test_of_two_that_were_cut_off_the_later_wins_and_the_other_is_kept(
+    tmp_path: pathlib.Path,
+) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for place in (first, second):
+        place.mkdir()
+    with nats.server() as node:
+        engine = ("--engine", f"nats://{node.address}/both")
+        words = ["server", "n2", "--port", "0", "--unix", str(second / "s"), *engine]
+        with server(first, *engine), staying(second, *words):
+            assert moat(first, "data", "a", "set", "-e", ":", "0").stderr == ""
+            node.stop()
+            for number, place in enumerate((first, second), 1):
+                kept = moat(place, "data", "a", "set", "-e", ":", str(number))
+                assert (kept.returncode, kept.stdout) == (0, "")
+                assert kept.stderr == f"moat: kept on n{number}; not in the network yet\n"
+                assert moat(place, "data", "a").stdout == f"{number}\n"
+            node.start()
+            until = time.monotonic() + 20
+            for place in (first, second):
+                while not (ids := moat(place, "conflict", "list", "-o", "value").stdout.split()):
+                    assert time.monotonic() < until
+                assert ids[0].startswith("n1:")
+                assert moat(place, "data", "a").stdout == "2\n"
+            assert moat(second, "conflict", "restore", ids[0]).stdout.startswith("a restored")
+            assert moat(second, "data", "a").stdout == "1\n"
+            assert moat(second, "conflict", "list").stdout == "no conflicts\n"
