@@ -33,32 +33,35 @@ class HashStream(streams.Answer):
         self._ready = ready
         self._began = anyio.Event()
         self._rows: Iterator[bytes] | None = None
+        self._closed = False
 
     @property
-    def is_begun(self) -> bool:
-        """The snapshot waits for no revision."""
-        return self._snapshot.rev is not None
-
-    def register(self) -> None:
-        """From now on the store tells the snapshot of changes, until it is done or closed."""
-        self._store.snapshots.append(self._snapshot)
-        if not self.is_begun:
-            self._snapshot.on_begin = self._begin
-
-    def _begin(self) -> None:
-        self._began.set()
-        self._ready()
+    def waits(self) -> bool:
+        """Its revision has not come yet."""
+        return self._snapshot.waits
 
     async def wait(self, wait_s: float) -> None:
         """Give the revision that is waited for so many seconds to come."""
-        with anyio.move_on_after(wait_s):
-            await self._began.wait()
-        self._snapshot.begin()
+        if self.waits and not self._closed:
+            self._snapshot.on_begin = self._began.set
+            self._register()
+            with anyio.move_on_after(wait_s):
+                await self._began.wait()
+            self._snapshot.begin()
+        self._ready()
+
+    def _register(self) -> None:
+        """From now on the store tells the snapshot of changes, until it is done or nobody asks."""
+        self._store.snapshots.append(self._snapshot)
 
     def produce(self) -> list[bytes]:
         snapshot = self._snapshot
-        if not self.is_begun:
+        if self.waits:
             return []
+        if snapshot.rev is None:
+            # Not before its turn: each snapshot costs every write a little.
+            self._register()
+            snapshot.begin()
         if not snapshot.is_done:
             snapshot.step()
             return []
@@ -85,13 +88,14 @@ class HashStream(streams.Answer):
 
     @property
     def walks(self) -> bool:
-        return self.is_begun and not self._snapshot.is_done
+        return not self.waits and not self._snapshot.is_done
 
     @property
     def more(self) -> bool:
-        return self.is_begun and not self.finished
+        return not self.waits and not self.finished
 
     def close(self) -> None:
+        self._closed = True
         self._began.set()
         self._forget()
 

@@ -262,8 +262,7 @@ def hash_(connection: Connection, request: Request) -> None:
     snapshot = hashing.Snapshot(store.tree, path, prefix=prefix, rev=rev)
     stream = hash_stream.HashStream(seq, store, snapshot, lambda: connection.stream_ready(seq))
     connection.open_stream(seq, stream)
-    stream.register()
-    if not stream.is_begun:
+    if stream.waits:
         connection.run_later(seq, lambda: stream.wait(wait_s))
 
 

@@ -63,6 +63,8 @@ class Store:
                 watchers.notify(record)
             if self.on_system is not None and record.path.keys[:1] == _SYSTEM:
                 self.on_system(record)
+        for snapshot in snapshots:
+            snapshot.applied()
 
     def _unbind(self, path: Path) -> None:
         before = self.tree.bound.get(path)

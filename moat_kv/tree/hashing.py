@@ -78,7 +78,7 @@ class Snapshot:
     """The hashes of what is at and below a path, as of one revision.
 
     `prefix`: only of children whose bucket begins so. `rev`: as of this revision if it is still to
-    come, otherwise of the present one; `begin` gives up waiting for it.
+    come (`waits`), otherwise of the one at which `begin` is called; that also gives up waiting.
     """
 
     def __init__(
@@ -104,8 +104,11 @@ class Snapshot:
         self._bound: dict[int, Record] = {}
         # What was written over since: the hash of what was there at `rev`, by packed path.
         self._touched: dict[bytes, Sum] = {}
-        if rev <= tree.revision:
-            self.begin()
+
+    @property
+    def waits(self) -> bool:
+        """Its revision has not come yet."""
+        return self.rev is None and self._wanted > self._tree.revision
 
     @property
     def total(self) -> Sum:
@@ -120,6 +123,11 @@ class Snapshot:
         if self.rev is None:
             self._start()
             self.on_begin()
+
+    def applied(self) -> None:
+        """Records were applied: perhaps up to just the revision that is waited for."""
+        if self.rev is None and not self.waits:
+            self.begin()
 
     def restart(self) -> None:
         """Begin anew with the present state: the tree has dropped nodes. Nothing before `begin`."""
@@ -136,7 +144,10 @@ class Snapshot:
         self._walk = self._nodes()
 
     def before(self, record: Record) -> None:
-        """This record is about to be applied. Called for each, from the making to the end."""
+        """This record is about to be applied. Called for each, until `is_done`.
+
+        From the beginning on, or before that if a revision is waited for.
+        """
         if self.rev is None:
             if record.rev <= self._wanted:
                 return

@@ -149,6 +149,25 @@ async def test_servers_that_are_written_to_are_compared_at_one_revision() -> Non
         assert servers[0].store.snapshots == servers[1].store.snapshots == []
 
 
+async def test_who_lags_is_waited_for_no_longer_than_it_takes() -> None:
+    async with two_servers() as (servers, clients):
+        apply(servers, record(1, P("a")))
+        apply(servers[:1], record(2, P("a")))
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+
+            async def catch_up() -> None:
+                while not servers[1].store.snapshots:
+                    await anyio.sleep(0.001)
+                apply(servers[1:], record(2, P("a")))
+
+            tasks.start_soon(catch_up)
+            one, two = await comparing.hash_all(clients, Path())
+        assert (one.rev, two.rev) == (2, 2)
+        assert one.total == two.total
+        assert anyio.current_time() - began < comparing.WAIT_S
+
+
 async def test_servers_that_never_meet_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "WAIT_S", 0.01)
     async with two_servers() as (servers, clients):

@@ -14,6 +14,7 @@ refusals with Conflict, which tell what was there.
 from __future__ import annotations
 
 import argparse
+import bisect
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -145,13 +146,19 @@ class Search:
         self._limit = states_limit
         self._since = -1.0 if since is None else since
         self._start = START if since is None else UNKNOWN
-        self._looked_at = 0
+        #: How many states it has cost.
+        self.looked_at = 0
+        # Revisions that matter to some step, and the least that is given by one still to begin.
+        self._asked_for: set[int] = set()
+        self._to_come: int | None = None
         self._bits: dict[Step, int] = {}
         # Those of unknown outcome: with a known revision, and the others by what they need.
         self._open: list[Step] = []
         self._writes = 0
         self._deletes = 0
         self._conditional: dict[int, list[Step]] = {}
+        # Deletions that may have their place anywhere, by the revisions they have given.
+        self._deletions: list[int] = []
 
     def run(self, steps: Iterable[Step]) -> Step | None:
         """The step at whose end no order is left; None if there is one to the last.
@@ -159,7 +166,9 @@ class Search:
         Steps that must have a place but began before `since` may have had it before. Raises GaveUp.
         """
         reached: Reached = {(self._start.rev, 0): [(self._start.top, 0, 0)]}
-        for _, is_end, _, step in _events(steps):
+        events = _events(steps)
+        self._asked_for = {rev for _, _, _, step in events for rev in step.asks}
+        for (_, is_end, _, step), self._to_come in zip(events, _least_to_come(events), strict=True):
             if is_end:
                 bit = self._bits[step]
                 reached = self._advance(reached, bit)
@@ -184,19 +193,22 @@ class Search:
 
     def _admit(self, step: Step) -> None:
         one = step.operation
-        if step.rev and one.kind != "delete":
+        if one.kind == "delete" and one.expect is None:
+            if step.rev:
+                bisect.insort(self._deletions, step.rev)
+            else:
+                self._deletes += 1
+        elif one.kind != "delete" and step.rev in self._asked_for:
             self._open.append(step)
-        elif one.expect is not None:
+        elif one.expect is None:
+            self._writes += 1
+        else:
             # Only deletions are of use after what nobody has seen; others lead to the like again.
             unseen = one.kind == "delete" and one.expect not in self._register.known
             for rev in (one.expect, SOMETHING) if unseen else (one.expect,):
                 others = self._conditional.setdefault(rev, [])
-                if all(other.operation.kind != one.kind for other in others):
+                if step.rev or all(other.operation.kind != one.kind for other in others):
                     others.append(step)  # else it leads to the same as the other
-        elif one.kind == "delete":
-            self._deletes += 1
-        else:
-            self._writes += 1
 
     def _forget(self, top: int) -> None:
         """Open steps with revisions that have been passed everywhere."""
@@ -214,15 +226,15 @@ class Search:
         ]
         while stack:
             state, mask, writes, deletes = stack.pop()
+            if not _keep(seen, state, mask, writes, deletes):
+                continue
+            self.looked_at += 1
+            if self.looked_at > self._limit:
+                raise GaveUp
             mask, moves = self._moves(state, mask)
             if mask & bit:
                 _keep(result, state, mask & ~bit, writes, deletes)
                 continue
-            if not _keep(seen, state, mask, writes, deletes):
-                continue
-            self._looked_at += 1
-            if self._looked_at > self._limit:
-                raise GaveUp
             stack += self._with_unseen(state, mask, writes, deletes)
             stack += [(after, mask | move, writes, deletes) for after, move in moves]
         return result
@@ -230,10 +242,10 @@ class Search:
     def _moves(self, state: State, mask: int) -> tuple[int, list[tuple[State, int]]]:
         """Pending steps: those that change nothing have their place at once, others may.
 
-        None may go past a revision that is still to be given by one of them.
+        None may go past a revision that is still to be given by one that must have its place.
         """
         moves = []
-        lowest = None
+        lowest = self._to_come
         for step, bit in self._bits.items():
             if mask & bit:
                 continue
@@ -264,6 +276,10 @@ class Search:
             found.append((State(SOMETHING, state.top + 1), mask, writes + 1, deletes))
         if state.rev != NOTHING and deletes < self._deletes:
             found.append((State(NOTHING, state.top + 1), mask, writes, deletes + 1))
+        # The next one leaves more open than those after it.
+        place = bisect.bisect_right(self._deletions, state.top)
+        if state.rev != NOTHING and place < len(self._deletions):
+            found.append((State(NOTHING, self._deletions[place]), mask, writes, deletes))
         for step in self._conditional.get(state.rev, ()):
             after = self._register.after(state, step, self._since)
             if after is not None:
@@ -281,6 +297,19 @@ def _events(steps: Iterable[Step]) -> list[tuple[float, bool, int, Step]]:
             assert end is not None
             events.append((end, True, step.number, step))
     return sorted(events, key=lambda event: event[:3])
+
+
+def _least_to_come(events: Sequence[tuple[float, bool, int, Step]]) -> list[int | None]:
+    """For each event the least revision that is given by a step that begins after it."""
+    least: list[int | None] = []
+    lowest: int | None = None
+    for _, is_end, _, step in reversed(events):
+        least.append(lowest)
+        gives = step.gives
+        if not is_end and gives and (lowest is None or gives < lowest):
+            lowest = gives
+    least.reverse()
+    return least
 
 
 def _keep(reached: Reached, state: State, mask: int, writes: int, deletes: int) -> bool:

@@ -62,6 +62,13 @@ class Step:
         writes = one.kind != "read" and one.outcome == "ok" and one.deleted is not False
         return self.rev if writes and self.must else None
 
+    @property
+    def asks(self) -> list[int]:
+        """The revisions of which it asks, or tells, that they are or were there."""
+        one = self.operation
+        seen = one.rev if one.kind == "read" else None
+        return [rev for rev in (seen, one.expect, one.have) if rev]
+
 
 class Register:
     """The steps of one key's history, and what each does to a state.
@@ -161,7 +168,8 @@ class Register:
 def _after_delete(state: State, step: Step, top: int) -> State | None:
     one = step.operation
     if not step.must:
-        return State(NOTHING, top + 1) if state.rev != NOTHING else None
+        above = step.rev or top + 1
+        return State(NOTHING, above) if state.rev != NOTHING and above > top else None
     rev = one.rev or 0
     if one.deleted is False:
         if state.rev not in (NOTHING, ANYTHING) or 0 < rev < top:

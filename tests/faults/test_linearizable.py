@@ -32,7 +32,7 @@ async def test_a_server_that_is_killed_answers_as_one_register(tmp_path: pathlib
 
 
 async def test_relaxed_syncing_is_seen_not_to(tmp_path: pathlib.Path) -> None:
-    operations = await operations_of(tmp_path, 1, "1s")
+    operations = await operations_of(tmp_path, 3, "1s")
     assert any(verdict.answer == "wrong" for verdict in linearizability.check(operations))
 
 

@@ -17,7 +17,7 @@ from moat_kv.entry import Write
 from moat_kv.path import Path
 from moat_kv.testing.server import running_server
 from tests.client import waiting
-from tests.engine.fake_remote import FakeRemote, SharedLog
+from tests.engine.fake_remote import Clock, FakeRemote, SharedLog
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +60,7 @@ async def site(folder: pathlib.Path) -> AsyncIterator[Site]:
         file,
         origin="n1:log",
         patience_s=0.05,
+        moment=Clock(log),
         copy=local_copy.LocalCopy(file, delay_s=0.0),
     )
     async with running_server(engine=engine) as server, open_client(server.url) as client:

@@ -34,6 +34,7 @@ ROOT = Path()
 
 def hashed(tree: Tree, path: Path = ROOT, **options: object) -> Snapshot:
     snapshot = Snapshot(tree, path, **options)  # type: ignore[arg-type]
+    snapshot.begin()
     while not snapshot.is_done:
         snapshot.step()
     return snapshot
@@ -133,6 +134,7 @@ def test_it_is_of_one_revision_though_the_tree_is_written_to(
     ]
     tree, still = tree_of(*records), tree_of(*records)
     snapshot = Snapshot(tree, base)
+    snapshot.begin()
     for n, (path, value) in enumerate(during, len(before) + 1):
         for _ in range(chance.randrange(3)):
             step_once(snapshot)
@@ -171,6 +173,17 @@ def test_it_waits_for_a_revision_and_is_of_just_that() -> None:
     assert snapshot.total == hashed(tree_of(*BASE, record(5, P("f")), record(6, P("g")))).total
 
 
+def test_it_begins_as_soon_as_its_revision_is_there() -> None:
+    tree = tree_of(*BASE)
+    snapshot = Snapshot(tree, Path(), rev=5)
+    for rev in (5, 6):
+        assert has_not_begun(snapshot) == (rev == 5)
+        snapshot.before(record(rev, P("f")))
+        tree.apply(record(rev, P("f")))
+        snapshot.applied()
+    assert snapshot.rev == 5
+
+
 def has_not_begun(snapshot: Snapshot) -> bool:
     return snapshot.rev is None
 
@@ -180,6 +193,7 @@ def test_it_need_not_wait_for_ever() -> None:
     snapshot = Snapshot(tree, Path(), rev=600)
     snapshot.restart()
     assert has_not_begun(snapshot)
+    assert snapshot.waits
     snapshot.begin()
     while not snapshot.is_done:
         snapshot.step()
@@ -189,6 +203,7 @@ def test_it_need_not_wait_for_ever() -> None:
 def test_it_begins_anew_when_nodes_were_dropped() -> None:
     tree = tree_of(*BASE)
     snapshot = Snapshot(tree, Path())
+    snapshot.begin()
     gone = record(5, P("a.b"), None)
     snapshot.before(gone)
     tree.apply(gone)
@@ -204,6 +219,7 @@ def test_a_hundred_thousand_entries_are_walked_in_short_steps() -> None:
     for n in range(1, 100_001):
         tree.apply(record(n, Path("flat", f"entry {n}") if n % 2 else Path("deep", n % 97, n)))
     snapshot = Snapshot(tree, Path())
+    snapshot.begin()
     steps_s = []
     while not snapshot.is_done:
         began = time.process_time()
