@@ -39,12 +39,12 @@ HELD_UP_S = 0.5
 class _Peer:
     """Another server, as it told."""
 
-    __slots__ = ("heard_at", "parts", "version")
+    __slots__ = ("coming", "heard_at", "parts", "version")
 
     def __init__(self) -> None:
         self.heard_at = anyio.current_time()
         #: Of the members that are shown, and of those that come; -1: none yet.
-        self.version = -1
+        self.version = self.coming = -1
         self.parts: dict[int, list[groups.Row]] = {}
 
 
@@ -157,8 +157,9 @@ class Presence:
             self._send({"ask": owner})
 
     def _take(self, owner: str, peer: _Peer, message: dict[str, Any]) -> None:
-        if message["part"] == 0:
+        if message["part"] == 0 or message["version"] != peer.coming:
             peer.parts.clear()
+            peer.coming = message["version"]
         peer.parts[message["part"]] = [_row(each) for each in message["members"]]
         if len(peer.parts) < message["parts"]:
             return

@@ -13,8 +13,10 @@ import dataclasses
 class Times:
     """The defaults on a network. Tests have shorter ones."""
 
-    #: How long a server's lease holds after a renewal, and how often it is renewed.
-    lease_s: float = 10.0
+    #: How long a server's lease holds after a renewal, and how often it is renewed. NATS stores
+    #: nothing for up to 10 s when the leader of the stream has been killed (measured), which comes
+    #: on top of a renewal's age; with a lease of 10 s all sessions of the network would end then.
+    lease_s: float = 20.0
     renew_s: float = 3.0
     #: What a client gets that asks for nothing else.
     ttl_s: float = 30.0

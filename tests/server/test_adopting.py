@@ -12,6 +12,7 @@ import pytest
 from moat_kv import Client, P, errors, open_client
 from moat_kv.client.session import Session
 from moat_kv.path import Path
+from moat_kv.proto.messages import State
 from moat_kv.server import sessions
 from tests.line import connected
 from tests.server.network import TIMES, Network, Site, until
@@ -187,6 +188,60 @@ async def written(client: Client, path: Path, session: Session) -> None:
                 await anyio.sleep(0.02)
             else:
                 return
+
+
+async def test_client_goes_past_a_server_that_is_cut_off(tmp_path: pathlib.Path) -> None:
+    net = Network(tmp_path)
+    die = anyio.Event()
+
+    async def serve(*, task_status: anyio.abc.TaskStatus[Site]) -> None:
+        async with net.server("n1") as one:
+            task_status.started(one)
+            await die.wait()
+            one.cut()
+
+    async with (
+        net.servers("n2", "n3") as (two, three),
+        anyio.create_task_group() as tasks,
+    ):
+        one = await tasks.start(serve)
+        urls = [one.url, two.url, three.url]
+        async with open_client(urls) as client, client.session(ttl_s=60, grace_s=60) as session:
+            await client.set(A, 1, session=session)
+            two.cut()
+            die.set()
+            await until(lambda: owner(net, session.id) == three.server.origin)
+            await written(client, A, session)
+            assert client.server.node == "n3"
+            assert not session.lost.is_set()
+
+
+async def test_of_two_servers_that_adopt_at_once_one_has_the_session(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2", "n3") as (one, two, three):
+        async with (
+            connected(one.url) as line,
+            connected(two.url) as second,
+            connected(three.url) as third,
+        ):
+            opened = (await line.ask("session_open")).fields
+            id, secret = opened["session"], opened["secret"]
+            await line.ask("set", 1, path=A, session=id)
+            # Both have judged by the same record before either of them is heard.
+            two.remote.hangs = three.remote.hangs = True
+            asked = [
+                (other, await other.send("session_resume", session=id, secret=secret))
+                for other in (second, third)
+            ]
+            await until(lambda: all(id in each.server.estates._adopting for each in (two, three)))
+            two.remote.answer()
+            three.remote.answer()
+            for other, seq in asked:
+                assert (await other.next(seq)).state == State.REPLY
+            holders = [each for each in (one, two, three) if id in each.server.sessions]
+            assert [each.server.origin for each in holders] == [owner(net, id)]
 
 
 async def test_tree_that_is_taken_anew_keeps_what_goes_on(tmp_path: pathlib.Path) -> None:
