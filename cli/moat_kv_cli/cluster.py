@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FIRST_PORT = 27601
 #: How long servers may take to notice that they are cut off, and to be in touch again, in seconds.
 NOTICE_S = 15.0
-SETTLE_S = 30.0
+SETTLE_S = 45.0
 
 #: So that it fits 80 columns, a table says in one what `attached` and `via` are.
 _COLUMNS = ("name", "kind", "pid", "url", "state", "attached", "outbox", "rev")

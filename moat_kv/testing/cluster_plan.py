@@ -27,6 +27,8 @@ LINKS = "links"
 #: What the servers' network is called on NATS.
 NETWORK = "box"
 FILE_NAME = "cluster.json"
+#: NATS nodes leave each other alone after two of these without an answer, in seconds.
+ROUTE_PING_S = 1
 _VERSION = 1
 #: Ports are taken from here: the system itself takes those of connections from above, and a process
 #: that is started again would find its port taken. Without those that moat-kv uses by itself.
@@ -159,11 +161,15 @@ def nats_config(plan: Plan, member: Member, folder: pathlib.Path) -> str:
     ]
     routes = [f"nats://127.0.0.1:{each.port}" for each in plan.links_from(member.name)]
     if routes:
+        # By default a node holds one that is silent for present for minutes, and gives it work to
+        # do that nobody then does.
+        #
         # What a node tells of itself to nodes that know it already leads nowhere: else they would
         # find ways to it around the links.
         lines.append(
             f"cluster {{ name: {NETWORK}, listen: 127.0.0.1:{member.route_port}, "
             f"advertise: 127.0.0.1:{plan.dead_port}, no_advertise: true, "
+            f'ping_interval: "{ROUTE_PING_S}s", ping_max: 2, '
             f"routes: [{', '.join(routes)}] }}"
         )
     return "\n".join(lines) + "\n"
