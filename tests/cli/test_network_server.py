@@ -180,6 +180,7 @@ def test_of_two_that_were_cut_off_the_later_wins_and_the_other_is_kept(
                 assert moat(place, "data", "a").stdout == f"{number}\n"
             node.start()
             until = time.monotonic() + 20
+            ids: list[str] = []
             for place in (first, second):
                 while not (ids := moat(place, "conflict", "list", "-o", "value").stdout.split()):
                     assert time.monotonic() < until
