@@ -19,7 +19,7 @@ import anyio
 import anyio.from_thread
 
 from moat_kv.client import client as client_module
-from moat_kv.client import lost, opening, results, streams, writes
+from moat_kv.client import hashes, lost, opening, results, streams, writes
 from moat_kv.client import mirror as mirror_module
 from moat_kv.client import session as session_module
 from moat_kv.client import watch as watch_module
@@ -271,6 +271,9 @@ class Client:
 
     def history(self, path: Path, *, limit: int = 20, before: int | None = None) -> Results:
         return self._caller.call(self._client.history, path, limit=limit, before=before)
+
+    def hash(self, path: Path, **options: Any) -> hashes.SubtreeHash:
+        return self._caller.call(self._client.hash, path, **options)
 
     @contextmanager
     def watch(self, path: Path, **options: Any) -> Iterator[Watch]:

@@ -34,8 +34,8 @@ kv = command.LazyGroup(
         "error": f"{_HERE}.error:error",
         "conflict": f"{_HERE}.conflict:conflict",
         "log": f"{_HERE}.log:log",
-        "net": f"{_HERE}.net:net",
         "status": f"{_HERE}.status:status",
+        "net": f"{_HERE}.net:net",
         "completion": f"{_HERE}.complete:completion",
     },
 )

@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 from moat_kv import codec
+from moat_kv.client import hashes, results, streams, writes
 from moat_kv.client import mirror as mirror_module
-from moat_kv.client import results, streams, writes
 from moat_kv.client import watch as watch_module
 from moat_kv.path import Path
 
@@ -90,6 +90,23 @@ class ReadCalls:
             arguments["before"] = before
         rows = await streams.all_rows(self._link, "history", arguments)
         return [results.row_of(row, self._link.server.epoch) for row in rows]
+
+    async def hash(
+        self, path: Path, *, prefix: bytes = b"", rev: int = 0, wait_s: float = 0.0
+    ) -> hashes.SubtreeHash:
+        """The hash of all at and below a path, and of its children, as of one revision.
+
+        `rev`: wait for this revision, `wait_s` seconds (0 to 60) at most; the answer's `rev` says
+        what it is of. `prefix`: only children in these buckets, see `SubtreeHash.buckets`.
+        `moat_kv.client.comparing` compares servers with it.
+        """
+        writes.check_path(path)
+        arguments: dict[str, Any] = {"path": path}
+        if prefix:
+            arguments["prefix"] = prefix
+        if rev:
+            arguments |= {"rev": rev, "wait_s": wait_s}
+        return await hashes.ask(self._link, path, arguments)
 
     def watch(
         self,

@@ -62,6 +62,9 @@ class Engine(abc.ABC):
     revision: int = 0
     #: Whoever knows the tree only up to a revision below this must take it anew.
     floor: int = 0
+    #: So many records of clients it is given at a time; the rest wait in the server, in fair turns.
+    #: Two commits of half as many still fill a disk's time.
+    inside_records: int = 256
     #: None, or why writes cannot be made durable at present (a full disk, no quorum).
     trouble: str | None = None
 

@@ -7,6 +7,10 @@ so what is in the outbox is durable, and a revision never runs ahead of its entr
 
 The two are not worth the same. Entries can be taken from the engine again, so damage to them costs
 a load; the outbox is nowhere else, so damage to it is refused.
+
+A transaction that failed may lie in the write-ahead log, complete to look at, while the disk does
+not have it. As `sqlite_store` does, and for its reasons: the connection stays open, the log is
+emptied before the next transaction, and one that another process left is written anew at the start.
 """
 
 from __future__ import annotations
@@ -21,7 +25,14 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from moat_kv import errors
-from moat_kv.engine import age, sqlite_connection, sqlite_rows
+from moat_kv.engine import (
+    age,
+    file_errors,
+    sqlite_bytes,
+    sqlite_connection,
+    sqlite_open,
+    sqlite_rows,
+)
 from moat_kv.entry import Record
 from moat_kv.path import Path
 
@@ -102,6 +113,8 @@ class CopyStore:
         self._connect = connect
         self._file = file
         self._connection: sqlite_connection.Connection | None = None
+        #: Nothing in the write-ahead log is doubtful.
+        self._ready = True
         self._heads: sqlite_connection.Cursor | None = None
 
     def open(self) -> State:
@@ -109,6 +122,7 @@ class CopyStore:
         with self._reading():
             if not self._file.exists():
                 os.close(os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            self._look_at_wal()
             connection = sqlite_connection.open_alone(self._connect, self._file)
             self._connection = connection
             tables = sqlite_connection.all_rows(connection, "SELECT name, sql FROM sqlite_schema")
@@ -116,8 +130,26 @@ class CopyStore:
                 self._create(connection)
             else:
                 self._check(connection, [sql for _name, sql in tables if sql])
+            if not self._ready:
+                self._empty_wal(connection)
             rows = sqlite_connection.all_rows(connection, "SELECT name, value, crc FROM meta")
             return State(**sqlite_rows.meta_of(rows))
+
+    def _look_at_wal(self) -> None:
+        wal = self._file.with_name(self._file.name + "-wal")
+        if not wal.exists() or not wal.stat().st_size:
+            return
+        fault = sqlite_bytes.wal_fault(wal)
+        if fault is not None:
+            raise ValueError(fault)
+        self._ready = False
+        sqlite_open.renew_wal(self._file)
+
+    def _empty_wal(self, connection: sqlite_connection.Connection) -> None:
+        ((blocked, *_),) = sqlite_connection.all_rows(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+        if blocked:
+            raise errors.StorageFailed(str(self._file), "its write-ahead log is in use")
+        self._ready = True
 
     def _create(self, connection: sqlite_connection.Connection) -> None:
         # The first transaction's: a crash leaves a file without tables, which is made anew.
@@ -140,6 +172,9 @@ class CopyStore:
             raise ValueError(f"its layout is version {schema}, and this program knows {SCHEMA}")
         if sorted(tables) != sorted(_TABLES):
             raise ValueError("its list of tables is not that of a copy")
+        rows = sqlite_connection.all_rows(connection, "PRAGMA quick_check(3)")
+        if rows != [("ok",)]:
+            raise ValueError("; ".join(" ".join(str(row[0]).split()) for row in rows))
 
     def close(self) -> None:
         """Close it; without effect if it is closed."""
@@ -176,11 +211,14 @@ class CopyStore:
         """All of it, or nothing; it is on disk when this returns."""
         connection = self._opened()
         with self._translating():
+            if not self._ready:
+                self._empty_wal(connection)
             try:
                 connection.execute("BEGIN")
                 self._write(connection, changes)
                 connection.execute("COMMIT")
             except BaseException:
+                self._ready = False
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
@@ -224,7 +262,8 @@ class CopyStore:
         except (sqlite_rows.BadRow, errors.BadPath, KeyError, TypeError, ValueError) as exc:
             raise errors.StorageDamaged(str(self._file), str(exc), hint=_HINT) from exc
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         except Exception as exc:
             if not sqlite_connection.is_sqlite_error(exc):
                 raise

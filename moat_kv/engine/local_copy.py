@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from moat_kv import errors
-from moat_kv.engine import copy_store, sqlite_connection, sqlite_lock, worker
+from moat_kv.engine import copy_store, file_errors, sqlite_connection, sqlite_lock, worker
 from moat_kv.engine.copy_store import Pending, State
 from moat_kv.entry import Record
 from moat_kv.path import Path
@@ -110,7 +110,8 @@ class LocalCopy:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            raise errors.StorageFailed(str(self._file), str(exc)) from exc
+            reason = file_errors.reason_of(exc, self._file)
+            raise errors.StorageFailed(str(self._file), reason) from exc
         lock.acquire()
 
     async def heads(self) -> AsyncIterator[Sequence[Record]]:

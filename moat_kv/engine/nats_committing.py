@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
-from moat_kv import errors
+from moat_kv import errors, waiting
 from moat_kv.engine import base, judge, nats_feed, nats_publish, nats_record, nats_subjects
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
@@ -31,7 +31,9 @@ _log = logging.getLogger(__name__)
 #: How long a group may wait for NATS before it is answered `Detached` or `Unknown`, in seconds.
 PATIENCE_S = 10.0
 #: What was stored for certain is applied within this time, or answered all the same, in seconds.
-APPLY_S = 20.0
+APPLY_S = 60.0
+#: The same when the server is stopping, in seconds.
+APPLY_AT_END_S = 5.0
 #: So many single writes go one by one; more in a batch, whose own cost is that of some ten of them
 #: (measured: 3.5 ms, against 0.27 ms for a message when NATS syncs each).
 SINGLY = 12
@@ -111,7 +113,8 @@ class Committer:
         self._patience_s = patience_s
         self._waiting: deque[Item] = deque()
         self._open = True
-        self._wake = anyio.Event()
+        self._make_waiter = waiting.maker()
+        self._wake = self._make_waiter()
 
     @property
     def waiting(self) -> int:
@@ -138,7 +141,7 @@ class Committer:
             while self._waiting or self._open:
                 if not self._waiting:
                     await self._wake.wait()
-                    self._wake = anyio.Event()
+                    self._wake = self._make_waiter()
                     continue
                 items = self._take()
                 await self._settle(items)
@@ -328,7 +331,8 @@ class Committer:
         if stored:
             self._report(None)
             # What was stored for certain is answered as such, even if it cannot be seen here yet.
-            await self._feed.reach(max(answer.rev for _, answer in stored), APPLY_S)
+            patience_s = APPLY_S if self._open else APPLY_AT_END_S
+            await self._feed.reach(max(answer.rev for _, answer in stored), patience_s)
             for part, answer in stored:
                 self._stored(part, answer.rev)
         for part, other in pairs:

@@ -28,6 +28,8 @@ SLICE = 1_000
 #: A consumer says so often that it lives, and is dead after that much silence, in seconds.
 HEARTBEAT_S = 1
 SILENCE_S = 3.5
+#: To begin with each of many subjects' newest message takes NATS a while, in seconds.
+START_S = 10.0
 #: NATS forgets a consumer that nobody listens to after so long, in seconds.
 FORGOTTEN_S = 10
 
@@ -120,6 +122,7 @@ class Consumer:
         made = await self._connection.api(
             f"CONSUMER.CREATE.{stream}.{name}",
             {"stream_name": stream, "config": asked, "action": "create"},
+            START_S,
         )
         total = int(made.get("num_pending", 0))
         self._there = total + self._number

@@ -7,12 +7,12 @@ no answer for (`Chain`). Keeps the deletions that compaction will ask for. Publi
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
-from moat_kv import errors
+from moat_kv import errors, waiting
 from moat_kv.engine import base, nats_consumer, nats_line, nats_record, nats_stream, nats_subjects
 from moat_kv.entry import Record
 from moat_kv.path import Path
@@ -71,7 +71,9 @@ class Feed:
         self.leftovers: dict[Path, int] = {}
         # A group that has come in part.
         self._group: list[nats_record.Delivered] = []
-        self._moved = anyio.Event()
+        self._make_waiter = waiting.maker()
+        # Who waits for which revision.
+        self._waiters: list[tuple[int, waiting.Waiter]] = []
         self.count = 0
         self._consumer: nats_consumer.Consumer | None = None
 
@@ -143,13 +145,17 @@ class Feed:
 
     async def reach(self, rev: int, timeout_s: float | None = None) -> bool:
         """Wait until a revision was applied or passed; False if it was not in time."""
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.revision < rev:
-            left_s = None if until is None else until - time.monotonic()
-            if left_s is not None and left_s <= 0:
-                return False
-            with anyio.move_on_after(left_s):
-                await self._moved.wait()
+        if self.revision >= rev:
+            return True
+        waiter = self._make_waiter()
+        self._waiters.append((rev, waiter))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters = [each for each in self._waiters if each[1] is not waiter]
         return True
 
     # Applying -----------------------------------------------------------------------------------
@@ -179,8 +185,9 @@ class Feed:
             if not self._group:
                 self.revision = rev
         self._apply(ready)
-        moved, self._moved = self._moved, anyio.Event()
-        moved.set()
+        for rev, waiter in self._waiters:
+            if rev <= self.revision:
+                waiter.set()
 
     def _apply(self, ready: Sequence[nats_record.Delivered]) -> None:
         records = []

@@ -9,6 +9,7 @@ goes before the writes of its batch, so that the last message of the stream is n
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -18,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
 from nats import errors as nats_errors
 from nats.aio import msg as nats_msg
 
+from moat_kv import waiting
 from moat_kv.engine import nats_line
 
 _log = logging.getLogger(__name__)
@@ -98,12 +99,14 @@ class Publisher:
         self._inbox = self._client.new_inbox()
         self._number = 0
         self._answers: dict[str, Answer | None] = {}
-        self._complete = anyio.Event()
+        self._make_waiter = waiting.maker()
+        self._complete = self._make_waiter()
 
         self._subscription: Any = None
 
     async def open(self) -> None:
         """Listen for answers. Raises nats_line.NoAnswer."""
+        self._connection.when_lost.append(self._lost)
         try:
             inbox = f"{self._inbox}.*"
             self._subscription = await self._client.subscribe(inbox, cb=self._answered)
@@ -112,6 +115,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Listen no more."""
+        self._connection.when_lost.remove(self._lost)
         if not self._connection.lost.is_set():
             with contextlib.suppress(nats_errors.Error, OSError):
                 await self._subscription.unsubscribe()
@@ -137,7 +141,7 @@ class Publisher:
     async def _send(
         self, sending: list[tuple[Message, dict[str, str], bool]], wait_s: float
     ) -> list[Answer]:
-        self._answers, self._complete = {}, anyio.Event()
+        self._answers, self._complete = {}, self._make_waiter()
         try:
             for message, headers, wants_answer in sending:
                 reply = ""
@@ -150,20 +154,19 @@ class Publisher:
             # Part of it may have been sent; nobody will tell.
             reason = str(exc) or type(exc).__name__
             return [Open(reason=reason) for *_, wants_answer in sending if wants_answer]
-        with anyio.move_on_after(wait_s):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._until_lost, tasks.cancel_scope)
-                await self._complete.wait()
-                tasks.cancel_scope.cancel()
+        if None in self._answers.values():
+            # (asyncio's own, without a task for the line: this is the way of every write.)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._complete.wait()
         lost = self._connection.lost.is_set()
         silent = Open(reason="the connection was lost" if lost else "no acknowledgement in time")
         found = [answer or silent for answer in self._answers.values()]
         self._answers = {}
         return found
 
-    async def _until_lost(self, scope: anyio.CancelScope) -> None:
-        await self._connection.lost.wait()
-        scope.cancel()
+    def _lost(self) -> None:
+        self._complete.set()
 
     async def _answered(self, message: nats_msg.Msg) -> None:
         if message.subject not in self._answers:

@@ -116,7 +116,8 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         finally:
             self._connection = self._publisher = None
             self._attached_event = anyio.Event()
-            self._cut_off("the connection to NATS was lost")
+            if self._open and self._is_in_touch:
+                self._cut_off("the connection to NATS was lost")
 
     async def _find_log(self, connection: nats_line.Connection) -> None:
         """Have everything applied that is in the stream, from where we are or anew."""

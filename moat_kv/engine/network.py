@@ -6,7 +6,8 @@ goes on from the copy: plain writes wait in the outbox (`outbox`), all others ar
 Detached; afterwards `replaying` brings them in. A plain write that the log does not acknowledge
 within `patience_s` is kept likewise, and answered so.
 
-Until the outbox is empty, plain writes join its end, so that a client's writes stay in order.
+Until all of the outbox is on its way into the log, plain writes join its end, so that a client's
+writes stay in order.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class _Flight:
 
 
 class NetworkEngine(base.Engine):
-    """`base.Engine` in touch with a network, or without. `node` names its conflicts' records."""
+    """`base.Engine` in touch with a network, or without. `origin` names its conflicts' records."""
+
+    #: Strict writes may hang for seconds; plain ones must not wait behind them.
+    inside_records = 20_000
 
     def __init__(
         self,
@@ -115,7 +119,7 @@ class NetworkEngine(base.Engine):
                 is_busy=self._in_flight.__contains__,
                 on_conflict=self._conflict,
             )
-            self._outbox.on_kept = self._replayer.wake
+            self._outbox.on_kept = self._replayer.add
             async with (
                 self._engine.following(self, known),
                 anyio.create_task_group() as tasks,
@@ -200,8 +204,7 @@ class NetworkEngine(base.Engine):
         self._loaded.set()
         self._heard.set()
         self._applied(())
-        self._replayer.may_go = True
-        self._replayer.wake()
+        self._replayer.go()
         if was_cut_off:
             away_s, waiting = max(0.0, self.since - before), len(self._outbox)
             text = "in touch with the network again after %.0f s, revision %d; writes waiting: %d"
@@ -212,7 +215,7 @@ class NetworkEngine(base.Engine):
     def cut_off(self, reason: str) -> None:
         self.attached, self.trouble = False, f"cut off from the network: {reason}"
         self.since, self._was_cut_off = self._moment().wall, True
-        self._replayer.may_go = False
+        self._replayer.stop()
         self._heard.set()
         # Who has no tree yet does not serve, and who stops has no news.
         level = logging.WARNING if self._loaded.is_set() and self._is_open else logging.INFO
@@ -233,7 +236,7 @@ class NetworkEngine(base.Engine):
 
     def submit(self, writes: Sequence[Write], done: base.Done) -> None:
         if len(writes) == 1 and is_plain(writes[0]):
-            if self.attached and not len(self._outbox):
+            if self.attached and self._is_next(writes[0].path):
                 self._launch(writes[0], done)
             else:
                 self._keep(writes[0], done)
@@ -246,6 +249,15 @@ class NetworkEngine(base.Engine):
                 done(errors.Detached(f"a write of {write.path} waits to be brought in"))
                 return
         self._engine.submit(writes, done)
+
+    def _is_next(self, path: Path) -> bool:
+        """Whether nothing that was kept comes into the log behind what is submitted now."""
+        waiting = len(self._outbox)
+        if not waiting:
+            return True
+        if waiting > replaying.AT_ONCE or path in self._outbox:
+            return False
+        return self._outbox.are_all(self._replayer.is_submitted)
 
     def _launch(self, write: Write, done: base.Done) -> None:
         head = self._canvas.head(write.path)
@@ -268,11 +280,13 @@ class NetworkEngine(base.Engine):
         if flight.is_kept:
             if is_stored:
                 self._outbox.stored(write.path, id_)
-            self._replayer.wake()
         elif isinstance(outcome, errors.Unknown | errors.Detached):
             self._outbox.take(write, flight.done, made=flight.made, on=flight.on)
         else:
             flight.done(outcome)
+        waiting = self._outbox.on_disk(write.path)
+        if waiting is not None:
+            self._replayer.add(waiting)
 
     def _release(self, path: Path) -> None:
         count = self._in_flight[path] - 1

@@ -60,8 +60,8 @@ class Outbox:
             # The process before this one may have published it.
             self.published.update((pending.id, *pending.earlier))
             self._show(pending)
-        #: Called when there is something to be replayed.
-        self.on_kept: Callable[[], None] = lambda: None
+        #: Called with each write that waits now.
+        self.on_kept: Callable[[Pending], None] = lambda pending: None
 
     def __len__(self) -> int:
         return len(self._newest)
@@ -72,6 +72,14 @@ class Outbox:
     def waiting(self) -> Iterable[Pending]:
         """What is on disk, oldest first."""
         return [self._newest[path] for path in self._copy.outbox if path in self._newest]
+
+    def on_disk(self, path: Path) -> Pending | None:
+        """What waits for a path, and is on disk."""
+        return self._copy.outbox.get(path)
+
+    def are_all(self, condition: Callable[[Pending], bool]) -> bool:
+        """Whether it holds for all that wait, also for what is on its way to the disk."""
+        return all(map(condition, self._newest.values()))
 
     def is_waiting(self, pending: Pending) -> bool:
         """Whether this very write waits still, and is on disk."""
@@ -91,10 +99,12 @@ class Outbox:
 
         def kept(error: errors.MoatKvError | None) -> None:
             if error is None:
-                if self._newest.get(path) is pending:
+                is_newest = self._newest.get(path) is pending
+                if is_newest:
                     self._show(pending)
                 done((_record_of(pending),))
-                self.on_kept()
+                if is_newest:
+                    self.on_kept(pending)
                 return
             if self._newest.get(path) is pending:
                 self._restore(path)

@@ -62,50 +62,66 @@ class Replayer:
         self._is_busy = is_busy
         self._on_conflict = on_conflict
         self._wake = anyio.Event()
-        self._retry = False
+        # What is to be replayed, in order; and the paths that are being replayed.
+        self._queue: dict[Path, Pending] = {}
+        self._active: set[Path] = set()
+        # Those of them that are with the engine.
+        self._submitted: dict[Path, Pending] = {}
         #: The engine is in touch, and everything in it has been applied.
         self.may_go = False
         #: How many have been brought in, and how many of them met another write.
         self.replayed = 0
         self.met = 0
 
-    def wake(self) -> None:
-        """Something waits, may go, or is not busy any more."""
+    def go(self) -> None:
+        """The engine is in touch: bring in whatever waits."""
+        self.may_go = True
+        self._queue = {pending.path: pending for pending in self._outbox.waiting()}
         self._wake.set()
+
+    def stop(self) -> None:
+        """It is not any more."""
+        self.may_go = False
+
+    def add(self, pending: Pending) -> None:
+        """This one waits now, or may be replayed now."""
+        self._queue[pending.path] = pending
+        self._wake.set()
+
+    def is_submitted(self, pending: Pending) -> bool:
+        """Whether it is on its way into the log, so that what is submitted now comes after it."""
+        return self._submitted.get(pending.path) is pending
 
     async def run(self) -> None:
         """Replay until cancelled. What is cancelled on its way is found again by its id."""
-        while True:
-            await self._wake.wait()
-            self._wake, self._retry = anyio.Event(), False
-            await self._replay_all()
-            if self._retry and self.may_go:
-                await anyio.sleep(RETRY_S)
-                self._wake.set()
-
-    async def _replay_all(self) -> None:
-        if not self.may_go:
-            return
-        queue = iter([each for each in self._outbox.waiting() if not self._is_busy(each.path)])
-
-        async def work() -> None:
-            for pending in queue:
-                await self._replay(pending)
-
         async with anyio.create_task_group() as tasks:
-            for _ in range(AT_ONCE):
-                tasks.start_soon(work)
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                while self.may_go and self._queue and len(self._active) < AT_ONCE:
+                    path = next(iter(self._queue))
+                    pending = self._queue.pop(path)
+                    # Whoever is busy with it adds it again.
+                    if path not in self._active and not self._is_busy(path):
+                        self._active.add(path)
+                        tasks.start_soon(self._replay, pending)
 
     async def _replay(self, pending: Pending) -> None:
+        path = pending.path
         try:
-            while self.may_go and self._outbox.is_waiting(pending):
-                if self._is_busy(pending.path):
-                    return  # it wakes us when it is done
-                if await self._step(pending):
-                    return
-        except (errors.Unknown, errors.Detached, errors.EngineError) as exc:
-            _log.debug("%s waits on: %s", pending.path, exc)
-            self._retry = True
+            while self.may_go and self._outbox.is_waiting(pending) and not self._is_busy(path):
+                try:
+                    if await self._step(pending):
+                        break
+                except (errors.Unknown, errors.Detached, errors.EngineError) as exc:
+                    _log.debug("%s waits on: %s", path, exc)
+                    await anyio.sleep(RETRY_S)
+        finally:
+            self._active.discard(path)
+            newest = self._outbox.on_disk(path)
+            if newest is not None:
+                self.add(newest)
+            self._wake.set()
 
     async def _step(self, pending: Pending) -> bool:
         """One attempt; whether it came to an end. Raises what says that it may be tried later."""
@@ -149,16 +165,16 @@ class Replayer:
         )
         if verdict.fate is fates.Fate.WRITE:
             self._outbox.published.add(pending.id)
-            return await self._write(late) is None
+            return await self._write(pending, late) is None
         if verdict.fate is fates.Fate.WINS and head is not None and theirs is not None:
             conflict = conflicts.Conflict(pending.path, head.value, theirs, mine)
             self._outbox.published.add(pending.id)
-            refused = await self._write(late, self._entry_of(conflict))
+            refused = await self._write(pending, late, self._entry_of(conflict))
             if refused == str(conflict.place):  # it is there, from before a crash
-                refused = await self._write(late)
+                refused = await self._write(pending, late)
         else:
             conflict = conflicts.Conflict(pending.path, pending.value, mine, theirs)
-            refused = await self._write(self._entry_of(conflict))
+            refused = await self._write(pending, self._entry_of(conflict))
             if refused == str(conflict.place):
                 refused = None
         if refused is None:
@@ -176,17 +192,21 @@ class Replayer:
             strict=True,
         )
 
-    async def _write(self, *writes: Write) -> str | None:
+    async def _write(self, pending: Pending, *writes: Write) -> str | None:
         """Submit a group and wait for it; the path whose condition did not hold, or None."""
         outcomes: list[base.Outcome] = []
         finished = anyio.Event()
+        self._submitted[pending.path] = pending
 
         def done(outcome: base.Outcome) -> None:
             outcomes.append(outcome)
             finished.set()
 
         self._engine.submit(writes, done)
-        await finished.wait()
+        try:
+            await finished.wait()
+        finally:
+            del self._submitted[pending.path]
         outcome = outcomes[0]
         if isinstance(outcome, errors.Conflict):
             return str(outcome.path)

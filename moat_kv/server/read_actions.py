@@ -1,4 +1,4 @@
-"""Actions that read: hello, ping, get, get_tree, list, watch, stop, history, state."""
+"""Actions that read: hello, ping, get, get_tree, list, watch, stop, history, hash, state."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from moat_kv.entry import Record
 from moat_kv.path import Path, key_element
 from moat_kv.proto import messages, rows
 from moat_kv.proto.messages import Request
-from moat_kv.server import streams
-from moat_kv.server.actions import BOOL, INT, LIST, ONLY_PATH, TEXT, Action, readable
+from moat_kv.server import hash_stream, streams
+from moat_kv.server.actions import (
+    BOOL,
+    BYTES,
+    INT,
+    LIST,
+    NUMBER,
+    ONLY_PATH,
+    TEXT,
+    Action,
+    readable,
+)
 from moat_kv.server.connection import Connection
-from moat_kv.tree import match
+from moat_kv.tree import hashing, match
 from moat_kv.tree import tree as tree_module
 from moat_kv.tree.node import Node
 from moat_kv.tree.watch import PENDING_LIMIT, Watcher
@@ -25,6 +35,8 @@ LINE_PENDING = 400_000
 #: How many records one history request may ask for, and how many are in memory at a time.
 HISTORY_LIMIT = 10_000
 HISTORY_SLICE = 16
+#: How long a hash may wait for its revision, in seconds.
+HASH_WAIT_LIMIT_S = 60.0
 #: No engine counts further.
 REVISION_LIMIT = 2**63 - 1
 
@@ -237,6 +249,23 @@ async def _feed_history(
         await stream.taken()
 
 
+def hash_(connection: Connection, request: Request) -> None:
+    """The hash of a subtree, and those of its parts."""
+    arguments = request.arguments
+    path, rev = readable(arguments["path"]), arguments.get("rev", 0)
+    prefix, wait_s = arguments.get("prefix", b""), arguments.get("wait_s", 0)
+    if len(prefix) > hashing.PREFIX_LIMIT:
+        raise errors.BadArguments("hash", f"prefix has at most {hashing.PREFIX_LIMIT} bytes")
+    if not 0 <= rev <= REVISION_LIMIT or not 0 <= wait_s <= HASH_WAIT_LIMIT_S:
+        raise errors.BadArguments("hash", f"rev is a revision, wait_s 0 to {HASH_WAIT_LIMIT_S:g}")
+    seq, store = request.seq, connection.server.store
+    snapshot = hashing.Snapshot(store.tree, path, prefix=prefix, rev=rev)
+    stream = hash_stream.HashStream(seq, store, snapshot, lambda: connection.stream_ready(seq))
+    connection.open_stream(seq, stream)
+    if stream.waits:
+        connection.run_later(seq, lambda: stream.wait(wait_s))
+
+
 def state(connection: Connection, request: Request) -> None:
     connection.reply(request.seq, {}, codec.pack(connection.server.describe()))
 
@@ -258,5 +287,6 @@ ACTIONS = (
     ),
     Action("stop", "open", {"seq": INT}, {}, stop),
     Action("history", "read", ONLY_PATH, {"limit": INT, "before": INT}, history),
+    Action("hash", "read", ONLY_PATH, {"prefix": BYTES, "rev": INT, "wait_s": NUMBER}, hash_),
     Action("state", "read", {}, {}, state),
 )

@@ -55,7 +55,7 @@ class Server:
         self.patches = patching.Patches(self)
         self.lost_writes = lost_writes.LostWrites(self)
         self.servers = network_facts.Servers(self)
-        self._turns = turns.Turns(self.submit)
+        self._turns = turns.Turns(self.submit, engine.inside_records)
         self.actions = actions.table()
         self.connections: set[Connection] = set()
         self.connection_limit = accepting.connection_limit()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from moat_kv.entry import SYSTEM, Head, Record
 from moat_kv.path import Path
+from moat_kv.tree.hashing import Snapshot
 from moat_kv.tree.tree import Tree
 from moat_kv.tree.watch import WatchIndex
 
@@ -24,6 +25,8 @@ class Store:
         self.monitors: dict[Callable[[Path, bytes], None], Path] = {}
         #: Entries that belong to a session, by the session's id. Kept while the entry lives.
         self.session_entries: dict[str, set[Path]] = {}
+        #: What is being hashed at present; each is told what changes.
+        self.snapshots: list[Snapshot] = []
         #: Called for each applied record that ends by itself (`server.expiry`).
         self.on_expiring: Callable[[Record], None] | None = None
         #: Servers' messages to each other, by topic.
@@ -38,8 +41,11 @@ class Store:
             for record in records:
                 self._coming.apply(record)
             return
-        tree, watchers = self.tree, self.watchers
+        tree, watchers, snapshots = self.tree, self.watchers, self.snapshots
         for record in records:
+            if snapshots:
+                for snapshot in snapshots:
+                    snapshot.before(record)
             if tree.bound:
                 self._unbind(record.path)
             tree.apply(record)
@@ -50,6 +56,8 @@ class Store:
                     self.on_expiring(record)
             if watchers.count and not tree.is_covered(record.path):
                 watchers.notify(record)
+        for snapshot in snapshots:
+            snapshot.applied()
 
     def _unbind(self, path: Path) -> None:
         before = self.tree.bound.get(path)
@@ -61,7 +69,12 @@ class Store:
             del self.session_entries[before.session]
 
     def compacted(self, floor: int) -> None:
-        (self._coming or self.tree).drop_tombstones(floor)
+        if self._coming is not None:
+            self._coming.drop_tombstones(floor)
+            return
+        self.tree.drop_tombstones(floor)
+        for snapshot in self.snapshots:
+            snapshot.restart()
 
     # What is shown over the log's state, and a log that is told anew -----------------------------
 

@@ -14,18 +14,19 @@ from collections.abc import Callable, Hashable, Sequence
 from moat_kv.engine.base import Done, Outcome
 from moat_kv.entry import Write
 
-#: So many records may be with the engine. Two commits of half as many still fill the disk's time:
-#: what they take is applied and answered while the next is synced.
-INSIDE_RECORDS = 256
 #: What one client's turn is worth, in records; one group goes in whole, however large it is.
 TURN_RECORDS = 32
 
 
 class Turns:
-    """The writes that wait for their turn. `submit` is the engine's, as `Engine.submit`."""
+    """The writes that wait for their turn.
 
-    def __init__(self, submit: Callable[[Sequence[Write], Done], None]) -> None:
+    `submit` is the engine's, as `Engine.submit`; so many records may be with it as `inside` says.
+    """
+
+    def __init__(self, submit: Callable[[Sequence[Write], Done], None], inside: int) -> None:
         self._submit = submit
+        self._limit = inside
         #: Records that are with the engine.
         self._inside = 0
         # By client, in the order of their next turns.
@@ -39,7 +40,7 @@ class Turns:
 
     def submit(self, owner: Hashable, writes: Sequence[Write], done: Done) -> None:
         """Hand a group of this client's to the engine when its turn has come."""
-        if self._inside < INSIDE_RECORDS and not self._queues:
+        if self._inside < self._limit and not self._queues:
             self._hand(writes, done)
         else:
             self._queues.setdefault(owner, deque()).append((writes, done))
@@ -61,7 +62,7 @@ class Turns:
         self._refilling = True
         queues = self._queues
         try:
-            while queues and self._inside < INSIDE_RECORDS:
+            while queues and self._inside < self._limit:
                 owner, queue = next(iter(queues.items()))
                 turn = 0
                 while queue and turn < TURN_RECORDS:

@@ -52,8 +52,10 @@ async def put(copy: local_copy.LocalCopy, write: Pending) -> errors.MoatKvError 
     return outcome[0]
 
 
-def damage(file: pathlib.Path) -> None:
-    file.write_bytes(file.read_bytes().replace(b"precious", b"previous"))
+def damage(file: pathlib.Path, what: bytes = b"precious") -> None:
+    old = file.read_bytes()
+    assert what in old
+    file.write_bytes(old.replace(what, b"X" * len(what)))
 
 
 async def test_a_copy_comes_back_as_it_was(file: pathlib.Path) -> None:
@@ -205,6 +207,23 @@ async def test_a_sync_that_fails_loses_nothing_that_is_answered_later(
         again = local_copy.LocalCopy(file)
         async with again.running():
             assert {P("a"), P("c")} <= set(again.outbox)
+
+
+async def test_damage_before_the_end_of_the_write_ahead_log_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    file = tmp_path / "copy.sqlite"
+    with powercut.SimulatedDisk() as disk:
+        copy = local_copy.LocalCopy(file, connect=disk.connect, delay_s=0.0, retry_s=0.0)
+        async with copy.running():
+            for tick in range(1, 6):
+                assert await put(copy, pending(P("a"), b"precious %d" % tick, tick)) is None
+            disk.cut()
+        disk.restore()
+    damage(file.with_name(file.name + "-wal"), b"precious 2")
+    with pytest.raises(errors.StorageDamaged):
+        async with local_copy.LocalCopy(file).running():
+            pass
 
 
 async def test_damage_to_the_outbox_is_refused(file: pathlib.Path) -> None:

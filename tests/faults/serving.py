@@ -30,9 +30,17 @@ class ServerProcess:
     """A server's process, or the next one after a crash. `folder` holds everything it leaves."""
 
     def __init__(
-        self, folder: pathlib.Path, *, data: pathlib.Path | None = None, options: Sequence[str] = ()
+        self,
+        folder: pathlib.Path,
+        *,
+        name: str = "n1",
+        data: pathlib.Path | None = None,
+        config: pathlib.Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self.config = config
+        self.name = name
         self.data = data or folder / "data"
         self.options = list(options)
         self.socket = folder / "socket"
@@ -64,12 +72,17 @@ class ServerProcess:
         self.tcp_url = lines.split()[0]
 
     def _spawn(self, ready_fd: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "moat_kv_cli", "kv", "server", "n1"]
+        command = [sys.executable, "-m", "moat_kv_cli", "kv", "server", self.name]
         command += ["--data", str(self.data), "--unix", str(self.socket), "--port", "0"]
         command += ["--ready-fd", str(ready_fd), *self.options]
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=_ROOT, stdout=log, stderr=log, pass_fds=[ready_fd], env=_environment()
+                command,
+                cwd=_ROOT,
+                stdout=log,
+                stderr=log,
+                pass_fds=[ready_fd],
+                env=_environment(self.config),
             )
 
     async def kill(self) -> None:
@@ -123,10 +136,12 @@ class ServerProcess:
         resource.prlimit(self.pid, which, (soft, hard))
 
 
-def _environment() -> dict[str, str]:
+def _environment(config: pathlib.Path | None) -> dict[str, str]:
     """Nothing of this machine's settings, and our own packages first."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("MOAT_KV")}
     paths = [str(_ROOT), str(_ROOT / "cli"), str(_ROOT / "runner")]
+    if config is not None:
+        kept["MOAT_KV_CONFIG"] = str(config)
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "XDG_CONFIG_HOME": str(_ROOT / "nowhere")}
 
 

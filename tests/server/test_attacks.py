@@ -126,8 +126,8 @@ async def test_one_with_thousands_of_writes_in_flight_lets_another_one_in() -> N
         revisions = [(await modest.next(seq)).fields["rev"] for seq in range(100, 140)]
         assert revisions == sorted(revisions)
         # What the engine had already, and then a turn each.
-        assert revisions[0] <= turns.INSIDE_RECORDS + turns.TURN_RECORDS + 1
-        assert revisions[-1] <= turns.INSIDE_RECORDS + 3 * turns.TURN_RECORDS + 40
+        assert revisions[0] <= running.server.engine.inside_records + turns.TURN_RECORDS + 1
+        assert revisions[-1] <= running.server.engine.inside_records + 3 * turns.TURN_RECORDS + 40
         written = [(await greedy.next(seq)).fields["rev"] for seq in range(100, 2_100)]
         assert written == sorted(written)
 
