@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncclick as click
 
-from moat_kv_cli import command, net, output
+from moat_kv_cli import command, output, servers
 
 
 @click.command(cls=command.Command, example="moat kv status\nmoat kv status -o json")
@@ -23,11 +23,11 @@ async def status(invocation: command.Invocation, /, out: output.Printer) -> None
     if not out.for_people:
         out.facts(facts)
         return
-    servers = facts.pop("servers")
+    others = facts.pop("servers")
     out.facts(_flat(facts))
-    if len(servers) > 1:
+    if len(others) > 1:
         out.note("")
-        net.show(servers, out)
+        servers.show(others, out)
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
