@@ -122,7 +122,7 @@ class Consumer:
         made = await self._connection.api(
             f"CONSUMER.CREATE.{stream}.{name}",
             {"stream_name": stream, "config": asked, "action": "create"},
-            START_S,
+            START_S if since is None else nats_line.API_S,
         )
         total = int(made.get("num_pending", 0))
         self._there = total + self._number
