@@ -170,9 +170,9 @@ async def test_client_moves_to_another_server_with_session_and_membership(
             await client.set(A, 1, session=session)
             await client.join(P("g"), "me", session=session)
             die.set()
+            await until(lambda: owner(net, session.id) == two.server.origin)
             await written(client, A, session)
             assert not session.lost.is_set()
-            assert owner(net, session.id) == two.server.origin
             await until(lambda: two.server.groups.describe() == {"g": ["me"]})
             assert None not in net.history(A)
         await until(lambda: not has(two, A))
@@ -238,8 +238,9 @@ async def test_of_two_servers_that_adopt_at_once_one_has_the_session(
             await until(lambda: all(id in each.server.estates._adopting for each in (two, three)))
             two.remote.answer()
             three.remote.answer()
-            for other, seq in asked:
-                assert (await other.next(seq)).state == State.REPLY
+            # The one whom the other overtook may have been told, or not.
+            states = [(await other.next(seq)).state for other, seq in asked]
+            assert State.REPLY in states
             holders = [each for each in (one, two, three) if id in each.server.sessions]
             assert [each.server.origin for each in holders] == [owner(net, id)]
 
