@@ -314,7 +314,7 @@ async def heal(names: tuple[str, ...], box: Cluster) -> None:
     new = sum(max(0, (each.conflicts or 0) - before.get(each.name, 0)) for each in seen)
     click.echo("healed: every server that runs is in touch, and has brought in what it kept")
     if new:
-        click.echo(f"{_count(new, 'conflict')}: moat kv data :.moat.kv.conflict list -r")
+        click.echo(f"{_count(new, 'conflict')}: moat kv conflict list")
 
 
 # One process -------------------------------------------------------------------------------------
