@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import random
 import time
@@ -76,7 +77,8 @@ class Box:
 
 @contextlib.asynccontextmanager
 async def box(folder: pathlib.Path) -> AsyncIterator[Box]:
-    """A network of three, until the context ends."""
+    """A network of three, until the context ends. (Nobody reads which writes have lost.)"""
+    logging.getLogger("moat_kv.client").setLevel(logging.ERROR)
     cluster = Cluster(folder / "box")
     settings = {"server": {"nats": {"history": HISTORY}}}
     await anyio.to_thread.run_sync(lambda: cluster.up(nodes=3, servers=3, settings=settings))
