@@ -49,10 +49,11 @@ def judge(pending: Pending, at: float, head: Head | None, since: Sequence[Head])
     if head.rev == pending.base or _id(head) in pending.earlier:
         # Each publish expects what it was based on, so below an own record there is none of others.
         return Verdict(Fate.WRITE, head.rev)
-    if head.value == pending.value:
-        return Verdict(Fate.STORED, head.rev)
     mine = (at, pending.origin, pending.tick)
     wins = mine > (head.at, head.origin, head.tick)
+    if head.value == pending.value:
+        # The later time has to be known to a third server, whose write may be between the two.
+        return Verdict(Fate.WRITE if wins else Fate.STORED, head.rev)
     return Verdict(Fate.WINS if wins else Fate.LOSES, head.rev)
 
 

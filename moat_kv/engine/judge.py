@@ -125,6 +125,10 @@ def _guard_refusal(guard: Guard, head: Head | None) -> errors.MoatKvError | None
 
 def unchanged(write: Write, head: Head | None, at: float) -> Record | None:
     """The record that is there already, if the write changes nothing."""
+    if write.after is not None:
+        # A deletion that was kept: others that were cut off have to see when it was made, also
+        # where there is nothing to delete yet.
+        return None
     if head is None:
         return None if write.value is not None else _never(write, at)
     plain = write.session is None and write.expires_at is None

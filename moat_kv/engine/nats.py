@@ -77,7 +77,8 @@ class NatsEngine(base.Engine):
         self._progress = progress
         self._name = name
         self.trouble = None
-        self._facts: nats_stream.Facts
+        # None: we have not been in touch yet.
+        self._facts: nats_stream.Facts | None = None
         self._feed: nats_feed.Feed
         self._line: nats_line.Line
         self._committer: nats_committing.Committer
@@ -148,7 +149,9 @@ class NatsEngine(base.Engine):
             connection = await self._line.first()
             try:
                 nats_line.check(connection, self._place)
-                self._facts = await nats_stream.prepare(connection, self._names, self._settings)
+                self._facts = facts = await nats_stream.prepare(
+                    connection, self._names, self._settings
+                )
                 enabled = gc.isenabled()
                 gc.disable()  # a tree that grows makes no garbage
                 try:
@@ -165,8 +168,8 @@ class NatsEngine(base.Engine):
                 await connection.close()
                 raise
             else:
-                self.epoch = self._facts.epoch
-                self._began_at = self._facts.revision
+                self.epoch = facts.epoch
+                self._began_at = facts.revision
                 return connection
         raise AssertionError("the last attempt returns or raises")
 
@@ -376,18 +379,18 @@ class NatsEngine(base.Engine):
     def describe(self) -> dict[str, Any]:
         """`kind`, `place`, `size_bytes` and `records` (about: what the stream said last, and what
         came since), `waiting` (groups), `server` (the NATS node; None: detached), `nats` (its
-        version), `replicas`, `history`, `network`.
+        version), `replicas`, `history` (of both, None: not in touch yet), `network`.
         """
-        connection = self._connection
+        connection, facts = self._connection, self._facts
         return {
             "kind": "nats",
             "place": self._place,
             "network": self._names.network,
-            "size_bytes": self._facts.size_bytes + self._feed.received_bytes,
-            "records": self._facts.messages + self._feed.count,
+            "size_bytes": (facts.size_bytes if facts else 0) + self._feed.received_bytes,
+            "records": (facts.messages if facts else 0) + self._feed.count,
             "waiting": self._committer.waiting,
             "server": connection.server if connection is not None else None,
             "nats": connection.version if connection is not None else None,
-            "replicas": self._facts.replicas,
-            "history": self._facts.history,
+            "replicas": facts.replicas if facts else None,
+            "history": facts.history if facts else None,
         }

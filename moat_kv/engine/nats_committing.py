@@ -153,6 +153,8 @@ class Committer:
         try:
             while todo := [item for item in items if item.outcome is None]:
                 self._judge_all(todo)
+                # Each would cost a moment more, and many may have waited while NATS was silent.
+                self._give_up([item for item in todo if item.outcome is None and not item.sent])
                 todo = [item for item in todo if item.outcome is None]
                 if not todo:
                     return

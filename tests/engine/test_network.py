@@ -71,7 +71,7 @@ class Node:
         await self.stop()
         await self.start(linked=linked)
 
-    def submit(self, path: Path, value: bytes | None, **options: Any) -> list[base.Outcome]:
+    def submit(self, path: Path, value: Any, **options: Any) -> list[base.Outcome]:
         """What becomes of it is in the list, some time."""
         self._tick += 1
         packed = None if value is None else codec.pack(value)
@@ -80,12 +80,12 @@ class Node:
         self.engine.submit((write,), outcomes.append)
         return outcomes
 
-    async def write(self, path: Path, value: bytes | None, **options: Any) -> base.Outcome:
+    async def write(self, path: Path, value: Any, **options: Any) -> base.Outcome:
         outcomes = self.submit(path, value, **options)
         await until(lambda: outcomes)
         return outcomes[0]
 
-    async def set(self, path: Path, value: bytes | None, **options: Any) -> Record:
+    async def set(self, path: Path, value: Any, **options: Any) -> Record:
         outcome = await self.write(path, value, **options)
         assert not isinstance(outcome, errors.MoatKvError), outcome
         return outcome[0]
@@ -233,6 +233,42 @@ async def test_a_later_write_of_those_in_touch_is_not_undone(tmp_path: pathlib.P
         assert values(log) == {B: b"x"}
         (conflict,) = in_conflict(log)
         assert unpacked(conflict) == b"early again"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["writer-first", "deleter-first"])
+async def test_a_deletion_of_what_was_not_seen_yet_wins_by_its_time(
+    tmp_path: pathlib.Path, order: tuple[int, int]
+) -> None:
+    async with nodes(tmp_path, "n1", "n2") as (log, servers):
+        for server in servers:
+            server.remote.cut()
+        assert is_pending(await servers[0].set(A, 1))
+        log.now += 1.0
+        assert is_pending(await servers[1].set(A, None))
+        for index in order:
+            servers[index].remote.heal()
+            await servers[index].settled()
+        assert log.heads[A].value is None
+        assert [conflict.value for conflict in in_conflict(log)] == [codec.pack(1)]
+
+
+@pytest.mark.parametrize("value", [None, 5], ids=["deleted", "the-same"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (2, 0, 1)], ids=str)
+async def test_the_later_of_two_alike_wins_over_what_was_between_them(
+    tmp_path: pathlib.Path, value: int | None, order: tuple[int, ...]
+) -> None:
+    async with nodes(tmp_path, "n1", "n2", "n3") as (log, servers):
+        await servers[0].set(A, 0)
+        for server in servers:
+            server.remote.cut()
+        for server, written in zip(servers, [value, 2, value], strict=True):
+            log.now += 1.0
+            assert is_pending(await server.set(A, written))
+        for index in order:
+            servers[index].remote.heal()
+            await servers[index].settled()
+        assert log.heads[A].value == (None if value is None else codec.pack(value))
+        assert codec.pack(2) in [conflict.value for conflict in in_conflict(log)]
 
 
 async def test_what_was_deleted_long_ago_does_not_come_back(tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -265,3 +266,22 @@ async def test_a_refusal_for_good_hits_its_own_group_alone() -> None:
         failed = [each for each in outcomes if isinstance(each, errors.MoatKvError)]
         assert [type(each) for each in failed] == [errors.StorageFailed]
         assert outcomes[5] is failed[0]
+
+
+async def test_what_has_waited_for_too_long_is_not_sent_any_more() -> None:
+    stream = Stream()
+    writes, answers = Submitter(lambda *arguments: None), engine_probe.Answers(2)
+
+    def silent(messages: Sequence[nats_publish.Message]) -> nats_publish.Answer:
+        time.sleep(0.1)  # the patience of whatever waits behind it is over then, too
+        return OPEN
+
+    stream.reactions = [silent]
+    async with committing(stream, patience_s=0.05) as submit:
+        submit([writes.make(A, b"1")], answers.done(0))
+        submit([writes.make(A, b"2")], answers.done(1))
+        await answers.wait()
+    first, second = (outcome for _, outcome in answers.outcomes)
+    assert isinstance(first, errors.Unknown)
+    assert isinstance(second, errors.Detached)
+    assert len(stream.published) == 1

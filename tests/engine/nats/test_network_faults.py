@@ -65,6 +65,8 @@ async def test_without_nats_a_server_goes_on_and_starts_and_comes_back(
     two.writer._tick = 10
     async with two.running():
         assert not two.engine.attached
+        facts = two.engine.describe()
+        assert (facts["attached"], facts["server"], facts["replicas"]) == (False, None, None)
         assert two.replica.values == {A: b"\x01"}
         assert two.replica.covers[A].value == b"\x02"
         assert (await two.set(B, b"\x04")).rev < 0
