@@ -19,7 +19,7 @@ import anyio
 from moat_kv import errors
 from moat_kv.engine import copy_store, file_errors, sqlite_connection, sqlite_lock, worker
 from moat_kv.engine.copy_store import Pending, State
-from moat_kv.entry import Record
+from moat_kv.entry import SYSTEM, Record
 from moat_kv.path import Path
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ RETRY_S = 1.0
 SLICE = 2_000
 #: So many writes go from or to the outbox in one transaction.
 GROUP = 2_000
+
+#: Below it is what servers keep of themselves.
+_SYSTEM = Path(SYSTEM)
 
 Kept = Callable[[errors.MoatKvError | None], None]
 """Told that a write is in the outbox, or StorageFailed. Called in the event loop."""
@@ -130,7 +133,10 @@ class LocalCopy:
             self._records[record.path] = record
         self.state = state
         self._is_state_due = True
-        self._wake.set()
+        # Leases are renewed every few seconds; by themselves they are not worth a sync, so that the
+        # disk of an idle server rests.
+        if not records or not all(record.path[:1] == _SYSTEM for record in records):
+            self._wake.set()
         if len(self._records) >= ENOUGH:
             self._enough.set()
 

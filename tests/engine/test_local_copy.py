@@ -97,6 +97,25 @@ async def test_entries_are_written_while_it_is_open(file: pathlib.Path) -> None:
         await waiting.until(lambda: b"n1:x" in file.with_name(file.name + "-wal").read_bytes())
 
 
+async def test_renewed_leases_alone_are_not_worth_a_sync(file: pathlib.Path) -> None:
+    copy = local_copy.LocalCopy(file, delay_s=0.0)
+    wal = file.with_name(file.name + "-wal")
+    async with copy.running():
+        copy.applied([record(1, P("a"))], State("e", 1, 0, 1.0))
+        await waiting.until(lambda: b"n1:x" in wal.read_bytes())
+        before = wal.read_bytes()
+        for rev in range(2, 10):
+            copy.applied([record(rev, Path(None, "lease", "n2"))], State("e", rev, 0, 1.0))
+            await anyio.sleep(0.005)
+        assert wal.read_bytes() == before
+        copy.applied([record(10, P("b"))], State("e", 10, 0, 1.0))
+        await waiting.until(lambda: wal.read_bytes() != before)
+    again = local_copy.LocalCopy(file)
+    async with again.running():
+        assert again.state.revision == 10
+        assert [found.rev for found in await heads(again)] == [1, 9, 10]
+
+
 async def test_deletions_below_the_floor_are_forgotten(file: pathlib.Path) -> None:
     copy = local_copy.LocalCopy(file)
     async with copy.running():
