@@ -357,7 +357,7 @@ class Committer:
         if answer.conflict:
             for item in items:
                 item.conflicting = True
-            rev = answer.rev if answer.rev is not None else await self._lookup(None)
+            rev = answer.rev if answer.rev is not None else await self._last(items, None)
             if rev is not None:
                 await self._feed.reach(rev, max(0.0, self._left_s(items)))
             return
@@ -370,6 +370,12 @@ class Committer:
             elif len(items) == 1:
                 item.outcome = errors.StorageFailed(self._place, answer.reason)
 
+    async def _last(self, items: Sequence[nats_group.Item], subject: str | None) -> int | None:
+        """As `_lookup`, but not for longer than these groups may wait: NATS may be silent."""
+        with anyio.move_on_after(max(0.0, self._left_s(items))):
+            return await self._lookup(subject)
+        return None
+
     async def _look_up(self, items: Sequence[nats_group.Item]) -> None:
         """Ask for the last sequences where nothing that was applied explains a conflict.
 
@@ -378,7 +384,7 @@ class Committer:
         leftovers = self._feed.leftovers
         for item in items:
             for write, message in item.messages:
-                rev = await self._lookup(message.subject)
+                rev = await self._last(items, message.subject)
                 if rev is None or rev > self._feed.revision:
                     continue
                 head = self._replica.head(write.path)

@@ -171,12 +171,15 @@ async def look(box: Box, places: Sequence[str]) -> Verdict:
         differing = await comparing.differences(clients, Path())
         found = await shown(clients[0], places)
         lost = await conflicting_values(clients[0])
+        deletions = await _conflicting_deletions(clients[0])
         operations = box.recorder.close()
         checked = membership.check(operations, found, lost)
         unexplained = [
             one
             for one in checked.pending_lost
-            if not _is_replaced(one, operations) and not await _was_stored(clients[0], one)
+            if not (one.kind == "delete" and one.key in deletions)
+            and not _is_replaced(one, operations)
+            and not await _was_stored(clients[0], one)
         ]
     return Verdict(
         found=dataclasses.replace(checked, pending_lost=tuple(unexplained)),
@@ -189,6 +192,12 @@ async def conflicting_values(client: Client) -> list[history.Value]:
     """The values that have lost, of all conflicts."""
     rows = [row async for row in client.get_tree(conflicts.PLACE)]
     return [row.value.value for row in rows if "value" in row.value]
+
+
+async def _conflicting_deletions(client: Client) -> set[str]:
+    """The paths of which some deletion has lost."""
+    rows = [row async for row in client.get_tree(conflicts.PLACE)]
+    return {str(row.value.path) for row in rows if "value" not in row.value}
 
 
 async def shown(client: Client, places: Sequence[str]) -> dict[str, history.Value]:

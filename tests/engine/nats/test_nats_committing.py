@@ -45,6 +45,8 @@ class Stream:
         self.published: list[list[nats_publish.Message]] = []
         self.last: dict[str, int] = {}
         self.rev = 0
+        #: Nobody answers who asks for a last sequence.
+        self.is_silent = False
 
     async def singly(
         self, messages: Sequence[nats_publish.Message], wait_s: float
@@ -86,6 +88,8 @@ class Stream:
         self.store([message])
 
     async def lookup(self, subject: str | None) -> int | None:
+        if self.is_silent:
+            await anyio.sleep(10)
         return self.rev if subject is None else self.last.get(subject, 0)
 
 
@@ -285,3 +289,15 @@ async def test_what_has_waited_for_too_long_is_not_sent_any_more() -> None:
     assert isinstance(first, errors.Unknown)
     assert isinstance(second, errors.Detached)
     assert len(stream.published) == 1
+
+
+async def test_looking_for_what_explains_a_conflict_takes_no_longer_than_the_patience() -> None:
+    stream = Stream()
+    stream.is_silent = True
+    stream.reactions = [lambda messages: CONFLICT] * 100
+    async with committing(stream, patience_s=0.3) as submit:
+        began = time.monotonic()
+        mine = Submitter(submit)
+        outcomes = await mine.groups([mine.make(A, b"1")], [mine.make(B, b"1")])
+        assert [type(outcome) for outcome in outcomes] == [errors.Unknown] * 2
+        assert time.monotonic() - began < 2
