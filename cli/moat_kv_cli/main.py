@@ -34,6 +34,7 @@ kv = command.LazyGroup(
         "error": f"{_HERE}.error:error",
         "conflict": f"{_HERE}.conflict:conflict",
         "log": f"{_HERE}.log:log",
+        "net": f"{_HERE}.net:net",
         "status": f"{_HERE}.status:status",
         "cluster": f"{_HERE}.cluster:cluster",
         "completion": f"{_HERE}.complete:completion",
