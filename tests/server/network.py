@@ -50,9 +50,8 @@ class Site:
         return self.running.url
 
     async def has_copy(self) -> None:
-        """Until its copy of the tree is on disk, or on its way there."""
-        copy = self.copy
-        await until(lambda: not copy._is_state_due and not copy._records)
+        """Until it has one; what is not on disk then will be when the server ends."""
+        await until(lambda: bool(self.copy.state.epoch))
 
     def cut(self) -> None:
         self.remote.cut()
