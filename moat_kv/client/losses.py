@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from moat_kv import codec, errors
 from moat_kv.client import lost, streams, subscription
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from moat_kv.client.link import Link
 
 logger = logging.getLogger(__name__)
@@ -110,16 +108,8 @@ class Conflicts(subscription.Subscription[lost.LostWrite]):
     def take(self) -> lost.LostWrite:
         return self._queue.popleft()
 
-    async def __aenter__(self) -> Self:
+    def begin(self) -> None:
         self._losses.add(self)
-        return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def finish(self) -> None:
         self._losses.remove(self)
-        self._over = True
-        self.changed()

@@ -39,8 +39,16 @@ class Subscription(streams.Stream, Generic[_T]):
         """The next of what waits; NotGiven if it is not for the consumer."""
         raise NotImplementedError
 
-    async def __aenter__(self) -> Self:
+    def begin(self) -> None:
+        """Have it come."""
         self._link.open_stream(self)
+
+    def finish(self) -> None:
+        """Have no more of it come."""
+        self._link.close_stream(self)
+
+    async def __aenter__(self) -> Self:
+        self.begin()
         return self
 
     async def __aexit__(
@@ -49,7 +57,7 @@ class Subscription(streams.Stream, Generic[_T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._link.close_stream(self)
+        self.finish()
         self._over = True
         self.changed()
 

@@ -15,11 +15,10 @@ emptied before the next transaction, and one that another process left is writte
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -27,7 +26,6 @@ from zlib import crc32
 from moat_kv import errors
 from moat_kv.engine import (
     age,
-    file_errors,
     sqlite_bytes,
     sqlite_connection,
     sqlite_open,
@@ -119,7 +117,7 @@ class CopyStore:
 
     def open(self) -> State:
         """Open the copy, or make it; also raises StorageBusy."""
-        with self._reading():
+        with sqlite_rows.reading(self._file, _HINT):
             if not self._file.exists():
                 os.close(os.open(self._file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             self._look_at_wal()
@@ -187,7 +185,7 @@ class CopyStore:
 
     def pending(self) -> list[Pending]:
         """The outbox, oldest first."""
-        with self._reading():
+        with sqlite_rows.reading(self._file, _HINT):
             rows = self._all("SELECT path, fields, value, crc FROM pending")
             found = [_pending_of(row) for row in rows]
         return sorted(found, key=lambda pending: (pending.made.wall, pending.tick))
@@ -197,7 +195,7 @@ class CopyStore:
 
         Nothing may be written before that. StorageDamaged here is no loss: see the module.
         """
-        with self._reading():
+        with sqlite_rows.reading(self._file, _HINT):
             if self._heads is None:
                 sql = f"SELECT {_COLUMNS} FROM entry ORDER BY rev"
                 self._heads = self._opened().execute(sql)
@@ -210,7 +208,7 @@ class CopyStore:
     def write(self, changes: Changes) -> None:
         """All of it, or nothing; it is on disk when this returns."""
         connection = self._opened()
-        with self._translating():
+        with sqlite_connection.writing(self._file):
             if not self._ready:
                 self._empty_wal(connection)
             try:
@@ -254,30 +252,6 @@ class CopyStore:
         if self._connection is None:
             raise RuntimeError("the copy is not open")
         return self._connection
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite_rows.BadRow, errors.BadPath, KeyError, TypeError, ValueError) as exc:
-            raise errors.StorageDamaged(str(self._file), str(exc), hint=_HINT) from exc
-        except OSError as exc:
-            reason = file_errors.reason_of(exc, self._file)
-            raise errors.StorageFailed(str(self._file), reason) from exc
-        except Exception as exc:
-            if not sqlite_connection.is_sqlite_error(exc):
-                raise
-            raise sqlite_connection.translated(exc, self._file, _HINT) from exc
-
-    @contextlib.contextmanager
-    def _translating(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as exc:
-            if not sqlite_connection.is_sqlite_error(exc):
-                raise
-            reason = sqlite_connection.reason_of(exc)
-            raise errors.StorageFailed(str(self._file), reason) from exc
 
 
 def _fields(pending: Pending) -> str:

@@ -247,7 +247,7 @@ class NetworkEngine(base.Engine):
             if self.attached and self._is_next(writes[0].path):
                 self._launch(writes[0], done)
             else:
-                self._keep(writes[0], done)
+                self._outbox.take(writes[0], done)
             return
         if not self.attached:
             done(errors.Detached(self.trouble or "not in touch with the network"))
@@ -302,9 +302,6 @@ class NetworkEngine(base.Engine):
             self._in_flight[path] = count
         else:
             del self._in_flight[path]
-
-    def _keep(self, write: Write, done: base.Done) -> None:
-        self._outbox.take(write, done)
 
     async def _keep_late_ones(self) -> None:
         flights = self._flights

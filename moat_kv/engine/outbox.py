@@ -108,11 +108,9 @@ class Outbox:
                 return
             if self._newest.get(path) is pending:
                 self._restore(path)
-            done(
-                errors.Unknown("it could not be kept here either")
-                if pending.id in self.published
-                else error
-            )
+            if pending.id in self.published:
+                error = errors.Unknown(f"it is on its way, and could not be kept here: {error}")
+            done(error)
 
         self._copy.put(pending, kept)
 

@@ -7,12 +7,14 @@ system of its own below (`moat_kv.testing.powercut`).
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from moat_kv import errors
+from moat_kv.engine import file_errors
 
 
 class Cursor(Protocol):
@@ -164,3 +166,16 @@ def translated(exc: Exception, file: pathlib.Path, hint: str) -> errors.MoatKvEr
         # ERROR: a table or column is missing. No code: sqlite3 could not decode a text.
         return errors.StorageDamaged(str(file), str(exc), hint=hint)
     return errors.StorageFailed(str(file), reason_of(exc))
+
+
+@contextlib.contextmanager
+def writing(file: pathlib.Path) -> Iterator[None]:
+    """Whatever goes wrong with a file that is written comes out as StorageFailed."""
+    try:
+        yield
+    except OSError as exc:
+        raise errors.StorageFailed(str(file), file_errors.reason_of(exc, file)) from exc
+    except Exception as exc:
+        if not is_sqlite_error(exc):
+            raise
+        raise errors.StorageFailed(str(file), reason_of(exc)) from exc

@@ -11,7 +11,6 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -158,7 +157,7 @@ class Reading:
         #: Whether the file's last user did not close it.
         self.has_wal = False
         try:
-            with self._translating():
+            with sqlite_rows.reading(self._file, HINT):
                 fault = sqlite_bytes.header_fault(file)
                 wal = _wal_of(file)
                 if fault is None and wal.exists():
@@ -230,7 +229,7 @@ class Reading:
             raise errors.StorageDamaged(str(self._file), found, hint=HINT)
 
     def meta(self) -> Meta:
-        with self._translating():
+        with sqlite_rows.reading(self._file, HINT):
             values = sqlite_rows.meta_of(self._all("SELECT name, value, crc FROM meta"))
             compacted = int(values.get("compacted", 0))
             ((last, records),) = self._all("SELECT coalesce(max(rev), 0), count(*) FROM log")
@@ -250,7 +249,7 @@ class Reading:
 
     def heads(self, count: int) -> list[Record]:
         """The next that many newest records of a path, in the order of revisions; [] at the end."""
-        with self._translating():
+        with sqlite_rows.reading(self._file, HINT):
             if self._heads is None:
                 for (rev,) in self._all(_MISLED):
                     raise sqlite_rows.BadRow(f"record {rev} does not follow one of its own path")
@@ -264,20 +263,6 @@ class Reading:
         if self._connection is None:
             raise RuntimeError("the log has been closed")
         return self._connection
-
-    @contextlib.contextmanager
-    def _translating(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            reason = file_errors.reason_of(exc, self._file)
-            raise errors.StorageFailed(str(self._file), reason) from exc
-        except (sqlite_rows.BadRow, KeyError, TypeError, ValueError) as exc:
-            raise errors.StorageDamaged(str(self._file), str(exc), hint=HINT) from exc
-        except Exception as exc:
-            if not sqlite_connection.is_sqlite_error(exc):
-                raise
-            raise sqlite_connection.translated(exc, self._file, HINT) from exc
 
 
 def _wal_of(file: pathlib.Path) -> pathlib.Path:

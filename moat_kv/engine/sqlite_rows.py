@@ -1,19 +1,21 @@
 """Records, and what the log says of itself, as rows and back, with a checksum over each.
 
-Used by `engine.sqlite_open` and `engine.sqlite_store`. SQLite notices when the structure of its
+Used by `sqlite_open`, `sqlite_store` and `copy_store`. SQLite notices when the structure of its
 file is damaged but not when a byte of content has changed, so every row carries a CRC of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pathlib
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
 from moat_kv import errors
-from moat_kv.engine import sqlite_connection
+from moat_kv.engine import file_errors, sqlite_connection
 from moat_kv.entry import Record
 from moat_kv.path import Path
 
@@ -65,6 +67,23 @@ def _checksum(
     if expires_at is not None:
         crc = crc32(_pack_time(expires_at), crc)
     return crc
+
+
+@contextlib.contextmanager
+def reading(file: pathlib.Path, hint: str) -> Iterator[None]:
+    """What goes wrong with a file that is read comes out as StorageDamaged (with `hint`),
+    StorageBusy or StorageFailed.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise errors.StorageFailed(str(file), file_errors.reason_of(exc, file)) from exc
+    except (BadRow, KeyError, TypeError, ValueError) as exc:
+        raise errors.StorageDamaged(str(file), str(exc), hint=hint) from exc
+    except Exception as exc:
+        if not sqlite_connection.is_sqlite_error(exc):
+            raise
+        raise sqlite_connection.translated(exc, file, hint) from exc
 
 
 def row_of(record: Record, prev: int) -> tuple[Any, ...]:

@@ -47,7 +47,6 @@ from typing import Any, TypeVar
 
 from moat_kv import errors
 from moat_kv.engine import (
-    file_errors,
     sqlite_connection,
     sqlite_open,
     sqlite_reserve,
@@ -132,7 +131,7 @@ class SqliteStore:
         self._inherited = not clean
         self._ready = clean and not due
         self._reserve.adopt()
-        with self._translating():
+        with sqlite_connection.writing(self._file):
             self._connection = sqlite_connection.open_log(self._connect, self._file)
         if not self._ready:
             try:
@@ -247,7 +246,7 @@ class SqliteStore:
         if not self._ready:
             self._make_ready()
         try:
-            with self._translating():
+            with sqlite_connection.writing(self._file):
                 yield self._opened()
         except BaseException:
             self._give_up()
@@ -272,7 +271,7 @@ class SqliteStore:
     def _try_to_make_ready(self) -> None:
         connection = self._opened()
         try:
-            with self._translating():
+            with sqlite_connection.writing(self._file):
                 if self._inherited:
                     sqlite_open.renew_wal(self._file)
                     self._inherited = False
@@ -335,7 +334,7 @@ class SqliteStore:
         Returns the revision up to which that is done (`above` itself: there is nothing more), and
         how many records were dropped.
         """
-        with self._translating():
+        with sqlite_connection.writing(self._file):
             ((until,),) = sqlite_connection.all_rows(
                 self._opened(),
                 "SELECT max(rev) FROM"
@@ -382,7 +381,7 @@ class SqliteStore:
 
         `few`: also if few are.
         """
-        with self._translating():
+        with sqlite_connection.writing(self._file):
             connection = self._opened()
             ((free,),) = sqlite_connection.all_rows(connection, "PRAGMA freelist_count")
             ((used,),) = sqlite_connection.all_rows(connection, "PRAGMA page_count")
@@ -395,19 +394,6 @@ class SqliteStore:
     def _give_back(self, pages: int) -> None:
         with self._transaction() as connection:
             sqlite_connection.all_rows(connection, f"PRAGMA incremental_vacuum({pages})")
-
-    @contextlib.contextmanager
-    def _translating(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            reason = file_errors.reason_of(exc, self._file)
-            raise errors.StorageFailed(str(self._file), reason) from exc
-        except Exception as exc:
-            if not sqlite_connection.is_sqlite_error(exc):
-                raise
-            reason = sqlite_connection.reason_of(exc)
-            raise errors.StorageFailed(str(self._file), reason) from exc
 
 
 def _is_full(exc: errors.StorageFailed) -> bool:
