@@ -186,9 +186,9 @@ class CopyStore:
     def pending(self) -> list[Pending]:
         """The outbox, oldest first."""
         with sqlite_rows.reading(self._file, _HINT):
-            rows = self._all("SELECT path, fields, value, crc FROM pending")
-            found = [_pending_of(row) for row in rows]
-        return sorted(found, key=lambda pending: (pending.made.wall, pending.tick))
+            # A row that is replaced goes to the end. (The dates may be those of a wrong clock.)
+            rows = self._all("SELECT path, fields, value, crc FROM pending ORDER BY rowid")
+            return [_pending_of(row) for row in rows]
 
     def heads(self, count: int) -> list[Record]:
         """The next so many entries, in the order of revisions; [] at the end.

@@ -59,7 +59,7 @@ class LocalCopy:
         self._retry_s = retry_s
         #: What is on disk is the tree at `state.revision`, once all that waits is written.
         self.state = State()
-        #: What was answered and is not in the engine yet, by path; as on disk.
+        #: What was answered and is not in the engine yet, by path, oldest first; as on disk.
         self.outbox: dict[Path, Pending] = {}
         #: Why the copy cannot be written, or None.
         self.trouble: str | None = None
@@ -188,7 +188,9 @@ class LocalCopy:
         """Write what waits, the outbox first; why that failed, or None."""
         while self._puts:
             group = [self._puts.popleft() for _ in range(min(GROUP, len(self._puts)))]
-            newest = {pending.path: pending for pending, _kept in group}
+            newest: dict[Path, Pending] = {}
+            for pending, _kept in group:
+                _put_last(newest, pending)
             try:
                 changes = copy_store.Changes(puts=list(newest.values()))
                 await self._worker.run(self._store.write, changes)
@@ -196,7 +198,8 @@ class LocalCopy:
                 for _pending, kept in group:
                     kept(exc)
                 return exc
-            self.outbox |= newest
+            for pending in newest.values():
+                _put_last(self.outbox, pending)
             for pending in self._drops:  # one that was there by another way before it was here
                 self._forget(pending)
             for _pending, kept in group:
@@ -238,3 +241,8 @@ class LocalCopy:
             else:
                 _log.info("writing to %s again", self._file)
             self.trouble = trouble
+
+
+def _put_last(outbox: dict[Path, Pending], pending: Pending) -> None:
+    outbox.pop(pending.path, None)
+    outbox[pending.path] = pending

@@ -190,6 +190,7 @@ class NatsEngine(base.Engine):
             self._feed,
             tombstone_s=self._tombstone_s,
             connected=self._connected,
+            now=self.now,
         )
 
     @asynccontextmanager

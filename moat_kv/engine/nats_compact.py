@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -31,7 +30,9 @@ Connected = Callable[[], Awaitable[nats_line.Connection]]
 
 
 class Compactor:
-    """`tombstone_s`: after how many seconds a deletion may be forgotten."""
+    """`tombstone_s`: after how many seconds a deletion may be forgotten; `now`: the engine's time,
+    for a server whose date is wrong must not forget what others still need.
+    """
 
     def __init__(
         self,
@@ -40,11 +41,13 @@ class Compactor:
         *,
         tombstone_s: float,
         connected: Connected,
+        now: Callable[[], float],
     ) -> None:
         self._names = names
         self._feed = feed
         self._tombstone_s = tombstone_s
         self._connected = connected
+        self._now = now
         self._busy = anyio.Lock()
 
     async def run(self) -> None:
@@ -71,7 +74,7 @@ class Compactor:
 
     def _new_floor(self) -> int:
         """The revision up to which all deletions are old enough."""
-        oldest = time.time() - self._tombstone_s
+        oldest = self._now() - self._tombstone_s
         floor = 0
         for rev, at in sorted(self._feed.tombstones.values()):
             if at >= oldest:

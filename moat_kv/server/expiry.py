@@ -76,16 +76,20 @@ class Expiry:
         """Write the tombstones, for as long as the server lives."""
         while True:
             self._sooner = anyio.Event()
+            # Before it is in touch the engine may not know the time, and nothing can be written.
+            attached = self._server.engine.attached
             now = self._server.now()
             expired = 0
-            while self._due and self._due[0][0] <= now:
+            while attached and self._due and self._due[0][0] <= now:
                 _at, rev, path = heapq.heappop(self._due)
                 self._expire(rev, path)
                 expired += 1
                 if expired % SLICE == 0:
                     await anyio.lowlevel.checkpoint()
             # Nobody is woken for nothing: without such entries this sleeps until there is one.
-            wait_s = min(LOOK_S, self._due[0][0] - now) if self._due else None
+            wait_s = None
+            if self._due:
+                wait_s = min(LOOK_S, self._due[0][0] - now) if attached else LOOK_S
             with anyio.move_on_after(wait_s):
                 await self._sooner.wait()
 
@@ -93,9 +97,6 @@ class Expiry:
         server = self._server
         node = server.store.tree.head(path)
         if node is None or node.rev != rev or node.value is None:
-            return
-        if not server.engine.attached:
-            self._push(server.now() + RETRY_S, rev, path)
             return
         write = Write(path, None, origin=server.origin, tick=server.next_tick(), expect=rev)
 

@@ -74,6 +74,9 @@ class FakeRemote(remote.Remote):
         self.hangs = False
         #: Groups are carried out, but not answered.
         self.is_mute = False
+        #: Its machine's date is wrong by so much, which it knows when it has been linked.
+        self.wrong_s = 0.0
+        self.has_been_linked = False
         self._follower: remote.Follower | None = None
         self._hanging: list[tuple[Sequence[Write], base.Done]] = []
         self._unanswered: list[tuple[base.Outcome, base.Done]] = []
@@ -103,6 +106,7 @@ class FakeRemote(remote.Remote):
             self._follower = None
 
     def _catch_up(self) -> None:
+        self.has_been_linked = True
         self.deliver()
         assert self._follower is not None
         self._follower.caught_up()
@@ -159,7 +163,7 @@ class FakeRemote(remote.Remote):
             done(self.log.commit(writes))
 
     def now(self) -> float:
-        return self.log.now
+        return self.log.now + (0.0 if self.has_been_linked else self.wrong_s)
 
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         if not self.is_linked:

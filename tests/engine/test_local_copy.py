@@ -160,6 +160,27 @@ async def test_the_outbox_has_the_newest_write_of_each_path(file: pathlib.Path) 
         assert last.outbox == {other.path: other}
 
 
+async def test_what_waits_stays_in_order_whatever_the_date_is(file: pathlib.Path) -> None:
+    copy = local_copy.LocalCopy(file)
+    # The date is set back while they are written.
+    order = [("a", 1, 900.0), ("b", 2, 500.0), ("c", 3, 100.0), ("a", 4, 50.0)]
+    writes = [
+        pending(P(path), b"v", tick)._replace(made=age.Moment("boot", float(tick), wall))
+        for path, tick, wall in order
+    ]
+    async with copy.running():
+        for write in writes[:2]:
+            assert await put(copy, write) is None
+        kept: list[object] = []
+        for write in writes[2:]:
+            copy.put(write, kept.append)
+        await waiting.until(lambda: len(kept) == 2)
+        assert list(copy.outbox.values()) == writes[1:]
+    again = local_copy.LocalCopy(file)
+    async with again.running():
+        assert list(again.outbox.values()) == writes[1:]
+
+
 async def test_what_the_outbox_answered_survives_power_cuts(tmp_path: pathlib.Path) -> None:
     chance = random.Random(7)
     for seed in range(20):

@@ -69,11 +69,19 @@ class Network:
 
     @asynccontextmanager
     async def server(
-        self, name: str, *, times: Times = TIMES, is_linked: bool = True, home: str = ""
+        self,
+        name: str,
+        *,
+        times: Times = TIMES,
+        is_linked: bool = True,
+        home: str = "",
+        wrong_s: float = 0.0,
     ) -> AsyncIterator[Site]:
-        """Serve until left. `home`: where its files are, if not in a folder of its name."""
+        """Serve until left. `home`: where its files are, if not in a folder of its name. `wrong_s`:
+        see `FakeRemote`.
+        """
         remote = FakeRemote(self.log)
-        remote.is_linked = is_linked
+        remote.is_linked, remote.wrong_s = is_linked, wrong_s
         file = self.folder / (home or name) / "copy.sqlite"
         copy = local_copy.LocalCopy(file, delay_s=0.0)
         engine = network.NetworkEngine(

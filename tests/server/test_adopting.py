@@ -11,9 +11,10 @@ import pytest
 
 from moat_kv import Client, P, errors, open_client
 from moat_kv.client.session import Session
+from moat_kv.engine import network
 from moat_kv.path import Path
 from moat_kv.proto.messages import State
-from moat_kv.server import sessions
+from moat_kv.server import expiry, sessions
 from tests.line import connected
 from tests.server.network import TIMES, Network, Site, until
 
@@ -280,6 +281,25 @@ async def test_entry_that_ends_by_itself_is_deleted_first_by_who_took_it(
             net.log.now += 3
             await until(lambda: not has(two, P("b")))
             assert by(net, P("b")) == two.server.origin
+
+
+async def test_entry_ends_in_time_at_a_server_that_started_cut_off_with_a_wrong_date(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "TOUCH_S", 0.1)
+    monkeypatch.setattr(expiry, "LOOK_S", 0.2)
+    net = Network(tmp_path)
+    async with net.server("n1") as one, connected(one.url) as line:
+        await line.ask("set", 1, path=A, ttl_s=60)
+        await one.has_copy()
+    async with net.server("n1", is_linked=False, wrong_s=10 * 365 * 86_400) as one:
+        await until(lambda: has(one, A))
+        # It looks once while it thinks that the time is over.
+        await anyio.sleep(expiry.LOOK_S + 0.1)
+        one.heal()
+        assert has(one, A)
+        net.log.now += 70
+        await until(lambda: not has(one, A), 5)
 
 
 def by(net: Network, path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
@@ -186,3 +187,17 @@ async def test_the_engine_s_time_is_nats_s(tmp_path: pathlib.Path, own_node: nat
     async with server.running():
         record = await server.set(A, b"\x01")
         assert abs(server.engine.now() - record.at) < 5
+
+
+async def test_a_server_with_a_wrong_date_forgets_no_deletion_too_early(
+    tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 10 * 365 * 86_400)
+    server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
+    async with server.running():
+        await server.set(A, b"\x01")
+        gone = await server.set(A, None)
+        assert abs(gone.at - right()) < 5
+        assert await server.engine.compact() == 0
+        assert server.engine.now() < right() + 5
