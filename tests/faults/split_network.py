@@ -2,15 +2,18 @@
 
 Three places with a NATS node and a server each, and clients that write without pause at all of
 them. In turn: one place is cut from the two others (`two`), all from each other (`three`), what one
-sends is lost while it hears the others (`one-way`), or one is cut and healed again and again
-(`flapping`). Meanwhile each side writes and deletes entries of that round once, in a known order
-where the sides are known. After each heal:
+sends is lost while it hears the others (`one-way`), one is cut and healed again and again
+(`flapping`), or two servers are cut off from all nodes, and come back one after the other (`pair`).
+Meanwhile each side writes and deletes entries of that round once, in a known order where the sides
+are known. After each heal:
 
 - all trees are equal, and no write waits, within 30 s;
 - of an entry that several sides wrote, one value is there, and the others are among the conflicts;
   of sides that knew where they stood, the newest won;
 - what was deleted, and not written afterwards, is not there;
-- a strict write of a server without a majority was refused, within 10 s.
+- a strict write of a server without a majority was refused, within 10 s;
+- sessions, of which there is a live one at each server, have ended only where a server was cut off
+  for as long as its lease holds.
 
 In the end every write that was answered is there, or replaced, or among the conflicts. Exit code 0
 if everything was as it has to be, else 1.
@@ -32,17 +35,20 @@ from dataclasses import dataclass, field
 import anyio
 
 from moat_kv import Client, P, open_client
-from tests.faults import history, network_box, network_writers
+from tests.faults import history, live_sessions, network_box, network_writers
+from tests.faults.live_sessions import LiveSessions
 from tests.faults.network_box import Box
 from tests.faults.recording import LineGone, Recorded
 
-KINDS = ("two", "three", "one-way", "flapping")
+KINDS = ("two", "three", "one-way", "flapping", "pair")
 #: All trees are equal so soon after a heal, in seconds.
 HEAL_S = 30.0
 #: A strict write of a minority is refused within this time, in seconds.
 REFUSE_S = 10.0
 #: Every server has noticed on which side it is by then, in seconds.
 NOTICE_S = 20.0
+#: Entries of sessions that have ended are gone so soon after the last heal, in seconds.
+LEFT_S = 60.0
 #: So far apart are writes whose order matters, in seconds.
 APART_S = 0.3
 ENTRIES = 3
@@ -57,7 +63,14 @@ class Counts:
     contested: int = 0
     by_time: int = 0
     """Contested entries of which it was known who had to win."""
+    winner_first: int = 0
+    loser_first: int = 0
+    """Of two servers that were cut off, that of the newer write was back first, or the other."""
     deleted: int = 0
+    sessions_kept: int = 0
+    """Times that a session lived on over a split; of all servers, those without a majority too."""
+    sessions_over: int = 0
+    """Sessions that their servers had to give up."""
     refused: int = 0
     slowest_refusal_s: float = 0.0
     slowest_notice_s: float = 0.0
@@ -68,10 +81,13 @@ class Counts:
         kinds = ", ".join(f"{self.splits[kind]} {kind}" for kind in KINDS)
         return (
             f"{self.splits.total()} splits ({kinds}): {self.contested} contested entries,"
-            f" {self.by_time} of them with a known winner; {self.deleted} deleted ones;"
+            f" {self.by_time} of them with a known winner (back first {self.winner_first} times,"
+            f" last {self.loser_first} times); {self.deleted} deleted ones;"
             f" {self.refused} strict writes of minorities refused, the slowest after"
             f" {self.slowest_refusal_s:.1f} s; split noticed after {self.slowest_notice_s:.1f} s"
             f" at most, equal {self.slowest_heal_s:.1f} s after a heal at most;"
+            f" {self.sessions_kept} times a session lived on, {self.sessions_over} given up when"
+            " their leases were over;"
             f" {len(self.wrong)} wrong"
         )
 
@@ -80,14 +96,16 @@ class Round:
     """One split, from the first entry to the look afterwards."""
 
     def __init__(
-        self, box: Box, kind: str, number: int, counts: Counts, chance: random.Random
+        self, box: Box, live: LiveSessions, kind: str, number: int, counts: Counts, seed: int
     ) -> None:
-        self._box, self._kind, self._counts, self._chance = box, kind, counts, chance
+        self._box, self._live, self._kind, self._counts = box, live, kind, counts
+        self._chance = chance = random.Random(seed)
         self._label = f"r{number}"
         index = chance.randrange(3)
         #: The place that is cut, and the servers that have no majority then.
         self._server, self._node = box.servers[index], box.nodes[index]
-        self._alone = list(box.servers) if kind == "three" else [self._server]
+        count = {"three": 3, "pair": 2}.get(kind, 1)
+        self._alone = [box.servers[(index + n) % 3] for n in range(count)]
         self._is_steady = kind != "flapping"
         self._written: dict[str, list[history.Operation]] = {}
 
@@ -99,6 +117,7 @@ class Round:
             for key in self._keys("gone"):
                 await lines[self._server].write(key, f"old.{key}")
             await network_box.settle(self._box, HEAL_S)
+            began = time.monotonic()
             await self._break()
             try:
                 async with anyio.create_task_group() as tasks:
@@ -109,6 +128,7 @@ class Round:
                     else:
                         tasks.start_soon(self._flap)
                     await self._write_all(lines)
+                await self._look_for_sessions(began)
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._heal()
@@ -118,6 +138,7 @@ class Round:
             self._wrong(f"not in order {took_s:.0f} s after the heal: {await self._states()}")
         async with open_client(self._box.url(self._server)) as client:
             await self._check(client)
+        await self._check_sessions(time.monotonic() - began)
 
     def _line(self, client: Client) -> Recorded:
         name = f"{self._label}@{client.server.node}"
@@ -139,6 +160,9 @@ class Round:
         places = list(zip(self._box.servers, self._box.nodes, strict=True))
         if self._kind == "three":
             return [list(place) for place in places]
+        if self._kind == "pair":
+            others = [name for name in self._box.servers if name not in self._alone]
+            return [*([name] for name in self._alone), [*others, *self._box.nodes]]
         others = [name for place in places if place[0] != self._server for name in place]
         return [[self._server, self._node], others]
 
@@ -161,13 +185,30 @@ class Round:
 
     async def _heal(self) -> None:
         """All at once, or one place after the other, in any order."""
-        order = list(self._box.servers)
+        order = list(self._box.servers if self._kind != "pair" else self._alone)
         self._chance.shuffle(order)
+        if self._kind == "pair":
+            await self._box.do(self._box.cluster.heal, order[0])
+            await self._emptied(order[0])
+            for written in self._written.values():
+                is_winner = written[-1].client.endswith(f"@{order[0]}")
+                self._counts.winner_first += is_winner
+                self._counts.loser_first += not is_winner
         if self._kind == "three" and self._chance.random() < 0.5:
             index = self._box.servers.index(order[0])
             await self._box.do(self._box.cluster.heal, order[0], self._box.nodes[index])
             await anyio.sleep(self._chance.uniform(0.5, 3.0))
         await self._box.do(self._box.cluster.heal, reset=self._chance.random() < 0.5)
+
+    async def _emptied(self, server: str) -> None:
+        """Wait until it is in touch, and no write waits there."""
+        with anyio.move_on_after(HEAL_S):
+            while True:
+                facts = await self._box.facts(server)
+                if facts.get("attached") and not facts["outbox"]:
+                    return
+                await anyio.sleep(0.1)
+        self._wrong(f"{server}, back first, is not in order: {await self._states()}")
 
     async def _notice(self) -> None:
         """Wait until each server knows on which side it is."""
@@ -203,7 +244,9 @@ class Round:
     async def _write_all(self, lines: dict[str, Recorded]) -> None:
         """Contested entries by one server of each side, then the deletions."""
         sides = [self._server, *(name for name in lines if name != self._server)]
-        if self._kind != "three":
+        if self._kind == "pair":
+            sides = list(self._alone)
+        elif self._kind != "three":
             sides = sides[:2]
         for key in self._keys("split"):
             self._written[key] = []
@@ -219,6 +262,25 @@ class Round:
             await lines[deleter].delete(key)
         await anyio.sleep(APART_S)
         await lines[other].write(written_after, f"new.{written_after}")
+
+    # Sessions -----------------------------------------------------------------------------------
+
+    async def _look_for_sessions(self, began: float) -> None:
+        """While it is split: nobody has ended what others have."""
+        if time.monotonic() - began < live_sessions.KEPT_S:
+            for server in self._box.servers:
+                for other in await self._live.missing_at(server):
+                    self._wrong(f"{server} does not show what a session at {other} has")
+
+    async def _check_sessions(self, took_s: float) -> None:
+        """Which have ended; `took_s` after the split all is in order again."""
+        ended = await self._live.ended()
+        self._counts.sessions_kept += len(self._box.servers) - len(ended)
+        for server in ended:
+            if server in self._alone and took_s >= live_sessions.HOLDS_S:
+                self._counts.sessions_over += 1
+            else:
+                self._wrong(f"the session at {server} has ended, {took_s:.1f} s after the split")
 
     # Afterwards ---------------------------------------------------------------------------------
 
@@ -257,10 +319,10 @@ async def play(
 ) -> tuple[Counts, network_box.Verdict]:
     """So many splits, the kinds in turn."""
     counts, chance = Counts(), random.Random(seed)
-    async with network_box.box(folder) as box:
+    async with network_box.box(folder) as box, live_sessions.kept(box) as live:
         began = time.monotonic()
         for number, kind in zip(range(1, rounds + 1), itertools.cycle(kinds), strict=False):
-            one = Round(box, kind, number, counts, chance)
+            one = Round(box, live, kind, number, counts, chance.getrandbits(32))
             async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
                 await one.play()
             text = network_writers.counts(box, time.monotonic() - began)
@@ -268,6 +330,9 @@ async def play(
         settled_s = await network_box.settle(box, HEAL_S)
         if settled_s >= HEAL_S:
             counts.wrong.append("not in order in the end")
+        counts.wrong += live.ended_elsewhere()
+        left = await live.leftovers(LEFT_S)
+        counts.wrong += [f"{path} is there, though its session has ended" for path in left]
         verdict = await network_box.look(box, PLACES)
     return counts, verdict
 
