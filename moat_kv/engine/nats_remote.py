@@ -20,6 +20,7 @@ from moat_kv import errors
 from moat_kv.engine import (
     age,
     nats,
+    nats_clock,
     nats_feed,
     nats_line,
     nats_publish,
@@ -51,8 +52,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         self._calm = anyio.Event()
         self._probing = anyio.Lock()
         self._probes = 0
-        # The engine's time, and this machine's uptime then.
-        self._clock: tuple[float, float] | None = None
+        self._clock = nats_clock.Clock()
 
     @asynccontextmanager
     async def following(
@@ -240,8 +240,9 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         raise errors.Detached("NATS does not acknowledge")
 
     def now(self) -> float:
-        clock = self._feed.clock or self._clock
-        if clock is None:
+        # Asked with each slice that was applied, so it hears of most of what comes.
+        if self._feed.clock is not None:
+            self._clock.came(*self._feed.clock)
+        if not self._clock.is_set:
             return max(time.time(), self._known.state.contact_at)
-        self._clock = clock
-        return clock[0] + age.up_s() - clock[1]
+        return self._clock.now(age.up_s())
