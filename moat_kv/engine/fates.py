@@ -18,7 +18,7 @@ class Fate(enum.Enum):
     """What is to be done with a write, before the outbox drops it."""
 
     STORED = enum.auto()
-    """Nothing: it is in the log, or what is there is the same."""
+    """Nothing: it is in the log, among the conflicts, or what is there is the same."""
     WRITE = enum.auto()
     """Publish it, on top of `Verdict.expect`."""
     WINS = enum.auto()
@@ -35,12 +35,18 @@ class Verdict(NamedTuple):
     """The revision that the path must still have then, 0 for none."""
 
 
-def judge(pending: Pending, at: float, head: Head | None, since: Sequence[Head]) -> Verdict:
+def judge(
+    pending: Pending, at: float, head: Head | None, since: Sequence[Head], *, has_lost: bool = False
+) -> Verdict:
     """Compare a write, made at `at` in the engine's time, with what its path has in the log.
 
     `head`: the path's newest record, deletions included; None if it has none. `since`: its kept
-    records above `pending.base`, newest first, `head` among them.
+    records above `pending.base`, newest first, `head` among them. `has_lost`: its record is among
+    the conflicts.
     """
+    if has_lost:
+        # Before a crash, that is. Of the time something else may be known since then.
+        return Verdict(Fate.STORED, 0 if head is None else head.rev)
     if head is None:
         return _without_head(pending)
     if any(_id(record) == pending.id for record in since):

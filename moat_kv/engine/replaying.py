@@ -134,7 +134,8 @@ class Replayer:
                 await anyio.lowlevel.checkpoint()
                 return False
         at = self._made_at(pending)
-        verdict = fates.judge(pending, at, head, since)
+        has_lost = self._canvas.head(conflicts.PLACE / pending.id) is not None
+        verdict = fates.judge(pending, at, head, since, has_lost=has_lost)
         if verdict.fate is not fates.Fate.STORED and not await self._carry_out(
             pending, at, verdict, head
         ):

@@ -77,6 +77,8 @@ class FakeRemote(remote.Remote):
         #: Its machine's date is wrong by so much, which it knows when it has been linked.
         self.wrong_s = 0.0
         self.has_been_linked = False
+        #: What comes to it takes so long, and it does not know that.
+        self.late_s = 0.0
         self._follower: remote.Follower | None = None
         self._hanging: list[tuple[Sequence[Write], base.Done]] = []
         self._unanswered: list[tuple[base.Outcome, base.Done]] = []
@@ -163,7 +165,7 @@ class FakeRemote(remote.Remote):
             done(self.log.commit(writes))
 
     def now(self) -> float:
-        return self.log.now + (0.0 if self.has_been_linked else self.wrong_s)
+        return self.log.now + (-self.late_s if self.has_been_linked else self.wrong_s)
 
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         if not self.is_linked:

@@ -369,6 +369,30 @@ async def test_a_crash_between_winning_and_forgetting_repeats_nothing(
         assert len(log.records) == 3
 
 
+async def test_a_crash_between_losing_and_forgetting_repeats_nothing(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Also if after the crash more is known of the time than before."""
+    async with nodes(tmp_path, "n1", "n2") as (log, (one, two)):
+        one.remote.cut()
+        await two.set(A, b"theirs")
+        log.now += 1
+        await one.set(A, b"mine")
+        one.remote.late_s = 3.0
+        one.remote.is_mute = True
+        one.remote.heal()
+        await until(lambda: in_conflict(log))
+        one.remote.late_s = 0.0
+        await one.restart()
+        one.remote.is_mute = False
+        one.remote.answer()
+        await one.settled()
+        assert one.canvas.shown()[A] == b"theirs"
+        (conflict,) = in_conflict(log)
+        assert unpacked(conflict) == b"mine"
+        assert len(log.records) == 2
+
+
 async def test_while_the_outbox_is_emptied_plain_writes_join_it(tmp_path: pathlib.Path) -> None:
     async with nodes(tmp_path, "n1") as (log, (one,)):
         one.remote.cut()
