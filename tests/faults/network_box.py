@@ -2,6 +2,8 @@
 
 Fault commands start it (`box`), do something bad to it, and ask in the end whether all is in order
 (`settle`) and whether what is there is what was answered (`look`). Nothing here causes a fault.
+
+The environment's FAULT_LOGS names a folder where all logs are kept; else they go with the box.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +89,17 @@ async def box(folder: pathlib.Path) -> AsyncIterator[Box]:
         yield Box(cluster=cluster, servers=cluster.servers, nodes=cluster.nodes, urls=cluster.urls)
     finally:
         with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(_keep_logs, cluster)
             await anyio.to_thread.run_sync(cluster.down)
+
+
+def _keep_logs(cluster: Cluster) -> None:
+    place = os.environ.get("FAULT_LOGS")
+    if place:
+        folder = pathlib.Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*cluster.servers, *cluster.nodes):
+            shutil.copy(cluster.log(name), folder / f"{name}.log")
 
 
 async def until_attached(box: Box, wanted: dict[str, bool], limit_s: float) -> float:
