@@ -46,10 +46,19 @@ class NotThere(ClusterError):
 
 
 class Cluster:
-    """The cluster in a folder, whether it is there already or not."""
+    """The cluster in a folder, whether it is there already or not.
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    `environment`: by the names of servers, what their environments have beside this process's.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        environment: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.folder = folder
+        self._environment = environment or {}
 
     # What is there ------------------------------------------------------------------------------
 
@@ -334,7 +343,8 @@ class Cluster:
                 if each.kind == "nats":
                     processes[each.name] = background.start(words, log=log)
                 else:
-                    begun = background.Starting(words, log=log, environment=environment)
+                    own = environment | dict(self._environment.get(each.name, {}))
+                    begun = background.Starting(words, log=log, environment=own)
                     stack.callback(begun.close)
                     starting[each.name] = begun
                     processes[each.name] = begun.process

@@ -16,7 +16,7 @@ import pathlib
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -79,10 +79,15 @@ class Box:
 
 
 @contextlib.asynccontextmanager
-async def box(folder: pathlib.Path) -> AsyncIterator[Box]:
-    """A network of three, until the context ends. (Nobody reads which writes have lost.)"""
+async def box(
+    folder: pathlib.Path, *, environment: Mapping[str, Mapping[str, str]] | None = None
+) -> AsyncIterator[Box]:
+    """A network of three, until the context ends. (Nobody reads which writes have lost.)
+
+    `environment`: of single servers, see `Cluster`.
+    """
     logging.getLogger("moat_kv.client").setLevel(logging.ERROR)
-    cluster = Cluster(folder / "box")
+    cluster = Cluster(folder / "box", environment=environment)
     settings = {"server": {"nats": {"history": HISTORY}}}
     await anyio.to_thread.run_sync(lambda: cluster.up(nodes=3, servers=3, settings=settings))
     try:
