@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import random
+import sqlite3
 import sys
 import tempfile
 import time
@@ -29,7 +30,9 @@ ANSWER_S = 3.0
 NOTICE_S = 15.0
 SETTLE_S = 60.0
 _LOOK_S = 0.05
-PLACES = (*network_writers.PLACES, "before")
+PLACES = (*network_writers.PLACES, "before", "forgotten")
+#: So many writes are thrown away for the negative control.
+FORGOTTEN = 10
 
 
 @dataclass(kw_only=True)
@@ -53,8 +56,10 @@ class Counts:
 class Outage:
     """From the death of all nodes to their return."""
 
-    def __init__(self, box: Box, counts: Counts, chance: random.Random) -> None:
-        self._box, self._counts, self._chance = box, counts, chance
+    def __init__(
+        self, box: Box, counts: Counts, chance: random.Random, *, forget: bool = False
+    ) -> None:
+        self._box, self._counts, self._chance, self._forget = box, counts, chance, forget
         #: The one that is not up at present, or was not a moment ago.
         self._restarting = ""
 
@@ -74,6 +79,8 @@ class Outage:
                     if left_s <= 0:
                         break
                     await anyio.sleep(min(left_s, self._chance.uniform(1.0, 4.0)))
+                if self._forget:
+                    await self._forget_some(self._chance.choice(box.servers))
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -89,6 +96,23 @@ class Outage:
         # What it was asked before it was up fails in a moment.
         await anyio.sleep(2 * _LOOK_S)
         self._restarting = ""
+
+    async def _forget_some(self, server: str) -> None:
+        """Write something there, which waits, and throw all away that waits."""
+        box, cluster = self._box, self._box.cluster
+        async with open_client(box.url(server), wait=True) as client:
+            for nth in range(FORGOTTEN):
+                key = f"forgotten.k{nth}"
+                number = box.recorder.begin(f"forget@{server}", key, "write", value=key)
+                await client.set(P(key), key)
+                box.recorder.end(number, "pending", value=key)
+        self._restarting = server
+        await box.do(cluster.kill, server)
+        (file,) = (cluster.folder / server).glob("copy.*.sqlite")
+        with sqlite3.connect(file) as connection:
+            connection.execute("DELETE FROM pending")
+        connection.close()
+        await box.do(cluster.start, server)
 
     async def _read(self, server: str) -> None:
         """What was there before has to be answered by each server, whenever it is up."""
@@ -115,9 +139,15 @@ class Outage:
 
 
 async def play(
-    folder: pathlib.Path, rounds: int, seconds: float, seed: int, pause_s: float
+    folder: pathlib.Path,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    pause_s: float,
+    *,
+    forget: bool = False,
 ) -> tuple[Counts, network_box.Verdict]:
-    """So many outages of that length."""
+    """So many outages of that length. `forget`: the negative control."""
     counts, chance = Counts(), random.Random(seed)
     async with network_box.box(folder) as box:
         async with network_box.clients_of(box) as clients:
@@ -130,7 +160,7 @@ async def play(
             began = time.monotonic()
             async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
                 await anyio.sleep(1.0)
-                await Outage(box, counts, chance).last(seconds)
+                await Outage(box, counts, chance, forget=forget).last(seconds)
             text = network_writers.counts(box, time.monotonic() - began)
             settled_s = await network_box.settle(box, SETTLE_S)
             print(f"{number} outages: {text}; in order after {settled_s:.1f} s", flush=True)
@@ -142,10 +172,17 @@ async def play(
 
 async def run(folder: pathlib.Path, options: argparse.Namespace) -> int:
     """The exit code."""
+    rounds = 1 if options.forget else options.rounds
     pause_s = network_writers.PAUSE_S
-    counts, verdict = await play(folder, options.rounds, options.seconds, options.seed, pause_s)
+    counts, verdict = await play(
+        folder, rounds, options.seconds, options.seed, pause_s, forget=options.forget
+    )
     print(counts)
     print(verdict)
+    if options.forget:
+        found = sum(one.key.startswith("forgotten.") for one in verdict.found.pending_lost)
+        print(f"{FORGOTTEN} writes that waited were thrown away; {found} found to be lost")
+        return 0 if found == FORGOTTEN else 1
     for line in [*counts.wrong[:20], *verdict.details()]:
         print(line)
     return 0 if verdict.is_fine and not counts.wrong else 1
@@ -156,6 +193,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="so many times all of NATS is down")
     parser.add_argument("--seconds", type=float, default=120.0, help="for so long")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--forget", action="store_true", help="the negative control")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         return anyio.run(run, pathlib.Path(folder), options)
