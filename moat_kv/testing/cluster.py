@@ -370,7 +370,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path | None = None, **options: Any) -> Iterator[Cluster]:
+def running(
+    folder: pathlib.Path | None = None,
+    *,
+    environment: Mapping[str, Mapping[str, str]] | None = None,
+    **options: Any,
+) -> Iterator[Cluster]:
     """A cluster of one's own until the context ends; `options` as for `Cluster.up`.
 
     Without `folder` it is in a temporary one.
@@ -379,7 +384,7 @@ def running(folder: pathlib.Path | None = None, **options: Any) -> Iterator[Clus
         if folder is None:
             made = tempfile.TemporaryDirectory(prefix="moat-kv-cluster-")
             folder = pathlib.Path(stack.enter_context(made)) / "box"
-        cluster = Cluster(folder)
+        cluster = Cluster(folder, environment=environment)
         cluster.up(**options)
         stack.callback(cluster.down)
         yield cluster

@@ -179,17 +179,13 @@ class Round:
 
 
 async def play(
-    folder: pathlib.Path, rounds: int, seed: int, pause_s: float
+    box: Box, clock: WrongClock, rounds: int, seed: int, pause_s: float, first: int = 0
 ) -> tuple[Counts, network_box.Verdict]:
-    """So many jumps, in turn. Raises NotInstalled."""
-    clock, counts = WrongClock(folder / "clock"), Counts()
-    environment = {SERVER: clock.environment}
-    async with (
-        network_box.box(folder, environment=environment) as box,
-        live_sessions.kept(box) as live,
-    ):
+    """So many jumps, in turn, beginning with number `first`."""
+    counts = Counts()
+    async with live_sessions.kept(box) as live:
         began = time.monotonic()
-        for number in range(rounds):
+        for number in range(first, first + rounds):
             async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
                 await Round(box, live, clock, number, counts).play()
             text = network_writers.counts(box, time.monotonic() - began)
@@ -198,7 +194,7 @@ async def play(
             counts.wrong.append("not in order in the end")
         counts.wrong += live.ended_elsewhere()
         async with open_client(box.url(SERVER)) as client:
-            for number in range(rounds):
+            for number in range(first, first + rounds):
                 if "value" not in await client.get(P(f"timed.r{number}.3600")):
                     counts.wrong.append(f"an entry of round {number} that has an hour is gone")
         verdict = await network_box.look(box, PLACES)
@@ -208,10 +204,12 @@ async def play(
 async def run(folder: pathlib.Path, rounds: int, seed: int) -> int:
     """The exit code."""
     try:
-        counts, verdict = await play(folder, rounds, seed, network_writers.PAUSE_S)
+        clock = WrongClock(folder / "clock")
     except wrong_clock.NotInstalled as exc:
         print(exc, file=sys.stderr)
         return 2
+    async with network_box.box(folder, environment={SERVER: clock.environment}) as box:
+        counts, verdict = await play(box, clock, rounds, seed, network_writers.PAUSE_S)
     print(counts)
     print(verdict)
     for line in [*counts.wrong[:20], *verdict.details()]:

@@ -205,17 +205,16 @@ async def _one(call: Callable[[Path], Awaitable[object]], path: Path) -> None:
     await call(path)
 
 
-async def play(folder: pathlib.Path, rounds: int, seed: int) -> Counts:
+async def play(box: Box, rounds: int, seed: int) -> Counts:
     """So many rounds."""
     counts, chance = Counts(), random.Random(seed)
-    async with network_box.box(folder) as box:
-        while counts.rounds < rounds and counts.too_late < TRIES * rounds:
-            label = f"r{counts.rounds + counts.too_late}"
-            if await Round(box, label, counts, chance).play():
-                counts.rounds += 1
-            else:
-                counts.too_late += 1
-            print(f"{counts}; {counts.too_late} crashes came too late", flush=True)
+    while counts.rounds < rounds and counts.too_late < TRIES * rounds:
+        label = f"r{counts.rounds + counts.too_late}"
+        if await Round(box, label, counts, chance).play():
+            counts.rounds += 1
+        else:
+            counts.too_late += 1
+        print(f"{counts}; {counts.too_late} crashes came too late", flush=True)
     if counts.rounds < rounds:
         counts.wrong.append("crashes came too late again and again")
     return counts
@@ -223,7 +222,8 @@ async def play(folder: pathlib.Path, rounds: int, seed: int) -> Counts:
 
 async def run(folder: pathlib.Path, rounds: int, seed: int) -> int:
     """The exit code."""
-    counts = await play(folder, rounds, seed)
+    async with network_box.box(folder) as box:
+        counts = await play(box, rounds, seed)
     for line in counts.wrong[:20]:
         print(line)
     return 1 if counts.wrong else 0

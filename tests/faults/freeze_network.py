@@ -41,14 +41,15 @@ class Counts:
     led_s: list[float] = field(default_factory=list)
     """How long strict writes stood still when the frozen node led the stream, in seconds."""
     other_s: list[float] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    """Where that took too long, or all was not in order soon enough."""
 
     def __str__(self) -> str:
         led, other = max(self.led_s, default=0.0), max(self.other_s, default=0.0)
         return (
             f"{len(self.led_s) + len(self.other_s)} freezes: strict writes went on after"
             f" {other:.1f} s at most, {led:.1f} s when the node led ({len(self.led_s)} times);"
-            f" {len(self.wrong)} wrong"
+            f" {len(self.late)} times too late"
         )
 
 
@@ -71,7 +72,7 @@ async def freeze(box: Box, wants_leader: bool, counts: Counts, chance: random.Ra
             await box.do(box.cluster.thaw, node)
     (counts.led_s if led else counts.other_s).append(took_s)
     if took_s > limit_s:
-        counts.wrong.append(f"{server}, {node} frozen, led: {led}: strict after {took_s:.1f} s")
+        counts.late.append(f"{server}, {node} frozen, led: {led}: strict after {took_s:.1f} s")
     await anyio.sleep(chance.uniform(0.5, 2.0))
 
 
@@ -102,23 +103,20 @@ async def _strict_write(box: Box, server: str, limit_s: float) -> float:
     return time.monotonic() - began
 
 
-async def play(
-    folder: pathlib.Path, rounds: int, seed: int
-) -> tuple[Counts, list[Operation], list[Verdict]]:
+async def play(box: Box, rounds: int, seed: int) -> tuple[Counts, list[Operation], list[Verdict]]:
     """So many freezes, every other one of the leader if a server is connected to it."""
     counts, chance = Counts(), random.Random(seed)
-    async with network_box.box(folder) as box:
-        work = network_register.Registers(box=box, chance=chance, plain_writes=True)
-        async with work.used():
-            await anyio.sleep(1.0)
-            for number in range(rounds):
-                await freeze(box, number % 2 == 1, counts, chance)
-                asked = len(work.recorder.operations)
-                print(f"{counts}; {asked} operations", flush=True)
-        settled_s = await network_box.settle(box, SETTLE_S)
-        if settled_s >= SETTLE_S:
-            counts.wrong.append(f"not in order {SETTLE_S:g} s after the last fault")
-        await work.last_reads()
+    work = network_register.Registers(box=box, chance=chance, plain_writes=True)
+    async with work.used():
+        await anyio.sleep(1.0)
+        for number in range(rounds):
+            await freeze(box, number % 2 == 1, counts, chance)
+            asked = len(work.recorder.operations)
+            print(f"{counts}; {asked} operations", flush=True)
+    settled_s = await network_box.settle(box, SETTLE_S)
+    if settled_s >= SETTLE_S:
+        counts.late.append(f"not in order {SETTLE_S:g} s after the last fault")
+    await work.last_reads()
     operations = work.operations()
     verdicts = await anyio.to_thread.run_sync(network_register.judge, operations)
     return counts, operations, verdicts
@@ -126,12 +124,13 @@ async def play(
 
 def problems(counts: Counts, verdicts: Sequence[Verdict]) -> list[str]:
     """What is wrong, some lines each."""
-    return [*counts.wrong, *(str(verdict) for verdict in verdicts if not verdict.is_fine)]
+    return [*counts.late, *(str(verdict) for verdict in verdicts if not verdict.is_fine)]
 
 
 async def run(folder: pathlib.Path, rounds: int, seed: int) -> int:
     """The exit code."""
-    counts, operations, verdicts = await play(folder, rounds, seed)
+    async with network_box.box(folder) as box:
+        counts, operations, verdicts = await play(box, rounds, seed)
     print(network_register.counts(operations, verdicts))
     found = problems(counts, verdicts)
     for text in found:

@@ -25,22 +25,31 @@ from tests.faults import network_box, network_writers
 from tests.faults.network_box import Box
 
 
-async def run(folder: pathlib.Path, kills: int, node_kills: int, seed: int) -> int:
-    """So many kills of each kind in any order; the exit code."""
+async def play(
+    box: Box, kills: int, node_kills: int, seed: int, pause_s: float
+) -> tuple[float, network_box.Verdict]:
+    """So many kills of each kind in any order; how soon all was in order, in seconds, and what is
+    there.
+    """
     chance = random.Random(seed)
     faults = ["server"] * kills + ["node"] * node_kills
     chance.shuffle(faults)
+    async with network_writers.writing(box, seed, pause_s=pause_s):
+        began = time.monotonic()
+        leaders = 0
+        for done, kind in enumerate(faults, 1):
+            leaders += await _kill(box, kind, chance)
+            if done % 10 == 0 or done == len(faults):
+                text = network_writers.counts(box, time.monotonic() - began)
+                print(f"{_kills(faults[:done], leaders)}: {text}", flush=True)
+    settled_s = await network_box.settle(box)
+    return settled_s, await network_box.look(box, network_writers.PLACES)
+
+
+async def run(folder: pathlib.Path, kills: int, node_kills: int, seed: int) -> int:
+    """The exit code."""
     async with network_box.box(folder) as box:
-        async with network_writers.writing(box, seed):
-            began = time.monotonic()
-            leaders = 0
-            for done, kind in enumerate(faults, 1):
-                leaders += await _kill(box, kind, chance)
-                if done % 10 == 0 or done == len(faults):
-                    text = network_writers.counts(box, time.monotonic() - began)
-                    print(f"{_kills(faults[:done], leaders)}: {text}", flush=True)
-        settled_s = await network_box.settle(box)
-        verdict = await network_box.look(box, network_writers.PLACES)
+        settled_s, verdict = await play(box, kills, node_kills, seed, network_writers.PAUSE_S)
     print(f"{verdict}; in order {settled_s:.1f} s after the last fault", flush=True)
     for line in verdict.details():
         print(line)

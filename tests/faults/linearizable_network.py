@@ -51,26 +51,23 @@ async def disturb(box: Box, kind: str, chance: random.Random) -> None:
         await box.do(box.cluster.heal, reset=chance.random() < 0.5)
 
 
-async def play(
-    folder: pathlib.Path, kinds: Sequence[str], rounds: int, seed: int
-) -> list[Operation]:
+async def play(box: Box, kinds: Sequence[str], rounds: int, seed: int) -> list[Operation]:
     """So many faults, of kinds in turn; the history."""
     chance = random.Random(seed)
     done: Counter[str] = Counter()
-    async with network_box.box(folder) as box:
-        work = network_register.Registers(box=box, chance=chance)
-        async with work.used():
-            for number in range(rounds):
-                kind = kinds[number % len(kinds)]
-                await disturb(box, kind, chance)
-                done[kind] += 1
-                asked = len(work.recorder.operations)
-                print(f"{dict(done)}: {asked} operations", flush=True)
-            # Something is to be answered after the last one, too.
-            await network_box.until_attached(box, dict.fromkeys(box.servers, True), SETTLE_S)
-            await anyio.sleep(1.0)
-        settled_s = await network_box.settle(box, SETTLE_S)
-        await work.last_reads()
+    work = network_register.Registers(box=box, chance=chance)
+    async with work.used():
+        for number in range(rounds):
+            kind = kinds[number % len(kinds)]
+            await disturb(box, kind, chance)
+            done[kind] += 1
+            asked = len(work.recorder.operations)
+            print(f"{dict(done)}: {asked} operations", flush=True)
+        # Something is to be answered after the last one, too.
+        await network_box.until_attached(box, dict.fromkeys(box.servers, True), SETTLE_S)
+        await anyio.sleep(1.0)
+    settled_s = await network_box.settle(box, SETTLE_S)
+    await work.last_reads()
     if settled_s >= SETTLE_S:
         raise TimeoutError(f"not in order {SETTLE_S:g} s after the last fault")
     return work.operations()
@@ -86,7 +83,8 @@ def judge(operations: Sequence[Operation], *, plain_reads: bool = False) -> list
 async def run(folder: pathlib.Path, options: argparse.Namespace) -> int:
     """The exit code."""
     plain_reads: bool = options.plain_reads
-    operations = await play(folder, options.kinds, options.rounds, options.seed)
+    async with network_box.box(folder) as box:
+        operations = await play(box, options.kinds, options.rounds, options.seed)
     verdicts = judge(operations, plain_reads=plain_reads)
     print(network_register.counts(operations, verdicts))
     if plain_reads:

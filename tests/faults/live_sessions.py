@@ -91,6 +91,13 @@ class LiveSessions:
                 await self.open(server)
         return found
 
+    async def end_by_another(self, server: str, *, at: str) -> None:
+        """End that server's through another one, as nobody may who does not know its secret."""
+        session = self._sessions[server]
+        other = self._clients[at]
+        await other.request("session_resume", {"session": session.id, "secret": session._secret})
+        await other.request("session_close", {"session": session.id})
+
     def ended_elsewhere(self) -> list[str]:
         """What servers have said of sessions that others have ended, while they had them."""
         return [

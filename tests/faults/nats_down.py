@@ -139,7 +139,7 @@ class Outage:
 
 
 async def play(
-    folder: pathlib.Path,
+    box: Box,
     rounds: int,
     seconds: float,
     seed: int,
@@ -149,37 +149,37 @@ async def play(
 ) -> tuple[Counts, network_box.Verdict]:
     """So many outages of that length. `forget`: the negative control."""
     counts, chance = Counts(), random.Random(seed)
-    async with network_box.box(folder) as box:
-        async with network_box.clients_of(box) as clients:
-            number = box.recorder.begin("before@s1", "before.it", "write", value="there")
-            result = await clients[0].set(P("before.it"), "there", strict=True)
-            box.recorder.end(number, "ok", value="there", rev=result.rev)
-            for client in clients:
-                await client.get(P("before.it"), strict=True)
-        for number in range(1, rounds + 1):
-            began = time.monotonic()
-            async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
-                await anyio.sleep(1.0)
-                await Outage(box, counts, chance, forget=forget).last(seconds)
-            text = network_writers.counts(box, time.monotonic() - began)
-            settled_s = await network_box.settle(box, SETTLE_S)
-            print(f"{number} outages: {text}; in order after {settled_s:.1f} s", flush=True)
-            if settled_s >= SETTLE_S:
-                counts.wrong.append(f"not in order {SETTLE_S:g} s after NATS was back")
-        verdict = await network_box.look(box, PLACES)
+    async with network_box.clients_of(box) as clients:
+        number = box.recorder.begin("before@s1", "before.it", "write", value="there")
+        result = await clients[0].set(P("before.it"), "there", strict=True)
+        box.recorder.end(number, "ok", value="there", rev=result.rev)
+        for client in clients:
+            await client.get(P("before.it"), strict=True)
+    for number in range(1, rounds + 1):
+        began = time.monotonic()
+        async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
+            await anyio.sleep(1.0)
+            await Outage(box, counts, chance, forget=forget).last(seconds)
+        text = network_writers.counts(box, time.monotonic() - began)
+        settled_s = await network_box.settle(box, SETTLE_S)
+        print(f"{number} outages: {text}; in order after {settled_s:.1f} s", flush=True)
+        if settled_s >= SETTLE_S:
+            counts.wrong.append(f"not in order {SETTLE_S:g} s after NATS was back")
+    verdict = await network_box.look(box, PLACES)
     return counts, verdict
 
 
 async def run(folder: pathlib.Path, options: argparse.Namespace) -> int:
     """The exit code."""
     rounds = 1 if options.forget else options.rounds
-    pause_s = network_writers.PAUSE_S
-    counts, verdict = await play(
-        folder, rounds, options.seconds, options.seed, pause_s, forget=options.forget
-    )
+    pause_s, forget = network_writers.PAUSE_S, options.forget
+    async with network_box.box(folder) as box:
+        counts, verdict = await play(
+            box, rounds, options.seconds, options.seed, pause_s, forget=forget
+        )
     print(counts)
     print(verdict)
-    if options.forget:
+    if forget:
         found = sum(one.key.startswith("forgotten.") for one in verdict.found.pending_lost)
         print(f"{FORGOTTEN} writes that waited were thrown away; {found} found to be lost")
         return 0 if found == FORGOTTEN else 1

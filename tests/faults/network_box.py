@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 SETTLE_S = 60.0
 #: So many records of a path are kept: for shared keys, to see what was written over.
 HISTORY = 1_000
+SETTINGS = {"server": {"nats": {"history": HISTORY}}}
 _LOOK_S = 0.1
 
 
@@ -82,20 +83,24 @@ class Box:
 async def box(
     folder: pathlib.Path, *, environment: Mapping[str, Mapping[str, str]] | None = None
 ) -> AsyncIterator[Box]:
-    """A network of three, until the context ends. (Nobody reads which writes have lost.)
+    """A network of three, until the context ends.
 
     `environment`: of single servers, see `Cluster`.
     """
-    logging.getLogger("moat_kv.client").setLevel(logging.ERROR)
     cluster = Cluster(folder / "box", environment=environment)
-    settings = {"server": {"nats": {"history": HISTORY}}}
-    await anyio.to_thread.run_sync(lambda: cluster.up(nodes=3, servers=3, settings=settings))
+    await anyio.to_thread.run_sync(lambda: cluster.up(nodes=3, servers=3, settings=SETTINGS))
     try:
-        yield Box(cluster=cluster, servers=cluster.servers, nodes=cluster.nodes, urls=cluster.urls)
+        yield of(cluster)
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(_keep_logs, cluster)
             await anyio.to_thread.run_sync(cluster.down)
+
+
+def of(cluster: Cluster) -> Box:
+    """A cluster that is up, with `SETTINGS`. (From now on nobody reads which writes have lost.)"""
+    logging.getLogger("moat_kv.client").setLevel(logging.ERROR)
+    return Box(cluster=cluster, servers=cluster.servers, nodes=cluster.nodes, urls=cluster.urls)
 
 
 def _keep_logs(cluster: Cluster) -> None:
@@ -105,6 +110,14 @@ def _keep_logs(cluster: Cluster) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (*cluster.servers, *cluster.nodes):
             shutil.copy(cluster.log(name), folder / f"{name}.log")
+
+
+async def cleared(box: Box, places: Sequence[str]) -> Box:
+    """The same network with nothing at these paths, and a recorder that knows of nothing."""
+    async with open_client(box.urls[0], wait=True) as client:
+        for place in places:
+            await client.delete_tree(P(place))
+    return dataclasses.replace(box, recorder=history.Recorder())
 
 
 async def until_attached(box: Box, wanted: dict[str, bool], limit_s: float) -> float:

@@ -76,6 +76,8 @@ class Counts:
     slowest_notice_s: float = 0.0
     slowest_heal_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    """What was right, but not in time."""
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{self.splits[kind]} {kind}" for kind in KINDS)
@@ -88,7 +90,7 @@ class Counts:
             f" at most, equal {self.slowest_heal_s:.1f} s after a heal at most;"
             f" {self.sessions_kept} times a session lived on, {self.sessions_over} given up when"
             " their leases were over;"
-            f" {len(self.wrong)} wrong"
+            f" {len(self.wrong)} wrong, {len(self.late)} late"
         )
 
 
@@ -149,6 +151,9 @@ class Round:
 
     def _wrong(self, text: str) -> None:
         self._counts.wrong.append(f"{self._label} ({self._kind}, {self._server}): {text}")
+
+    def _late(self, text: str) -> None:
+        self._counts.late.append(f"{self._label} ({self._kind}, {self._server}): {text}")
 
     async def _states(self) -> list[str]:
         facts = [await self._box.facts(server) for server in self._box.servers]
@@ -216,7 +221,7 @@ class Round:
         try:
             took_s = await network_box.until_attached(self._box, wanted, NOTICE_S)
         except TimeoutError:
-            self._wrong(f"not noticed within {NOTICE_S:g} s: {await self._states()}")
+            self._late(f"not noticed within {NOTICE_S:g} s: {await self._states()}")
             self._is_steady = False
         else:
             self._counts.slowest_notice_s = max(self._counts.slowest_notice_s, took_s)
@@ -236,8 +241,10 @@ class Round:
                 took_s = time.monotonic() - began
                 self._counts.slowest_refusal_s = max(self._counts.slowest_refusal_s, took_s)
                 self._counts.refused += outcome != "ok"
-                if outcome in ("ok", "pending") or took_s > REFUSE_S:
-                    self._wrong(f"a strict write: {outcome} {error} after {took_s:.1f} s")
+                if outcome in ("ok", "pending"):
+                    self._wrong(f"a strict write: {outcome} after {took_s:.1f} s")
+                elif took_s > REFUSE_S or outcome == "unknown":
+                    self._late(f"a strict write: {outcome} {error} after {took_s:.1f} s")
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -315,18 +322,19 @@ class Round:
 
 
 async def play(
-    folder: pathlib.Path, kinds: Sequence[str], rounds: int, seed: int, pause_s: float
+    box: Box, kinds: Sequence[str], rounds: int, seed: int, pause_s: float
 ) -> tuple[Counts, network_box.Verdict]:
     """So many splits, the kinds in turn."""
     counts, chance = Counts(), random.Random(seed)
-    async with network_box.box(folder) as box, live_sessions.kept(box) as live:
+    async with live_sessions.kept(box) as live:
         began = time.monotonic()
         for number, kind in zip(range(1, rounds + 1), itertools.cycle(kinds), strict=False):
             one = Round(box, live, kind, number, counts, chance.getrandbits(32))
             async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
                 await one.play()
             text = network_writers.counts(box, time.monotonic() - began)
-            print(f"{number} splits, {kind}; {text}; {len(counts.wrong)} wrong", flush=True)
+            faults = f"{len(counts.wrong)} wrong, {len(counts.late)} late"
+            print(f"{number} splits, {kind}; {text}; {faults}", flush=True)
         settled_s = await network_box.settle(box, HEAL_S)
         if settled_s >= HEAL_S:
             counts.wrong.append("not in order in the end")
@@ -339,12 +347,13 @@ async def play(
 
 async def run(folder: pathlib.Path, kinds: Sequence[str], rounds: int, seed: int) -> int:
     """The exit code."""
-    counts, verdict = await play(folder, kinds, rounds, seed, network_writers.PAUSE_S)
+    async with network_box.box(folder) as box:
+        counts, verdict = await play(box, kinds, rounds, seed, network_writers.PAUSE_S)
     print(counts)
     print(verdict)
-    for line in [*counts.wrong[:20], *verdict.details()]:
+    for line in [*counts.wrong[:20], *counts.late[:20], *verdict.details()]:
         print(line)
-    return 0 if verdict.is_fine and not counts.wrong else 1
+    return 0 if verdict.is_fine and not counts.wrong and not counts.late else 1
 
 
 def main() -> int:
