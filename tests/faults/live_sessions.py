@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import anyio
 
 from moat_kv import Client, P, errors
-from moat_kv.client.session import Session
+from moat_kv.client import session as session_module
 from moat_kv.path import Path
 from moat_kv.server.times import DEFAULT_TIMES
 from tests.faults import network_box
@@ -24,6 +24,8 @@ from tests.faults.network_box import Box
 PLACE = P("live")
 #: A server that was cut off for less has its lease still, in seconds.
 HOLDS_S = DEFAULT_TIMES.lease_s - DEFAULT_TIMES.renew_s - 1.0
+#: Whose server has died goes on elsewhere, or there again, if that is soon enough, in seconds.
+GRACE_S = session_module.GIVE_UP * DEFAULT_TIMES.grace_s
 #: Nobody ends what a server had that is away for less than this, in seconds.
 KEPT_S = DEFAULT_TIMES.lease_s + DEFAULT_TIMES.ttl_s - DEFAULT_TIMES.renew_s - 1.0
 #: A server that is in touch again has a lease again, or tells that a session is over, by then.
@@ -40,7 +42,7 @@ class LiveSessions:
         self._box = box
         self._stack = stack
         self._clients = dict(zip(box.servers, clients, strict=True))
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, session_module.Session] = {}
         self._count = 0
 
     @property
