@@ -45,6 +45,7 @@ _FIXED: dict[str, Any] = {
     "sealed": False,
     "deny_purge": False,
     "allow_atomic": True,
+    "allow_direct": True,
     "allow_rollup_hdrs": False,
     "allow_msg_ttl": False,
     "allow_msg_counter": False,
