@@ -20,7 +20,6 @@ import anyio
 from nats import errors as nats_errors
 from nats.aio import msg as nats_msg
 
-from moat_kv import waiting
 from moat_kv.engine import nats_consumer, nats_line, nats_record, nats_subjects
 
 #: One answer has so many messages at most, and ends above so many bytes.
@@ -45,8 +44,7 @@ class Reader:
         self._last = 0
         self._heard_at = 0.0
         self._failure: str | None = None
-        self._make_waiter = waiting.maker()
-        self._complete = self._make_waiter()
+        self._complete = anyio.Event()
         self._subscription: Any = None
 
     async def open(self) -> None:
@@ -74,7 +72,7 @@ class Reader:
         """
         self._number += 1
         self._items, self._last, self._failure = [], 0, None
-        self._complete = self._make_waiter()
+        self._complete = anyio.Event()
         wanted = {
             "seq": rev + 1,
             "next_by_subj": subject,
