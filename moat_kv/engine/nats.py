@@ -29,6 +29,7 @@ from moat_kv.engine import (
     nats_committing,
     nats_compact,
     nats_consumer,
+    nats_direct,
     nats_feed,
     nats_line,
     nats_publish,
@@ -320,7 +321,7 @@ class NatsEngine(base.Engine):
         subject = self._names.subject(path)
         until = time.monotonic() + self._patience_s
         while True:
-            found = [record async for some in self._read([subject], 0) for record in some]
+            found = await self._read_path(subject)
             # Another NATS node than the one that we follow may know less for a moment.
             if (found and found[-1].rev >= head.rev) or time.monotonic() > until:
                 break
@@ -334,13 +335,25 @@ class NatsEngine(base.Engine):
             if some:
                 yield some
 
+    async def _read_path(self, subject: str) -> list[Record]:
+        connection = await self._connected()
+        try:
+            items = await nats_direct.read(connection, self._names, subject)
+        except nats_line.NoAnswer as exc:
+            raise errors.Detached(str(exc)) from exc
+        return self._kept(items)
+
+    def _kept(self, items: Sequence[nats_consumer.Item]) -> list[Record]:
+        """The records that are not forgotten."""
+        records = [item.record for item in items if isinstance(item, nats_record.Delivered)]
+        floor = self._feed.floor
+        return [each for each in records if each.value is not None or each.rev > floor]
+
     async def _read(self, subjects: Sequence[str], since: int) -> AsyncIterator[list[Record]]:
         connection = await self._connected()
         try:
             async for items in nats_consumer.read(connection, self._names, subjects, since):
-                records = [item.record for item in items if isinstance(item, nats_record.Delivered)]
-                floor = self._feed.floor
-                yield [each for each in records if each.value is not None or each.rev > floor]
+                yield self._kept(items)
         except (nats_line.NoAnswer, nats_line.Refused) as exc:
             raise errors.Detached(str(exc)) from exc
 

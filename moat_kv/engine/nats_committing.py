@@ -38,9 +38,8 @@ _log = logging.getLogger(__name__)
 
 #: How long a group may wait for NATS before it is answered `Detached` or `Unknown`, in seconds.
 PATIENCE_S = 10.0
-#: What was stored for certain is applied within this time, or answered all the same, in seconds.
-APPLY_S = 60.0
-#: The same when the server is stopping, in seconds.
+#: What was stored for certain is answered all the same when it was not applied in this time and the
+#: server is stopping, in seconds.
 APPLY_AT_END_S = 5.0
 #: So many single writes go one by one; more in a batch, whose own cost is that of some ten of them
 #: (measured: 3.5 ms, against 0.27 ms for a message when NATS syncs each).
@@ -88,6 +87,8 @@ class Committer:
         self._patience_s = patience_s
         self._waiting: deque[nats_group.Item] = deque()
         self._open = True
+        # What has not been sent yet is not kept waiting.
+        self._is_refusing = False
         self._make_waiter = waiting.maker()
         self._wake = self._make_waiter()
 
@@ -100,6 +101,17 @@ class Committer:
         """See `base.Engine.submit`. Not after `close`."""
         self._waiting.append(nats_group.Item(writes, done))
         self._wake.set()
+
+    def refuse_unsent(self, reason: str) -> None:
+        """There is no NATS for a while: answer what has not been sent."""
+        self._is_refusing = True
+        refused, self._waiting = self._waiting, deque()
+        for item in refused:
+            item.done(errors.Detached(reason))
+
+    def accept(self) -> None:
+        """NATS is there again."""
+        self._is_refusing = False
 
     def abandon(self) -> None:
         """There is no more NATS: answer all at once."""
@@ -181,7 +193,8 @@ class Committer:
     def _give_up(self, items: Sequence[nats_group.Item]) -> None:
         """Answer those of them that have waited for too long."""
         for item in items:
-            if self._left_s([item]) > 0:
+            is_refused = self._is_refusing and not item.sent
+            if self._left_s([item]) > 0 and not is_refused:
                 continue
             reason = "NATS has not stored it in time"
             if item.doubtful or item.conflicting:
@@ -205,6 +218,7 @@ class Committer:
         for place, chain in enumerate(chains):
             if chain.mine is not None:
                 item.outcome = self._outcome(item, chain.mine.rev - place)
+                self._report(None)  # it is there, though the answer came too late
                 return True
         if item.doubtful and any(chain.broken for chain in chains):
             item.outcome = errors.Unknown("records of its path have come and gone meanwhile")
@@ -292,13 +306,16 @@ class Committer:
         self, publisher: nats_publish.Publisher, items: Sequence[nats_group.Item], parts: int
     ) -> bool:
         """Send what was judged; whether anything was refused or got no answer."""
-        for item in items:
-            item.sent = True
-        wait_s = min(nats_publish.ACK_S, max(0.1, self._left_s(items)))
         pairs: list[tuple[list[nats_group.Item], nats_publish.Answer]] = []
         step = -(-len(items) // parts)
         for start in range(0, len(items), step):
             part = list(items[start : start + step])
+            left_s = self._left_s(items)
+            if start and left_s <= 0:
+                break  # of no use to anybody any more
+            for item in part:
+                item.sent = True
+            wait_s = min(nats_publish.ACK_S, max(0.1, left_s))
             if len(part) <= SINGLY and all(len(i.messages) == 1 and not i.guards for i in part):
                 answers = await publisher.singly([i.messages[0][1] for i in part], wait_s)
                 pairs += [([item], answer) for item, answer in zip(part, answers, strict=True)]
@@ -308,8 +325,9 @@ class Committer:
         if stored:
             self._report(None)
             # What was stored for certain is answered as such, even if it cannot be seen here yet.
-            patience_s = APPLY_S if self._open else APPLY_AT_END_S
-            await self._feed.reach(max(answer.rev for _, answer in stored), patience_s)
+            # Nobody waits longer for that than for an acknowledgement: others wait behind it.
+            patience_s = self._left_s(items) if self._open else APPLY_AT_END_S
+            await self._feed.reach(max(answer.rev for _, answer in stored), max(1.0, patience_s))
             for part, answer in stored:
                 self._stored(part, answer.rev)
         for part, other in pairs:

@@ -28,7 +28,8 @@ SLICE = 1_000
 #: A consumer says so often that it lives, and is dead after that much silence, in seconds.
 HEARTBEAT_S = 1
 SILENCE_S = 3.5
-#: To begin with each of many subjects' newest message takes NATS a while, in seconds.
+#: To begin with each of many subjects' newest message takes NATS a while, and so does finding a
+#: leader of its metadata, which makes consumers. In seconds.
 START_S = 10.0
 #: NATS forgets a consumer that nobody listens to after so long, in seconds.
 FORGOTTEN_S = 10
@@ -55,6 +56,21 @@ Item = nats_record.Delivered | Floor | Other
 def rev_of(item: Item) -> int:
     """Where it stands in the stream."""
     return item.record.rev if isinstance(item, nats_record.Delivered) else item.rev
+
+
+def item_of(
+    names: nats_subjects.Names, place: nats_record.Place, subject: str, data: bytes
+) -> Item:
+    """What a message of the stream is."""
+    try:
+        path = names.path(subject)
+        if path is not None:
+            return nats_record.delivered(path, place, data)
+        if subject == names.floor:
+            return Floor(place.rev, nats_stream.floor_of(data))
+    except (nats_record.NotOurs, errors.BadPath) as exc:
+        _log.error("NATS: revision %d, %s: %s", place.rev, subject, exc)
+    return Other(place.rev)
 
 
 class Consumer:
@@ -122,16 +138,21 @@ class Consumer:
         made = await self._connection.api(
             f"CONSUMER.CREATE.{stream}.{name}",
             {"stream_name": stream, "config": asked, "action": "create"},
-            START_S if since is None else nats_line.API_S,
+            START_S,
         )
         total = int(made.get("num_pending", 0))
         self._there = total + self._number
         return total
 
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has been heard of it, in seconds."""
+        return time.monotonic() - self._heard_at
+
     async def until_over(self) -> None:
         """Wait until it is of no more use. Raises what `deliver` raised."""
         while not self._over.is_set():
-            silent_s = time.monotonic() - self._heard_at
+            silent_s = self.silent_s
             if silent_s > SILENCE_S:
                 _log.info("NATS: a consumer has been silent for %.1f s", silent_s)
                 return
@@ -169,7 +190,7 @@ class Consumer:
             return
         if self._number > self._there:
             self.clock = (place.at, age.up_s())
-        self._items.append(self._item(place, message))
+        self._items.append(item_of(self._names, place, message.subject, message.data))
         self._remaining = place.remaining
         waiting = self._subscription.pending_msgs if self._subscription is not None else 0
         if not waiting or len(self._items) >= SLICE:
@@ -180,17 +201,6 @@ class Consumer:
         items, self._items = self._items, []
         if items:
             self._deliver(items, self._remaining)
-
-    def _item(self, place: nats_record.Place, message: nats_msg.Msg) -> Item:
-        try:
-            path = self._names.path(message.subject)
-            if path is not None:
-                return nats_record.delivered(path, place, message.data)
-            if message.subject == self._names.floor:
-                return Floor(place.rev, nats_stream.floor_of(message.data))
-        except (nats_record.NotOurs, errors.BadPath) as exc:
-            _log.error("NATS: revision %d, %s: %s", place.rev, message.subject, exc)
-        return Other(place.rev)
 
     async def _told(self, message: nats_msg.Msg) -> None:
         """A heartbeat, or the question whether we are still with it."""

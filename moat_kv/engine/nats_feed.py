@@ -3,20 +3,49 @@
 `engine.nats` runs `load` once and `follow` with each connection. Whole groups only are applied; the
 committer waits here until what it has published was applied, and learns what became of what it got
 no answer for (`Chain`). Keeps the deletions that compaction will ask for. Publishes nothing.
+
+Records come from a consumer. While there is none (NATS's metadata has no leader, which takes it up
+to ten seconds after a node froze), while it is silent, or when somebody waits for what it does not
+bring, they are read from any node's copy of the stream (`nats_direct`). Each of the two goes up in
+the stream without gaps from what had come when it began, so what has come already is passed over,
+and nothing is missing of what is taken.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
 from moat_kv import errors, waiting
-from moat_kv.engine import base, nats_consumer, nats_line, nats_record, nats_stream, nats_subjects
+from moat_kv.engine import (
+    base,
+    nats_consumer,
+    nats_direct,
+    nats_line,
+    nats_record,
+    nats_stream,
+    nats_subjects,
+)
 from moat_kv.entry import Record
 from moat_kv.path import Path
 
+_log = logging.getLogger(__name__)
+
+#: Who waits for a revision for so long has it read from a copy of the stream, in seconds.
+LATE_S = 0.15
+#: So does a consumer that has not been heard for so long, in seconds; it says every second that it
+#: lives.
+QUIET_S = 2.0
+#: Pauses between two looks into a copy that had nothing new: while somebody waits, and else.
+PAUSE_S, IDLE_PAUSE_S = 0.05, 0.25
+#: After a consumer that could not be made, the next is tried, in seconds.
+AGAIN_S = 1.0
+#: Where neither a consumer can be had nor a copy answers for so long, nobody has the stream.
+USELESS_S = 10.0
 #: If a newcomer's load stands still for so long, the log's end is looked up anew, in seconds.
 STILL_S = 5.0
 
@@ -69,13 +98,21 @@ class Feed:
         self.tombstones: dict[Path, tuple[int, float]] = {}
         #: Paths whose deletion is below the floor and still in the stream, found at a load.
         self.leftovers: dict[Path, int] = {}
-        # A group that has come in part.
+        # The newest revision that has come; above `revision` while a group has come in part.
+        self._came = 0
         self._group: list[nats_record.Delivered] = []
         self._make_waiter = waiting.maker()
-        # Who waits for which revision.
-        self._waiters: list[tuple[int, waiting.Waiter]] = []
+        # Who waits for which revision, and since when (of the monotonic clock, in seconds).
+        self._waiters: list[tuple[int, waiting.Waiter, float]] = []
+        # Somebody may have waited for too long.
+        self._late = anyio.Event()
         self.count = 0
         self._consumer: nats_consumer.Consumer | None = None
+        # It was made, and has not ended yet.
+        self._is_fed = False
+        # How many records it had to bring when it was made; and has, and when it said so last.
+        self._total = self._remaining = 0
+        self._fed_at = 0.0
 
     @property
     def clock(self) -> tuple[float, float] | None:
@@ -87,12 +124,18 @@ class Feed:
     ) -> None:
         """Begin with what another run had applied."""
         self.revision, self.floor, self.at = revision, floor, at
+        self._came = revision
         self.tombstones = dict(tombstones)
 
     def reset(self) -> None:
         """What was applied is void; `load` begins with nothing."""
         self.resume(0, 0, self.at, {})
         self.leftovers, self.chains = {}, {}
+
+    async def learn_floor(self, connection: nats_line.Connection) -> None:
+        """Know what is forgotten. Raises nats_line.NoAnswer, nats_line.Refused."""
+        floor, _ = await nats_stream.floor(connection, self._names)
+        self._raise_floor(floor)
 
     async def load(
         self, connection: nats_line.Connection, progress: Progress | None = None
@@ -101,69 +144,139 @@ class Feed:
 
         Raises nats_line.NoAnswer, nats_line.Refused.
         """
-        self._group = []
-        floor, _ = await nats_stream.floor(connection, self._names)
-        self._raise_floor(floor)
+        await self.learn_floor(connection)
         end = await nats_stream.end(connection, self._names)
         if not end:
             return
-        consumer = self._consumer = nats_consumer.Consumer(connection, self._names, self._take)
+        self._total = 0
         try:
-            total = await consumer.start(self._names.followed, self.revision or None)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._report, total, progress)
-                tasks.start_soon(_must_live, consumer)
+                tasks.start_soon(self._report, progress)
+                tasks.start_soon(self.follow, connection)
                 while not await self.reach(end, STILL_S):
                     end = await nats_stream.end(connection, self._names)
                 tasks.cancel_scope.cancel()
-        except* nats_line.NoAnswer as group:
+        except* (nats_line.NoAnswer, nats_line.Refused) as group:
             raise nats_line.NoAnswer(str(group.exceptions[0])) from group
-        finally:
-            with anyio.CancelScope(shield=True):
-                await consumer.stop()
         if progress is not None:
             progress(self.count, self.count)
 
-    async def _report(self, total: int, progress: Progress | None) -> None:
+    async def _report(self, progress: Progress | None) -> None:
         while progress is not None:
-            progress(self.count, max(total, self.count))
+            if self._is_fed:
+                progress(self.count, max(self._total, self.count))
             await anyio.sleep(0.1)
 
     async def follow(self, connection: nats_line.Connection) -> None:
-        """Apply what comes, until cancelled. Raises nats_line.NoAnswer, errors.StorageDamaged."""
+        """Apply what comes, until cancelled. Raises nats_line.NoAnswer.
+
+        Who knows nothing yet begins with the newest record of every path.
+        """
+        self._group, self._came = [], self.revision
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._consume, connection)
+                tasks.start_soon(self._fill_in, connection)
+        except* nats_line.NoAnswer as group:
+            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+
+    async def _consume(self, connection: nats_line.Connection) -> None:
+        """Have a consumer at all times when one can be had."""
         while True:
-            self._group = []
-            consumer = self._consumer = nats_consumer.Consumer(connection, self._names, self._take)
+            consumer = self._consumer = nats_consumer.Consumer(connection, self._names, self._fed)
+            is_newcomer = not self._came
             try:
-                await consumer.start(self._names.followed, self.revision)
+                self._total = await consumer.start(self._names.followed, self._came or None)
+                self._is_fed = True
                 await consumer.until_over()
             except nats_line.Refused as refused:
-                raise nats_line.NoAnswer(str(refused)) from refused
+                if is_newcomer or refused.number == nats_stream.STREAM_NOT_FOUND:
+                    raise nats_line.NoAnswer(str(refused)) from refused
+                _log.debug("NATS: no consumer: %s", refused)
+            except nats_line.NoAnswer as exc:
+                if is_newcomer or connection.lost.is_set():
+                    raise
+                _log.debug("NATS: no consumer: %s", exc)
             finally:
+                self._is_fed = False
                 with anyio.CancelScope(shield=True):
                     await consumer.stop()
+            await anyio.sleep(AGAIN_S)
+
+    async def _fill_in(self, connection: nats_line.Connection) -> None:
+        """Read what the consumer does not bring."""
+        reader = nats_direct.Reader(connection, self._names)
+        await reader.open()
+        answered_at = time.monotonic()
+        try:
+            while True:
+                if not self._lacks():
+                    self._late = anyio.Event()
+                    with anyio.move_on_after(QUIET_S / 2):
+                        await self._late.wait()
+                        await anyio.sleep(PAUSE_S)
+                    answered_at = time.monotonic()
+                    continue
+                try:
+                    items = await reader.after(self._came, self._names.all)
+                    answered_at = time.monotonic()
+                except nats_line.NoAnswer as exc:
+                    if connection.lost.is_set() or time.monotonic() - answered_at > USELESS_S:
+                        raise
+                    _log.debug("NATS: reading without a consumer: %s", exc)
+                    items = []
+                self._take(items)
+                if not items:
+                    await anyio.sleep(PAUSE_S if self._waiters else IDLE_PAUSE_S)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await reader.close()
+
+    def _lacks(self) -> bool:
+        """Whether there is reason to read what no consumer brings."""
+        if not self._came:
+            return False  # a newcomer: the whole log is much more than the newest records
+        if self._consumer is None or not self._is_fed or self._consumer.silent_s > QUIET_S:
+            return True
+        now = time.monotonic()
+        if self._remaining and now - self._fed_at < LATE_S:
+            return False  # it brings much, as fast as it can
+        return any(now - since >= LATE_S for _, _, since in self._waiters)
 
     async def reach(self, rev: int, timeout_s: float | None = None) -> bool:
         """Wait until a revision was applied or passed; False if it was not in time."""
         if self.revision >= rev:
             return True
         waiter = self._make_waiter()
-        self._waiters.append((rev, waiter))
+        self._waiters.append((rev, waiter, time.monotonic()))
+        late = asyncio.get_running_loop().call_later(LATE_S, self._be_late)
         try:
             async with asyncio.timeout(timeout_s):
                 await waiter.wait()
         except TimeoutError:
             return False
         finally:
+            late.cancel()
             self._waiters = [each for each in self._waiters if each[1] is not waiter]
         return True
 
+    def _be_late(self) -> None:
+        self._late.set()
+
     # Applying -----------------------------------------------------------------------------------
 
-    def _take(self, items: Sequence[nats_consumer.Item], _remaining: int) -> None:
+    def _fed(self, items: Sequence[nats_consumer.Item], remaining: int) -> None:
+        """What the consumer brings, and how much it has yet."""
+        self._remaining, self._fed_at = remaining, time.monotonic()
+        self._take(items)
+
+    def _take(self, items: Sequence[nats_consumer.Item]) -> None:
         ready: list[nats_record.Delivered] = []
         for item in items:
             rev = nats_consumer.rev_of(item)
+            if rev <= self._came:
+                continue  # it has come the other way
+            self._came = rev
             if self._group and rev > self._group[0].group_end:
                 # Its end has rolled off.
                 ready += self._group
@@ -185,7 +298,7 @@ class Feed:
             if not self._group:
                 self.revision = rev
         self._apply(ready)
-        for rev, waiter in self._waiters:
+        for rev, waiter, _ in self._waiters:
             if rev <= self.revision:
                 waiter.set()
 
@@ -220,11 +333,6 @@ class Feed:
         for path in [path for path, (rev, _) in self.tombstones.items() if rev <= floor]:
             self.leftovers[path] = self.tombstones.pop(path)[0]
         self._replica.compacted(floor)
-
-
-async def _must_live(consumer: nats_consumer.Consumer) -> None:
-    await consumer.until_over()
-    raise nats_line.NoAnswer("the load broke off")
 
 
 def same_log(feed: Feed, facts: nats_stream.Facts, floor: int, place: str, epoch: str) -> None:

@@ -16,7 +16,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -30,20 +30,26 @@ from moat_kv.engine import nats_settings
 
 _log = logging.getLogger(__name__)
 
-#: A node that is frozen is left after two of these without an answer, in seconds.
-PING_S = 1
-PINGS_OUTSTANDING = 2
-#: One attempt to connect may take so long, in seconds.
-CONNECT_S = 2.0
+#: A node that is frozen is left after so many of these without an answer, in seconds. On a line of
+#: 200 ms each way that holds what it carries for another 1.2 s now and then, an answer takes 2.8 s.
+PING_S = 0.6
+PINGS_OUTSTANDING = 5
+#: Each step of an attempt to connect may take so long, in seconds.
+CONNECT_S = 3.0
+#: A node that has not let us in by then is not waited for alone, in seconds.
+NEXT_S = 0.5
 #: Closing one is not waited for longer than that, in seconds.
 CLOSE_S = 0.5
 #: A server that starts looks for any node for so long, in seconds.
 FIRST_CONNECT_S = 10.0
 #: How long a request to JetStream's interface may take, in seconds; what has more to do says so.
-API_S = 2.5
+API_S = 6.0
+#: What changes nothing is asked again so often meanwhile: who was to answer may have been frozen,
+#: and another one leads now. In seconds.
+AGAIN_S = 0.5
 #: Whether a connection is closed is looked at this often: nats-py may hang on a frozen node's
 #: socket before it says so. In seconds.
-LOOK_S = 0.5
+LOOK_S = 0.25
 #: What of a message's greatest size is kept for its headers, in bytes.
 HEADERS_BYTES = 4_096
 #: What the server must be, and why.
@@ -89,6 +95,8 @@ class Connection:
         self.when_lost: list[Callable[[], None]] = []
         #: What happened to it, for messages.
         self.trouble = "was lost"
+        #: Whether anything went over it that was of use.
+        self.is_of_use = True
         info = client._server_info  # nats-py has no public way to the cluster's name
         self.version = str(info.get("version", "?"))
         self.is_clustered = bool(info.get("cluster"))
@@ -98,21 +106,35 @@ class Connection:
         self.body_limit = client.max_payload - HEADERS_BYTES
 
     async def api(
-        self, what: str, arguments: dict[str, Any] | None = None, timeout_s: float = API_S
+        self,
+        what: str,
+        arguments: dict[str, Any] | None = None,
+        timeout_s: float = API_S,
+        *,
+        changes: bool = True,
     ) -> dict[str, Any]:
-        """Ask JetStream's interface: `STREAM.INFO.name` and so on. Raises NoAnswer, Refused."""
+        """Ask JetStream's interface: `STREAM.INFO.name` and so on. Raises NoAnswer, Refused.
+
+        `changes`: without, it may be asked more than once.
+        """
         question = json.dumps(arguments or {}).encode()
-        answer = await self.request(f"$JS.API.{what}", question, timeout_s)
+        again_s = None if changes else AGAIN_S
+        answer = await self.request(f"$JS.API.{what}", question, timeout_s, again_s)
         found: dict[str, Any] = json.loads(answer)
         if "error" in found:
             error = found["error"]
             raise Refused(error["code"], error.get("err_code", 0), error.get("description", ""))
         return found
 
-    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
-        """Ask whoever listens there. Raises NoAnswer."""
+    async def request(
+        self, subject: str, data: bytes, timeout_s: float, again_s: float | None = None
+    ) -> bytes:
+        """Ask whoever listens there, once or every so many seconds; the first answer.
+
+        Raises NoAnswer.
+        """
         found: list[bytes] = []
-        reason = "the connection was lost"
+        reason = "no answer in time"
 
         async def ask() -> None:
             nonlocal reason
@@ -121,12 +143,22 @@ class Connection:
                 found.append(bytes(answer.data))
             except (nats_errors.Error, OSError) as exc:
                 reason = _said(exc)
+            if found or again_s is None:
+                tasks.cancel_scope.cancel()
+
+        async def until_lost() -> None:
+            nonlocal reason
+            await self.lost.wait()
+            reason = "the connection was lost"
             tasks.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ask)
-            await self.lost.wait()
-            tasks.cancel_scope.cancel()
+        with anyio.move_on_after(timeout_s):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(until_lost)
+                tasks.start_soon(ask)
+                while again_s is not None:
+                    await anyio.sleep(again_s)
+                    tasks.start_soon(ask)
         if not found:
             raise NoAnswer(f"{subject.partition('.')[0]}: {reason}")
         return found[0]
@@ -176,6 +208,8 @@ class Line:
         self.down_since: float | None = time.monotonic()
         #: Why there is none.
         self.reason = "not connected yet"
+        # To go on with when the present one ends.
+        self._better: Connection | None = None
 
     async def first(self) -> Connection:
         """The first connection. Raises EngineUnfit if no node is found, or none lets us in."""
@@ -183,9 +217,9 @@ class Line:
         wait_s = 0.05
         while True:
             shut_out = 0
-            for _ in self._settings.servers:
+            for server in self._in_turn():
                 try:
-                    return await self._connect()
+                    return await self._connect(server)
                 except _ShutOut:
                     shut_out += 1
                 except NoAnswer:
@@ -199,33 +233,97 @@ class Line:
     async def keep(self, first: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:
         """Run `serve` with each connection until it is lost, for ever. Raises what that raises."""
         connection = first
-        while True:
-            self.connection, self.down_since = connection, None
-            try:
-                await _while_up(connection, serve)
-            finally:
-                self.connection, self.down_since = None, time.monotonic()
-                await connection.close()
-            self.reason = f"the connection to {connection.server} {connection.trouble}"
-            _log.warning("NATS: %s", self.reason)
-            connection = await self._again()
-            _log.info("NATS: connected to %s", connection.server)
+        try:
+            while True:
+                self.connection, self.down_since = connection, None
+                try:
+                    await _while_up(connection, serve)
+                finally:
+                    self.connection, self.down_since = None, time.monotonic()
+                    await connection.close()
+                self.reason = f"the connection to {connection.server} {connection.trouble}"
+                # One that was never of use is the next attempt of many.
+                level = logging.WARNING if connection.is_of_use else logging.DEBUG
+                _log.log(level, "NATS: %s", self.reason)
+                better, self._better = self._better, None
+                connection = better or await self._again()
+                _log.log(level, "NATS: connected to %s", connection.server)
+        finally:
+            if self._better is not None:
+                await self._better.close()
+
+    async def elsewhere(self, is_good: Callable[[Connection], Awaitable[bool]]) -> Connection:
+        """A connection to another node than the present one, the first that is good.
+
+        Raises NoAnswer.
+        """
+        present = None if self.connection is None else self.connection.server
+        others = [server for server in self._in_turn() if server != present]
+        return await self._race(others, is_good)
+
+    def change_to(self, better: Connection) -> None:
+        """Give up the present connection for this one."""
+        assert self.connection is not None
+        assert self._better is None
+        self._better = better
+        self.connection.trouble = f"was left for one to {better.server}"
+        self.connection.lost.set()
 
     async def _again(self) -> Connection:
         wait_s = 0.05
         while True:
             try:
-                return await self._connect()
+                return await self._race(self._in_turn())
             except NoAnswer as exc:
                 _log.debug("NATS: %s", exc)
             # Not all servers at once, when a node has died that many were connected to.
             await anyio.sleep(wait_s * (0.5 + random.random()))
             wait_s = min(1.0, wait_s * 1.5)
 
-    async def _connect(self) -> Connection:
-        """To the next node in turn. Raises NoAnswer."""
-        server = self._settings.servers[self._turn % len(self._settings.servers)]
-        self._turn += 1
+    def _in_turn(self) -> list[str]:
+        """All nodes, beginning with another one each time."""
+        self._turn = (self._turn + 1) % len(self._settings.servers)
+        return [*self._settings.servers[self._turn :], *self._settings.servers[: self._turn]]
+
+    async def _race(
+        self,
+        servers: Sequence[str],
+        is_good: Callable[[Connection], Awaitable[bool]] | None = None,
+    ) -> Connection:
+        """To the first of them that lets us in, and is good. Raises NoAnswer."""
+        won: list[Connection] = []
+
+        async def attempt(server: str, over: anyio.Event) -> None:
+            try:
+                connection = await self._connect(server)
+                if not won and (is_good is None or await _is_so(is_good, connection)) and not won:
+                    won.append(connection)
+                    tasks.cancel_scope.cancel()
+                else:
+                    await connection.close()
+            except NoAnswer:
+                pass  # `_connect` keeps the reason
+            over.set()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for server in servers:
+                    over = anyio.Event()
+                    tasks.start_soon(attempt, server, over)
+                    with anyio.move_on_after(NEXT_S):
+                        await over.wait()
+            # (Cancelled from outside, too, whoever has won is closed.)
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            for connection in won:
+                await connection.close()
+            raise
+        if not won:
+            raise NoAnswer(self.reason)
+        return won[0]
+
+    async def _connect(self, server: str) -> Connection:
+        """Raises NoAnswer."""
         client = _Client()
         lost = anyio.Event()
         told: list[Exception] = []
@@ -246,7 +344,7 @@ class Line:
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=CONNECT_S,  # type: ignore[arg-type]  # it goes to wait_for
-                ping_interval=PING_S,
+                ping_interval=PING_S,  # type: ignore[arg-type]  # it goes to sleep
                 max_outstanding_pings=PINGS_OUTSTANDING,
                 disconnected_cb=gone,
                 closed_cb=gone,
@@ -260,6 +358,9 @@ class Line:
             if _is_shut_out(cause):
                 raise _ShutOut(self.reason) from exc
             raise NoAnswer(self.reason) from exc
+        except BaseException:
+            await _drop(client)
+            raise
         connection = Connection(client, server, lost)
         if self._settings.tls and not connection.has_tls:
             await connection.close()
@@ -270,6 +371,15 @@ class Line:
 
 class _ShutOut(NoAnswer):
     """A node is there and does not take us, which waiting does not change."""
+
+
+async def _is_so(is_good: Callable[[Connection], Awaitable[bool]], connection: Connection) -> bool:
+    """Ask; whatever ends the question otherwise closes the connection."""
+    try:
+        return await is_good(connection)
+    except BaseException:
+        await connection.close()
+        raise
 
 
 async def _while_up(connection: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:

@@ -2,8 +2,7 @@
 
 Started by `engine.network`. Where `nats.NatsEngine` gives up (no node at the start, a stream that
 is not what it was), this says that it is cut off, or has the server begin anew, and keeps trying.
-A live connection is not enough to be in touch: that is judged by acknowledgements, and a probe, a
-message that nobody reads, finds out when they come again.
+A live connection is not enough to be in touch: `nats_touch` judges that by acknowledgements.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from moat_kv.engine import (
     nats_line,
     nats_publish,
     nats_stream,
+    nats_touch,
     remote,
 )
 
@@ -32,11 +32,6 @@ _log = logging.getLogger(__name__)
 
 #: Strict writes wait for NATS for so long, in seconds; plain ones are kept much earlier.
 PATIENCE_S = 8.0
-#: Without acknowledgements for so long, while something waits for one, a server is cut off.
-DETACH_S = 3.0
-#: A probe is sent so often while there are none, in seconds; it is to be applied in `APPLY_S`.
-PROBE_S = 1.0
-APPLY_S = 5.0
 
 
 class NatsRemote(nats.NatsEngine, remote.Remote):
@@ -46,10 +41,8 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         super().__init__(url, **({"patience_s": PATIENCE_S} | options))  # type: ignore[arg-type]
         self._follower: remote.Follower
         self._known = remote.Known()
-        # None: not known yet.
-        self._is_in_touch: bool | None = None
-        self._troubled = anyio.Event()
-        self._calm = anyio.Event()
+        self._touch: nats_touch.Touch
+        self._cut = anyio.Event()
         self._probing = anyio.Lock()
         self._probes = 0
         self._clock = nats_clock.Clock()
@@ -63,10 +56,19 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         state = known.state
         self.epoch = state.epoch
         self._feed.resume(state.revision, state.floor, state.contact_at, known.tombstones)
+        self._touch = nats_touch.Touch(
+            self._line,
+            self._names,
+            self._feed,
+            attached=self._caught_up,
+            cut_off=self._cut_off,
+        )
+        self._touch.wait()
         background = anyio.CancelScope(shield=True)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._keep_in_touch, background)
+                tasks.start_soon(self._touch.judge)
                 tasks.start_soon(self._commit, background)
                 tasks.start_soon(self._compactor.run)
                 self._open = True
@@ -96,31 +98,34 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
             except errors.EngineUnfit as exc:
                 if not self._known.state.epoch:
                     raise
-                self._cut_off(str(exc.facts["reason"]))
+                self._touch.leave(str(exc.facts["reason"]))
 
     async def _serve_following(self, connection: nats_line.Connection) -> None:
         """Use a connection until it is lost. Raises nats_line.NoAnswer; EngineUnfit at first."""
+        connection.is_of_use = False
+        self._touch.wait()
         try:
-            await self._find_log(connection)
+            async with self._touch.looking_elsewhere(nats_touch.NEW_S):
+                await self._find_log(connection)
+            if not self._feed.revision:
+                await self._feed.load(connection, self._progress)
             publisher = await self._take_up(connection)
-            self._troubled, self._calm = anyio.Event(), anyio.Event()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send, connection)
                 tasks.start_soon(self._feed.follow, connection)
-                tasks.start_soon(self._judge_touch)
+                tasks.start_soon(self._touch.prove, connection)
                 self._connection, self._publisher = connection, publisher
                 self._attached_event.set()
         except* nats_line.NoAnswer as group:
-            self._cut_off(str(group.exceptions[0]))
-            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+            self._touch.trouble = str(group.exceptions[0])
+            raise nats_line.NoAnswer(self._touch.trouble) from group
         finally:
             self._connection = self._publisher = None
             self._attached_event = anyio.Event()
-            if self._open and self._is_in_touch:
-                self._cut_off("the connection to NATS was lost")
+            self._touch.wait()
 
     async def _find_log(self, connection: nats_line.Connection) -> None:
-        """Have everything applied that is in the stream, from where we are or anew."""
+        """Know whether the stream goes on from where we are; if not, begin anew."""
         try:
             nats_line.check(connection, self._place)
             if self.epoch:
@@ -131,17 +136,19 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                 self._begin_anew()
                 facts = await nats_stream.look(connection, self._names, self._settings)
             self._facts, self.epoch = facts, facts.epoch
-            await self._feed.load(connection, self._progress)
+            await self._feed.learn_floor(connection)
         except nats_line.Refused as refused:
             reason = str(refused)
             if refused.number == nats_stream.STREAM_NOT_FOUND:
                 reason = (
                     "its stream is gone; bring it back, or make it anew with `moat kv log restore`"
                 )
+                self._touch.leave(reason)
             raise nats_line.NoAnswer(reason) from refused
         except errors.EngineUnfit as exc:
             if not self._known.state.epoch:
                 raise
+            self._touch.leave(str(exc))
             raise nats_line.NoAnswer(str(exc)) from exc
 
     async def _is_same(self, connection: nats_line.Connection, facts: nats_stream.Facts) -> bool:
@@ -169,6 +176,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         return False
 
     def _begin_anew(self) -> None:
+        self._touch.leave("its log is another one now, which is taken anew")
         self._follower.restart()
         self._feed.reset()
         self._known = remote.Known(self._known.state)
@@ -185,57 +193,53 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
 
     # In touch or not ----------------------------------------------------------------------------
 
-    async def _judge_touch(self) -> None:
-        """Say when acknowledgements come, and when they do not, while there is a connection."""
-        while True:
-            while not await self._probe():
-                self._cut_off("NATS does not acknowledge (no quorum?)")
-                await anyio.sleep(PROBE_S)
-            if not self._is_in_touch:
-                self._is_in_touch = True
-                self._report(None)
-                self._follower.caught_up()
-            await self._troubled.wait()
-            with anyio.move_on_after(DETACH_S):
-                await self._calm.wait()
-            self._troubled, self._calm = anyio.Event(), anyio.Event()
+    def _caught_up(self) -> None:
+        self._cut = anyio.Event()
+        self._committer.accept()
+        self._report(None)
+        self._follower.caught_up()
 
     def _cut_off(self, reason: str) -> None:
-        if self._is_in_touch is not False:
-            self._is_in_touch = False
-            self._follower.cut_off(reason)
+        if not self._open:
+            return  # who stops has no news
+        self._follower.cut_off(reason)
+        self._committer.refuse_unsent(reason)
+        self._cut.set()
 
     def _report(self, trouble: str | None) -> None:
         # Said by the follower, once; here every late acknowledgement is one.
         self.trouble = trouble
-        (self._calm if trouble is None else self._troubled).set()
+        if trouble is None:
+            self._touch.acknowledged()
 
-    async def _probe(self) -> bool:
-        """Whether a write is acknowledged and comes back."""
-        connection = self._connection
-        if connection is None:
-            return False
-        publisher = nats_publish.Publisher(connection)
-        await publisher.open()
-        message = nats_publish.Message(subject=self._names.probe, body=b"", expect=None)
-        try:
-            (answer,) = await publisher.singly([message])
-        finally:
-            await publisher.close()
-        if not isinstance(answer, nats_publish.Stored):
-            _log.debug("NATS: a probe: %s", answer.reason)
-            return False
-        return await self._feed.reach(answer.rev, APPLY_S)
+    async def _attached(self, timeout_s: float) -> nats_publish.Publisher | None:
+        """As that of `NatsEngine`; what is not sent is not waited for when we are cut off."""
+        self._touch.wait()
+        if self._publisher is not None or self._cut.is_set():
+            return await super()._attached(timeout_s)
+        cut = self._cut
+        async with anyio.create_task_group() as tasks:
+
+            async def until_cut() -> None:
+                await cut.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(until_cut)
+            await super()._attached(timeout_s)
+            tasks.cancel_scope.cancel()
+        return self._publisher
 
     async def catch_up(self) -> None:
         """See `base.Engine.catch_up`. Those who ask while a probe is under way share the next."""
         wanted = self._probes + (2 if self._probing.locked() else 1)
         with anyio.move_on_after(PATIENCE_S):
             async with self._probing:
+                while self._probes < wanted and self._touch.is_in_touch:
+                    if await self._attached(PATIENCE_S) is None or self._connection is None:
+                        break
+                    if await self._touch.probe(self._connection):
+                        self._probes += 1
                 if self._probes >= wanted:
-                    return
-                if await self._probe():
-                    self._probes += 1
                     return
         raise errors.Detached("NATS does not acknowledge")
 

@@ -45,6 +45,7 @@ _FIXED: dict[str, Any] = {
     "sealed": False,
     "deny_purge": False,
     "allow_atomic": True,
+    "allow_direct": True,
     "allow_rollup_hdrs": False,
     "allow_msg_ttl": False,
     "allow_msg_counter": False,
@@ -102,7 +103,8 @@ async def look(
     settings: nats_settings.Settings,
 ) -> Facts:
     """The stream that is there. Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
-    return _checked(await connection.api(f"STREAM.INFO.{names.stream}"), names, settings)
+    info = await connection.api(f"STREAM.INFO.{names.stream}", changes=False)
+    return _checked(info, names, settings)
 
 
 def _wanted(
@@ -169,7 +171,7 @@ async def renew_epoch(
 
     Raises nats_line.NoAnswer, nats_line.Refused.
     """
-    info = await connection.api(f"STREAM.INFO.{names.stream}")
+    info = await connection.api(f"STREAM.INFO.{names.stream}", changes=False)
     changed = dict(info["config"])
     metadata = dict(changed.get("metadata") or {})
     if metadata.get(EPOCH_KEY) != known:
@@ -187,7 +189,9 @@ async def last(
     Raises nats_line.NoAnswer, nats_line.Refused.
     """
     try:
-        answer = await connection.api(f"STREAM.MSG.GET.{names.stream}", {"last_by_subj": subject})
+        answer = await connection.api(
+            f"STREAM.MSG.GET.{names.stream}", {"last_by_subj": subject}, changes=False
+        )
     except nats_line.Refused as refused:
         if refused.number == NO_MESSAGE:
             return None
@@ -204,7 +208,7 @@ async def record_at(
     Raises nats_line.NoAnswer, nats_line.Refused.
     """
     try:
-        answer = await connection.api(f"STREAM.MSG.GET.{names.stream}", {"seq": rev})
+        answer = await connection.api(f"STREAM.MSG.GET.{names.stream}", {"seq": rev}, changes=False)
     except nats_line.Refused as refused:
         if refused.number == NO_MESSAGE:
             return None

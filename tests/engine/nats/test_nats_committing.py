@@ -75,7 +75,7 @@ class Stream:
             if path is not None:
                 place = nats_record.Place(self.rev, self.rev, float(self.rev), 0)
                 items.append(nats_record.delivered(path, place, message.body))
-        self.feed._take(items, 0)
+        self.feed._take(items)
         return nats_publish.Stored(rev=self.rev)
 
     def foreign(self, path: Path, value: bytes) -> None:

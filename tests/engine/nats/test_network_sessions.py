@@ -95,6 +95,7 @@ async def test_without_nats_servers_see_only_their_own_and_come_together_again(
                 await here.join(G, "c", session=fresh)
                 node.start()
                 await until(lambda: two.server.groups.describe() == {"g": ["c"]})
+                await until(lambda: one.server.leases.held)
                 await here.set(A, 1, session=fresh)
                 await until(lambda: two.server.store.tree.head(A) is not None)
 

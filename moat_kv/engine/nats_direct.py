@@ -1,0 +1,162 @@
+"""Reads the stream without a consumer: whichever node has a copy tells what comes next.
+
+`nats_feed` does this while it has no consumer: making one takes the leader of NATS's metadata, and
+it lives on one node. `engine.nats` reads a path's history so. A node answers from its own copy of
+the stream, which may end earlier than the leader's, but has no gaps: each message tells which one
+was sent before it. Applies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+from nats import errors as nats_errors
+from nats.aio import msg as nats_msg
+
+from moat_kv.engine import nats_consumer, nats_line, nats_record, nats_subjects
+
+#: One answer has so many messages at most, and ends above so many bytes.
+BATCH = 1_000
+BATCH_BYTES = 4 << 20
+#: A node that has sent nothing for so long does not answer, in seconds. (Another may, next time.)
+ANSWER_S = 4.0
+
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
+
+
+class Reader:
+    """Reads over one connection; `open` first. One question at a time."""
+
+    def __init__(self, connection: nats_line.Connection, names: nats_subjects.Names) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self._names = names
+        self._inbox = self._client.new_inbox()
+        self._number = 0
+        self._items: list[nats_consumer.Item] = []
+        self._last = 0
+        self._heard_at = 0.0
+        self._failure: str | None = None
+        self._complete = anyio.Event()
+        self._subscription: Any = None
+
+    async def open(self) -> None:
+        """Listen for answers. Raises nats_line.NoAnswer."""
+        self._connection.when_lost.append(self._lost)
+        try:
+            self._subscription = await self._client.subscribe(
+                f"{self._inbox}.*", cb=self._came, pending_msgs_limit=0, pending_bytes_limit=0
+            )
+        except (nats_errors.Error, OSError) as exc:
+            raise nats_line.NoAnswer(str(exc)) from exc
+
+    async def close(self) -> None:
+        """Listen no more."""
+        self._connection.when_lost.remove(self._lost)
+        if self._subscription is not None and not self._connection.lost.is_set():
+            with contextlib.suppress(nats_errors.Error, OSError):
+                await self._subscription.unsubscribe()
+
+    async def after(self, rev: int, subject: str) -> Sequence[nats_consumer.Item]:
+        """Of what a subject (or pattern) has above a revision the first, in order; [] if no more.
+
+        What is at the end of the answer need not be the end of the stream: ask again. Raises
+        nats_line.NoAnswer.
+        """
+        self._number += 1
+        self._items, self._last, self._failure = [], 0, None
+        self._complete = anyio.Event()
+        wanted = {
+            "seq": rev + 1,
+            "next_by_subj": subject,
+            "batch": BATCH,
+            "max_bytes": BATCH_BYTES,
+        }
+        self._heard_at = time.monotonic()
+        try:
+            await self._client.publish(
+                f"$JS.API.DIRECT.GET.{self._names.stream}",
+                json.dumps(wanted).encode(),
+                f"{self._inbox}.{self._number}",
+            )
+        except (nats_errors.Error, OSError) as exc:
+            raise nats_line.NoAnswer(str(exc)) from exc
+        await self._until_complete()
+        if self._failure is not None:
+            raise nats_line.NoAnswer(self._failure)
+        return self._items
+
+    async def _until_complete(self) -> None:
+        is_over = False
+        while not is_over:
+            left_s = self._heard_at + ANSWER_S - time.monotonic()
+            if left_s <= 0:
+                self._fail("no answer in time")
+            with anyio.move_on_after(max(0.0, left_s)):
+                await self._complete.wait()
+                is_over = True
+        self._number += 1  # what comes now is too late
+
+    def _lost(self) -> None:
+        self._fail("the connection was lost")
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._complete.set()
+
+    async def _came(self, message: nats_msg.Msg) -> None:
+        """Called by nats-py for each message, in order."""
+        if not message.subject.endswith(f".{self._number}"):
+            return
+        self._heard_at = time.monotonic()
+        headers = message.headers or {}
+        status = headers.get("Status")
+        if status == "404":  # no more
+            self._complete.set()
+        elif status not in (None, "204"):
+            self._fail(f"status {status}")
+        elif int(headers.get("Nats-Last-Sequence", 0)) != self._last:
+            self._fail("a message is missing")
+        elif status == "204":  # the end of this answer
+            self._complete.set()
+        else:
+            self._last = int(headers["Nats-Sequence"])
+            place = nats_record.Place(self._last, 0, stored_at(headers["Nats-Time-Stamp"]), 0)
+            subject = headers["Nats-Subject"]
+            item = nats_consumer.item_of(self._names, place, subject, message.data)
+            self._items.append(item)
+
+
+def stored_at(stamp: str) -> float:
+    """Seconds since 1970 of NATS's `2026-01-31T01:02:03.123456789Z`.
+
+    To the last bit what a consumer's nanoseconds make: all servers' trees are the same.
+    """
+    found = _STAMP.fullmatch(stamp)
+    if found is None:
+        raise ValueError(f"{stamp!r} is no time")
+    seconds = int(datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp())
+    return (seconds * 1_000_000_000 + int((found[2] or "0").ljust(9, "0"))) / 1e9
+
+
+async def read(
+    connection: nats_line.Connection, names: nats_subjects.Names, subject: str, since: int = 0
+) -> list[nats_consumer.Item]:
+    """What is kept of a subject above a revision. Raises nats_line.NoAnswer."""
+    reader = Reader(connection, names)
+    found: list[nats_consumer.Item] = []
+    await reader.open()
+    try:
+        while items := await reader.after(since, subject):
+            found += items
+            since = nats_consumer.rev_of(items[-1])
+    finally:
+        await reader.close()
+    return found

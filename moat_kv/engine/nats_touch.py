@@ -1,0 +1,205 @@
+"""Whether a server is in touch with its network: judged by acknowledgements, not by connections.
+
+`nats_remote` runs `judge` all the time and `prove` with each connection, and tells what it sends
+and what is acknowledged. Who waits for an acknowledgement too long looks for it in two ways at
+once: a probe, a message that nobody reads, on this connection, and one through each other node,
+over a connection of its own. If another node answers first, the server goes on with that one; it
+may be this node that is frozen, or without a majority. So a slow network is told from a node that
+is of no use without a guess of how slow it is. Only when nothing is acknowledged anywhere for some
+seconds is the server cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+from moat_kv.engine import nats_feed, nats_line, nats_subjects
+
+_log = logging.getLogger(__name__)
+
+#: Without acknowledgements for so long, while something waits for one, a server is cut off; in
+#: seconds. On a slow line it is so many times what an acknowledgement usually takes, up to a limit.
+DETACH_S = 3.0
+DETACH_TIMES = 3
+DETACH_LIMIT_S = 12.0
+#: What usual is, is told by so many of the last ones.
+USUAL_OF = 9
+#: An acknowledgement that takes longer makes other nodes be asked, in seconds; on a slow line, one
+#: that takes so many times as long as usual.
+LATE_S = 1.0
+LATE_TIMES = 1.5
+#: A connection that is new has so long before that, in seconds.
+NEW_S = 1.5
+#: How often the clock is looked at, in seconds.
+LOOK_S = 0.25
+#: A probe is sent again so often until one is acknowledged, and each other node is asked again, in
+#: seconds; a probe that nothing becomes of is over after `PROBE_S`.
+AGAIN_S = 1.0
+PROBE_S = 10.0
+#: What was acknowledged is applied here unless nothing at all comes for so long, in seconds.
+APPLY_S = 5.0
+
+
+class Touch:
+    """`attached` is told when all that was there before is applied, `cut_off` why it is not."""
+
+    def __init__(
+        self,
+        line: nats_line.Line,
+        names: nats_subjects.Names,
+        feed: nats_feed.Feed,
+        *,
+        attached: Callable[[], None],
+        cut_off: Callable[[str], None],
+    ) -> None:
+        self._line = line
+        self._names = names
+        self._feed = feed
+        self._attached = attached
+        self._cut_off = cut_off
+        #: None: not known yet.
+        self.is_in_touch: bool | None = None
+        #: Why nothing is acknowledged, if anything is known of it.
+        self.trouble: str | None = None
+        # Since when an acknowledgement is waited for, by the monotonic clock; None: for none.
+        self._since: float | None = None
+        self._usual: deque[float] = deque(maxlen=USUAL_OF)
+
+    # What happens -------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Something was sent, or would be if there were a connection."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def acknowledged(self) -> None:
+        """Something was stored."""
+        if self._since is not None:
+            self._usual.append(time.monotonic() - self._since)
+            self._since = None
+
+    def leave(self, reason: str) -> None:
+        """The server is cut off, whatever is acknowledged."""
+        if self.is_in_touch is not False:
+            self.is_in_touch = False
+            self._cut_off(reason)
+
+    @property
+    def waits_s(self) -> float:
+        """For how long an acknowledgement has been waited for, in seconds."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    @property
+    def usual_s(self) -> float:
+        """How long an acknowledgement takes, in seconds."""
+        return statistics.median(self._usual) if self._usual else 0.0
+
+    # What follows from it -----------------------------------------------------------------------
+
+    async def judge(self) -> None:
+        """Say so when nothing is acknowledged for too long; for ever."""
+        seen = 0
+        while True:
+            await anyio.sleep(LOOK_S)
+            limit_s = min(DETACH_LIMIT_S, max(DETACH_S, DETACH_TIMES * self.usual_s))
+            # (At the start it takes as long as it takes to have everything applied.)
+            is_moving, seen = self._feed.revision != seen, self._feed.revision
+            if self.waits_s > limit_s and (self.is_in_touch or not is_moving):
+                if self._line.connection is None:
+                    self.leave(self._line.reason)
+                else:
+                    self.leave(self.trouble or "NATS does not acknowledge (no quorum?)")
+
+    async def prove(self, connection: nats_line.Connection) -> None:
+        """Find out whether this connection is of use, now and whenever there is doubt; for ever.
+
+        Ends the connection if another node is of use instead.
+        """
+        late_s = NEW_S
+        while True:
+            async with self.looking_elsewhere(late_s):
+                await self._probe_until_applied(connection)
+            connection.is_of_use, self.trouble = True, None
+            if not self.is_in_touch:
+                self.is_in_touch = True
+                self._attached()
+            await self._until_late()
+            late_s = 0.0
+
+    async def _until_late(self) -> None:
+        while True:
+            await anyio.sleep(LOOK_S)
+            if self.waits_s > max(LATE_S, LATE_TIMES * self.usual_s):
+                return
+
+    async def _probe_until_applied(self, connection: nats_line.Connection) -> None:
+        while True:
+            self.wait()
+            if await self.probe(connection):
+                return
+            await anyio.sleep(AGAIN_S)
+
+    async def probe(self, connection: nats_line.Connection) -> bool:
+        """Whether a write is acknowledged, and all that was there before it is applied."""
+        try:
+            answer = await connection.request(
+                self._names.probe, b"", timeout_s=PROBE_S, again_s=AGAIN_S
+            )
+        except nats_line.NoAnswer as exc:
+            _log.debug("NATS: a probe: %s", exc)
+            return False
+        rev = json.loads(answer).get("seq")
+        if rev is None:
+            _log.debug("NATS: a probe: %s", answer)
+            return False
+        self.acknowledged()
+        seen = -1
+        while self._feed.revision > seen:
+            seen = self._feed.revision
+            if await self._feed.reach(rev, APPLY_S):
+                return True
+        self.leave("what is written does not come back")
+        return False
+
+    @asynccontextmanager
+    async def looking_elsewhere(self, late_s: float) -> AsyncIterator[None]:
+        """From so many seconds on, go on with another node if one acknowledges, and this ends."""
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._look_elsewhere, late_s)
+            try:
+                yield
+            except Exception as exc:  # as it is, not in a group
+                failure = exc
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _look_elsewhere(self, late_s: float) -> None:
+        await anyio.sleep(late_s)
+        while True:
+            try:
+                better = await self._line.elsewhere(self._acknowledges)
+            except nats_line.NoAnswer as exc:
+                _log.debug("NATS: no other node is of use: %s", exc)
+                await anyio.sleep(AGAIN_S)
+            else:
+                self._line.change_to(better)
+                return
+
+    async def _acknowledges(self, connection: nats_line.Connection) -> bool:
+        try:
+            answer = await connection.request(
+                self._names.probe, b"", timeout_s=PROBE_S, again_s=AGAIN_S
+            )
+        except nats_line.NoAnswer:
+            return False
+        return "seq" in json.loads(answer)
