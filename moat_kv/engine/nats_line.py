@@ -44,6 +44,10 @@ API_S = 2.5
 #: Whether a connection is closed is looked at this often: nats-py may hang on a frozen node's
 #: socket before it says so. In seconds.
 LOOK_S = 0.5
+#: A connection that ends within this time, in seconds, was of no use. When each node has given one,
+#: they are tried more slowly, up to this pause, and no more is said of them.
+BRIEF_S = 15.0
+PAUSE_S = 1.0
 #: What of a message's greatest size is kept for its headers, in bytes.
 HEADERS_BYTES = 4_096
 #: What the server must be, and why.
@@ -80,8 +84,17 @@ class _Client(nats_client.Client):
 class Connection:
     """One connection to one node."""
 
-    def __init__(self, client: nats_client.Client, server: str, lost: anyio.Event) -> None:
+    def __init__(
+        self,
+        client: nats_client.Client,
+        server: str,
+        lost: anyio.Event,
+        settings: nats_settings.Settings,
+    ) -> None:
         self.client = client
+        self._api = settings.api
+        #: The JetStream that is asked, if not that of this node.
+        self.domain = settings.access.domain
         self.server = server
         #: Set when it is of no more use.
         self.lost = lost
@@ -102,7 +115,14 @@ class Connection:
     ) -> dict[str, Any]:
         """Ask JetStream's interface: `STREAM.INFO.name` and so on. Raises NoAnswer, Refused."""
         question = json.dumps(arguments or {}).encode()
-        answer = await self.request(f"$JS.API.{what}", question, timeout_s)
+        try:
+            answer = await self.request(f"{self._api}.{what}", question, timeout_s)
+        except NoAnswer as exc:
+            if self.domain is None or self.lost.is_set():
+                raise
+            raise NoAnswer(
+                f"the JetStream domain {self.domain!r} is not in reach of {self.server} ({exc})"
+            ) from exc
         found: dict[str, Any] = json.loads(answer)
         if "error" in found:
             error = found["error"]
@@ -198,18 +218,24 @@ class Line:
 
     async def keep(self, first: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:
         """Run `serve` with each connection until it is lost, for ever. Raises what that raises."""
-        connection = first
+        connection, brief = first, 0
         while True:
             self.connection, self.down_since = connection, None
+            began = time.monotonic()
             try:
                 await _while_up(connection, serve)
             finally:
                 self.connection, self.down_since = None, time.monotonic()
                 await connection.close()
             self.reason = f"the connection to {connection.server} {connection.trouble}"
-            _log.warning("NATS: %s", self.reason)
+            brief = brief + 1 if time.monotonic() - began < BRIEF_S else 0
+            again = brief - len(self._settings.servers)
+            _log.log(logging.DEBUG if again > 0 else logging.WARNING, "NATS: %s", self.reason)
+            if again >= 0:  # one that is there, and what is behind it is not
+                await anyio.sleep(min(PAUSE_S, 0.05 * 2 ** min(again, 10)))
             connection = await self._again()
-            _log.info("NATS: connected to %s", connection.server)
+            level = logging.DEBUG if again >= 0 else logging.INFO
+            _log.log(level, "NATS: connected to %s", connection.server)
 
     async def _again(self) -> Connection:
         wait_s = 0.05
@@ -238,6 +264,11 @@ class Line:
             _log.debug("NATS, %s: %s", server, _said(exc))
 
         try:
+            options = self._settings.options()
+        except errors.BadConfig as exc:  # its files are not what they were at the start
+            self.reason = str(exc)
+            raise _ShutOut(self.reason) from exc
+        try:
             await client.connect(
                 f"{'tls' if self._settings.tls else 'nats'}://{server}",
                 name=self._name,
@@ -251,7 +282,7 @@ class Line:
                 disconnected_cb=gone,
                 closed_cb=gone,
                 error_cb=erred,
-                **self._settings.options(),
+                **options,
             )
         except (nats_errors.Error, OSError, TimeoutError) as exc:
             await _drop(client)
@@ -260,7 +291,7 @@ class Line:
             if _is_shut_out(cause):
                 raise _ShutOut(self.reason) from exc
             raise NoAnswer(self.reason) from exc
-        connection = Connection(client, server, lost)
+        connection = Connection(client, server, lost, self._settings)
         if self._settings.tls and not connection.has_tls:
             await connection.close()
             self.reason = f"{server} has no TLS"
@@ -313,9 +344,10 @@ def check(connection: Connection, place: str) -> None:
             f"{connection.server} is nats-server {connection.version}, {needed} or newer is "
             f"needed: {WHY_OLDEST}",
         )
-    if not connection.has_jetstream:
+    if not connection.has_jetstream and connection.domain is None:
         raise errors.EngineUnfit(
             place,
             f"{connection.server} runs without JetStream: start it with -js, or with a "
-            "`jetstream` block in its configuration",
+            "`jetstream` block in its configuration; for a leaf node, name the JetStream domain "
+            "of the nodes that have the network, ?domain=NAME",
         )

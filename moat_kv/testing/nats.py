@@ -44,8 +44,8 @@ def program() -> str:
 
 
 class Node:
-    """One nats-server. `extra` is text for its configuration file; without `sync` it syncs to disk
-    every two minutes only, which is quicker for tests that pull no plug.
+    """One nats-server. `extra` is text for its configuration file, `domain` its JetStream's; without
+    `sync` it syncs to disk every two minutes only, which is quicker for tests that pull no plug.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Node:
         port: int | None = None,
         extra: str = "",
         jetstream: bool = True,
+        domain: str | None = None,
         sync: bool = True,
     ) -> None:
         self.name = name
@@ -69,6 +70,8 @@ class Node:
         store = f"store_dir: {json.dumps(str(folder / 'jetstream'))}"
         if sync:
             store += ", sync_interval: always"
+        if domain is not None:
+            store += f", domain: {domain}"
         lines = [
             f"server_name: {name}",
             f"listen: 127.0.0.1:{self.port}",
