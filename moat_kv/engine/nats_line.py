@@ -198,7 +198,7 @@ class Line:
         self.reason = "not connected yet"
 
     async def first(self) -> Connection:
-        """The first connection. Raises EngineUnfit if no node is found, or none lets us in."""
+        """The first connection. Raises EngineUnreachable: no node is there, or none lets us in."""
         began = time.monotonic()
         wait_s = 0.05
         while True:
@@ -212,7 +212,7 @@ class Line:
                     pass
             late = time.monotonic() - began + wait_s > FIRST_CONNECT_S
             if late or shut_out == len(self._settings.servers):
-                raise errors.EngineUnfit(self._settings.place, self.reason)
+                raise errors.EngineUnreachable(self._settings.place, self.reason)
             await anyio.sleep(wait_s)
             wait_s = min(1.0, wait_s * 2)
 
