@@ -18,9 +18,7 @@ from moat_kv import config, errors
 
 DEFAULT_PORT = 4222
 
-_URL = re.compile(
-    r"(nats|tls)://(?:([^@/]*)@)?([^/@?]+)(?:/([^/?]*))?/?(?:\?domain=([^&=]*))?"
-)
+_URL = re.compile(r"(nats|tls)://(?:([^@/]*)@)?([^/@?]+)(?:/([^/?]*))?/?(?:\?domain=([^&=]*))?")
 _DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)(?::([0-9]{1,5}))?")
 

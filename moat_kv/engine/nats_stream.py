@@ -101,9 +101,7 @@ async def prepare(
         raise errors.EngineUnfit(settings.place, f"JetStream says: {refused}") from refused
 
 
-async def _check_domain(
-    connection: nats_line.Connection, settings: nats_settings.Settings
-) -> None:
+async def _check_domain(connection: nats_line.Connection, settings: nats_settings.Settings) -> None:
     """Whether the nodes of a domain can hold a network. Raises EngineUnfit, nats_line.NoAnswer."""
     try:
         found = await connection.api("INFO")

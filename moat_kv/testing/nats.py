@@ -44,8 +44,9 @@ def program() -> str:
 
 
 class Node:
-    """One nats-server. `extra` is text for its configuration file, `domain` its JetStream's; without
-    `sync` it syncs to disk every two minutes only, which is quicker for tests that pull no plug.
+    """One nats-server. `extra` is text for its configuration file, `domain` its JetStream's.
+    Without `sync` it syncs to disk every two minutes only, which is quicker for tests that pull
+    no plug.
     """
 
     def __init__(

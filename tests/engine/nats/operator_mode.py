@@ -1,7 +1,7 @@
-"""A NATS operator, its accounts and a user, made here: what `nsc` makes for a network that has them.
+"""A NATS operator, its accounts and a user, made here: what `nsc` makes where they are used.
 
-Tokens are JSON that is signed with NKeys; a node that trusts the operator takes whoever shows a user's
-token that an account signed, and can sign what the node asks it to.
+Tokens are JSON that is signed with NKeys; a node that trusts the operator takes whoever shows a
+user's token that an account signed, and can sign what the node asks it to.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Operator:
         token = self._account.token(user, "server", {"type": "user"} | _UNLIMITED)
         return (
             f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
-            f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+            "-----BEGIN USER NKEY SEED-----\n"
+            f"{user.seed.decode()}\n------END USER NKEY SEED------\n"
         )
 
 

@@ -1,4 +1,4 @@
-"""A server whose NATS node is a leaf of the cluster that has the network, at the end of a bad line."""
+"""A server whose NATS node is a leaf of the cluster that has the network, on a bad line."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ async def test_a_line_that_stays_cut_is_told_once_and_tried_slowly(
             assert 2 <= len(tries) <= 9
             said = [each for each in caplog.records if each.levelno >= logging.WARNING]
             assert len(said) <= 2, [each.getMessage() for each in said]
-            assert site.leaf.address in str(far.engine.trouble) or "acknow" in str(far.engine.trouble)
+            assert site.leaf.address in str(far.engine.trouble) or "acknow" in str(
+                far.engine.trouble
+            )
 
 
 async def test_without_a_domain_a_leaf_is_refused_with_what_to_set(tmp_path: pathlib.Path) -> None:
@@ -152,7 +154,9 @@ async def test_without_a_domain_a_leaf_is_refused_with_what_to_set(tmp_path: pat
 async def test_a_domain_that_is_not_there_is_told_by_its_name(tmp_path: pathlib.Path) -> None:
     with place(tmp_path, leaf_has_jetstream=False) as site:
         engine = nats_engine.NatsEngine(f"nats://{site.leaf.address}/house?domain=elsewhere")
-        with pytest.raises(errors.EngineUnfit, match="JetStream domain 'elsewhere' is not in reach"):
+        with pytest.raises(
+            errors.EngineUnfit, match="JetStream domain 'elsewhere' is not in reach"
+        ):
             async with engine.running(engine_probe.DictReplica()):
                 pass
 

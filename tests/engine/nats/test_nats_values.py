@@ -157,8 +157,20 @@ def test_no_part_of_a_password_that_is_not_written_right_is_shown(password: str)
         ("nats://one?domain=a.b", {}),
         ("nats://one?other=b", {}),
     ],
-    ids=["empty", "scheme", "port", "blank", "no-url", "user", "two-ways", "key", "hist", "repl"]
-    + ["domain", "query"],
+    ids=[
+        "empty",
+        "scheme",
+        "port",
+        "blank",
+        "no-url",
+        "user",
+        "two-ways",
+        "key",
+        "hist",
+        "repl",
+        "domain",
+        "query",
+    ],
 )
 def test_settings_that_cannot_be_are_refused(url: str, access: dict[str, str]) -> None:
     with pytest.raises(errors.BadConfig):
