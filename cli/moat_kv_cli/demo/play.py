@@ -182,7 +182,7 @@ class _Play:
         return holder
 
     async def lose_server(self, servers: network.Network) -> findings.Finding:
-        """Kill the server that all are connected to, and see the job go on."""
+        """Kill the server that all are connected to, and see all jobs go on."""
         before = self._polls()
         name = await servers.busiest()
         self._screen.say(
@@ -206,7 +206,12 @@ class _Play:
         value = self._seen.value(seen.RADIO)
         if self._holder() is None:
             return None
-        return network.Polls(node=value["node"], fence=value["fence"], count=value["count"])
+        return network.Polls(
+            node=value["node"],
+            fence=value["fence"],
+            count=value["count"],
+            runs=self._seen.runs(value["node"]),
+        )
 
     def _read(self, name: str) -> manifest.Manifest:
         return manifest.read(EXAMPLES / name)
