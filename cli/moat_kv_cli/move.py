@@ -87,7 +87,7 @@ async def move(invocation: command.Invocation, /, source: str, target: str) -> N
             _require_nothing_waits(here, there)
         if not old.live():
             raise errors.NotFound("entry in", str(here))
-        if moving.strangers(old, new):
+        if await moving.has_others(old, asked, new):
             raise command.Refused(f"{there} is not empty; nothing was moved", command.CONFLICT)
         try:
             count = await moving.move(old, new, engine, tell=_progress())

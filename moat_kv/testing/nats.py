@@ -22,6 +22,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 #: A node has to be ready within this time, a cluster's JetStream to have a leader, in seconds.
 READY_S = 20.0
@@ -124,15 +125,24 @@ class Node:
 
     def leads(self, stream: str) -> bool:
         """Whether this node says of itself that it leads a stream."""
+        found = self._streams().get(stream)
+        return found is not None and (found.get("cluster") or {}).get("leader") in (None, self.name)
+
+    def messages(self, stream: str) -> int:
+        """How many a stream has here; 0 if there is none."""
+        found = self._streams().get(stream)
+        return 0 if found is None else int(found["state"]["messages"])
+
+    def _streams(self) -> dict[str, Any]:
+        """What the node says of its streams, by name; nothing if it does not answer."""
         url = f"http://127.0.0.1:{self.monitor_port}/jsz?streams=true"
         try:
             with urllib.request.urlopen(url, timeout=1.0) as answer:
                 found = json.load(answer)
         except OSError:
-            return False
-        streams = [each for a in found.get("account_details", ()) for each in a["stream_detail"]]
-        named = {each["name"]: (each.get("cluster") or {}).get("leader") for each in streams}
-        return stream in named and named[stream] in (None, self.name)
+            return {}
+        accounts = found.get("account_details", ())
+        return {each["name"]: each for a in accounts for each in a["stream_detail"]}
 
     def log_end(self) -> str:
         """The last lines that it has logged."""
