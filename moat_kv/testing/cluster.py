@@ -37,7 +37,7 @@ from moat_kv.testing import (
 
 #: How many NATS nodes there may be: one, or as many as keep a majority when one is lost.
 NODE_COUNTS = (1, 3, 5)
-#: When all are ended, each may take so long by itself, in seconds.
+#: What is stopped may take so long by itself, in seconds.
 END_S = 3.0
 #: A process that is stopped has stopped by then, in seconds.
 FREEZE_S = 5.0
@@ -369,8 +369,8 @@ class Cluster:
                     raise ClusterError(f"{each.name} did not start: {exc}") from exc
 
     def _remove(self, plan: cluster_plan.Plan) -> None:
-        """End everything, clients of others first, then remove what was made."""
-        background.end([*plan.processes.values()], limit_s=END_S)
+        """End everything, at once since all that it would keep goes too; remove what was made."""
+        background.kill([*plan.processes.values()])
         if plan.netns:
             with _told():
                 cluster_netns.remove(plan)

@@ -78,7 +78,7 @@ def test_interrupted_it_ends_its_children(
 ) -> None:
     process = start(tmp_path)
     assert process.stdout is not None
-    while "running" not in process.stdout.readline():
+    while "nodes: alpha, beta" not in process.stdout.readline():
         assert process.poll() is None
     assert len(processes_in(tmp_path)) >= 4
     process.send_signal(number)
@@ -92,7 +92,7 @@ def test_interrupted_it_ends_its_children(
 def test_a_child_that_ends_by_itself_is_told(tmp_path: pathlib.Path) -> None:
     process = start(tmp_path)
     assert process.stdout is not None
-    while "running" not in process.stdout.readline():
+    while "nodes: alpha, beta" not in process.stdout.readline():
         assert process.poll() is None
     server = next(
         int(each.parent.name)
