@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import socket
@@ -54,26 +55,48 @@ def box(tmp_path_factory: pytest.TempPathFactory, namespaces_can_be_made: None) 
         assert processes_of(box.folder) == []
 
 
-def reaches(box: Box, name: str, other: str) -> bool:
-    """Whether a connection from one member to the port of another one is made."""
-    plan = cluster.Cluster(box.folder).plan
-    target = plan.member(other)
+@pytest.fixture
+def plan(tmp_path: pathlib.Path, namespaces_can_be_made: None) -> Iterator[cluster_plan.Plan]:
+    """The namespaces of one NATS node and two servers, with nobody in them."""
+    prefix = cluster_netns.new_prefix()
+    plan = cluster_plan.make_in_namespaces(1, 2, prefix, tmp_path)
+    try:
+        cluster_netns.make(plan)
+        yield plan
+    finally:
+        cluster_netns.remove(plan)
+        assert not [each for each in namespaces() if each.startswith(prefix)]
 
-    def connect() -> bool:
-        try:
-            socket.create_connection((target.address, target.port), timeout=0.5).close()
-        except OSError:
-            return False
-        return True
 
-    return cluster_netns.within(plan, name, connect)
+def reaches(plan: cluster_plan.Plan, name: str, other: str) -> bool:
+    """Whether a connection from one member to another one is made."""
+    address = plan.member(other).address
+
+    def listen() -> socket.socket:
+        return socket.create_server((address, 0))
+
+    with cluster_netns.within(plan, other, listen) as server:
+        place = server.getsockname()
+
+        def connect() -> bool:
+            try:
+                socket.create_connection(place, timeout=0.5).close()
+            except OSError:
+                return False
+            return True
+
+        return cluster_netns.within(plan, name, connect)
+
+
+def cut(plan: cluster_plan.Plan, *pairs: tuple[str, str]) -> cluster_plan.Plan:
+    """Cut these ways, and no others."""
+    changed = dataclasses.replace(plan, cuts=frozenset(pairs))
+    cluster_netns.arrange(changed)
+    return changed
 
 
 def test_what_is_cut_off_is_cut_by_the_system_and_comes_back(box: Box) -> None:
-    assert reaches(box, "s2", "nats1")
     assert box.do("cut", "s2") == "s2 is cut off, and has noticed\n"
-    assert not reaches(box, "s2", "nats1")
-    assert reaches(box, "s1", "nats1")
     kept = "moat: kept on s2; not in the network yet\n"
     box.data("s2", "lamp", "set", "-v", ":", "green", says=kept)
     box.data("s1", "lamp", "set", "-v", ":", "red")
@@ -81,21 +104,7 @@ def test_what_is_cut_off_is_cut_by_the_system_and_comes_back(box: Box) -> None:
     assert (seen["s2"]["state"], seen["s2"]["attached"], seen["s2"]["outbox"]) == ("cut", False, 1)
     assert (seen["s1"]["attached"], seen["s1"]["via"]) == (True, "nats1")
     assert "1 conflict" in box.do("heal")
-    assert reaches(box, "s2", "nats1")
     assert [box.data(name, "lamp") for name in ("s1", "s2")] == ["red\n", "red\n"]
-
-
-def test_a_cut_in_one_direction_loses_what_goes_that_way(box: Box) -> None:
-    there = cluster.Cluster(box.folder)
-    there.cut("s1", "nats1", one_way=True)
-    assert there.plan.cuts == {("s1", "nats1")}
-    assert not reaches(box, "s1", "nats1")
-    assert reaches(box, "s2", "nats1")
-    there.heal("s1")
-    there.cut("nats1", "s1", one_way=True)
-    assert not reaches(box, "s1", "nats1")
-    there.heal("s1")
-    assert reaches(box, "s1", "nats1")
 
 
 def test_a_second_up_finds_it_and_does_not_take_it_for_another_one(box: Box) -> None:
@@ -105,22 +114,57 @@ def test_a_second_up_finds_it_and_does_not_take_it_for_another_one(box: Box) -> 
     assert box.refused("up", "--netns", "--port", "1234")[0] == 128
 
 
-def test_namespaces_that_are_gone_are_made_again_with_their_cuts(box: Box) -> None:
+def test_each_direction_of_each_pair_is_cut_by_itself(plan: cluster_plan.Plan) -> None:
+    assert reaches(plan, "s1", "nats1")
+    for pair in (("s1", "nats1"), ("nats1", "s1")):  # the answers are lost, too
+        cut(plan, pair)
+        assert not reaches(plan, "s1", "nats1")
+        assert reaches(plan, "s2", "nats1")
+        assert reaches(plan, "s1", "s2")
+    cut(plan)
+    assert reaches(plan, "s1", "nats1")
+
+
+def test_what_was_sent_before_a_cut_comes_and_what_is_sent_in_it_does_not(
+    plan: cluster_plan.Plan,
+) -> None:
+    def open_port(name: str) -> socket.socket:
+        made = socket.socket(type=socket.SOCK_DGRAM)
+        made.bind((plan.member(name).address, 0))
+        made.settimeout(0.3)
+        return made
+
+    with (
+        cluster_netns.within(plan, "s1", lambda: open_port("s1")) as here,
+        cluster_netns.within(plan, "nats1", lambda: open_port("nats1")) as there,
+    ):
+        here.sendto(b"before", there.getsockname())
+        assert there.recv(100) == b"before"
+        cut(plan, ("s1", "nats1"))
+        here.sendto(b"lost", there.getsockname())
+        with pytest.raises(TimeoutError):
+            there.recv(100)
+        there.sendto(b"the other way", here.getsockname())
+        assert here.recv(100) == b"the other way"
+        cut(plan)
+        here.sendto(b"after", there.getsockname())
+        assert there.recv(100) == b"after"
+
+
+def test_namespaces_that_are_gone_are_made_again_with_their_cuts(plan: cluster_plan.Plan) -> None:
     """As after a new start of the machine."""
-    cluster.Cluster(box.folder).kill("s1", "s2", "nats1")
-    box.do("cut", "s2", "nats1")
-    plan = cluster.Cluster(box.folder).plan
+    changed = cut(plan, ("s2", "nats1"))
     cluster_netns.remove(plan)
-    box.do("up", "--netns")
-    assert not reaches(box, "s2", "nats1")
-    assert reaches(box, "s1", "nats1")
-    assert "healed" in box.do("heal")
+    cluster_netns.make(changed)
+    assert not reaches(plan, "s2", "nats1")
+    assert reaches(plan, "s1", "nats1")
+    cluster_netns.make(plan)  # all are there
+    assert reaches(plan, "s2", "nats1")
 
 
-def test_slow_lines_are_refused(box: Box) -> None:
-    with pytest.raises(cluster.ClusterError, match="slow lines cannot be had with namespaces"):
-        cluster.Cluster(box.folder).slow(0.2)
-    cluster.Cluster(box.folder).slow()
+def test_slow_lines_are_refused(plan: cluster_plan.Plan) -> None:
+    with pytest.raises(cluster_netns.NetnsFailed, match="slow lines cannot be had"):
+        cluster_netns.arrange(dataclasses.replace(plan, delay_s=0.2))
 
 
 def test_an_up_that_fails_leaves_no_namespace(
