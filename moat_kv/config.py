@@ -60,6 +60,9 @@ class NatsConfig:
     cert: str | None = None
     key: str | None = None
     """Files with this machine's certificate and its key, for servers that ask for one."""
+    domain: str | None = None
+    """The JetStream domain that the network is in; for a NATS node that is not in it itself, such
+    as a leaf node: letters, digits, - and _, 64 at most. None: that of the node."""
     replicas: int | None = None
     """On how many NATS nodes the network is kept, 1, 3 or 5; None: as it is, for a new one 3 in a
     cluster and 1 else."""

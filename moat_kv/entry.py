@@ -85,6 +85,7 @@ class Write:
         "strict",
         "tick",
         "value",
+        "void",
     )
 
     def __init__(
@@ -111,6 +112,8 @@ class Write:
         self.session = session
         self.expires_at = expires_at
         self.strict = strict  # refused where it cannot be agreed upon at once
+        #: Told by an engine that has kept it: a deletion of what was not there, as far as is known.
+        self.void = False
 
 
 class LateWrite(Write):

@@ -253,6 +253,10 @@ class EngineUnfit(EngineError):
     message = "{place} cannot be used: {reason}"
 
 
+class EngineUnreachable(EngineUnfit):
+    """Nobody answers there, or nobody lets this server in (credentials, certificates)."""
+
+
 class StorageFailed(EngineError):
     """A write could not be made durable (disk full, I/O error); it did not happen."""
 

@@ -117,7 +117,8 @@ async def _until(box: Cluster, condition: Callable[[Sequence[Seen]], bool], limi
 
 
 @cluster.command(
-    example="moat kv cluster up\nmoat kv cluster up --nodes 1 --servers 2 --dir /tmp/box --port 0"
+    example="moat kv cluster up\nmoat kv cluster up --nodes 1 --servers 2 --dir /tmp/box --port 0\n"
+    "sudo moat kv cluster up --netns"
 )
 @click.option(
     "--nodes",
@@ -136,22 +137,33 @@ async def _until(box: Cluster, condition: Callable[[Sequence[Seen]], bool], limi
     type=click.IntRange(0, 65000),
     help=f"The first server's, the others' follow; 0 takes free ones. [{FIRST_PORT}]",
 )
+@click.option(
+    "--netns",
+    is_flag=True,
+    help="Each in its own network namespace, cut by the system itself. Linux, and root.",
+)
 @_folder
-async def up(nodes: str | None, servers: int | None, port: int | None, box: Cluster) -> None:
+async def up(
+    nodes: str | None, servers: int | None, port: int | None, netns: bool, box: Cluster
+) -> None:
     """Start a cluster; where there is one, start what is dead of it.
 
     Returns when all serve. The processes stay in the background until `moat kv cluster down`.
+    With --netns, clients reach the servers by Unix sockets.
     """
     _check_installed()
+    if netns and port:
+        raise click.UsageError("--port has no meaning with --netns: clients use Unix sockets")
     was_there = await _do(lambda: box.exists)
     if was_there:
-        _check_same(box, nodes, servers, port)
+        _check_same(box, nodes, servers, port, netns)
     try:
         started = await _do(
             box.up,
             nodes=int(nodes or 3),
             servers=servers or 3,
             first_port=FIRST_PORT if port is None else port,
+            netns=netns,
         )
         await _until(box, _is_in_touch, SETTLE_S)
     except BaseException as exc:
@@ -176,7 +188,9 @@ async def up(nodes: str | None, servers: int | None, port: int | None, box: Clus
     )
 
 
-def _check_same(box: Cluster, nodes: str | None, servers: int | None, port: int | None) -> None:
+def _check_same(
+    box: Cluster, nodes: str | None, servers: int | None, port: int | None, netns: bool
+) -> None:
     """Raises Refused if what is asked for is another cluster than the one that is there."""
     plan = box.plan
     stores, all_servers = plan.of_kind("nats"), plan.of_kind("server")
@@ -185,11 +199,11 @@ def _check_same(box: Cluster, nodes: str | None, servers: int | None, port: int 
         or (servers or len(all_servers)) != len(all_servers)
         or (port or all_servers[0].port) != all_servers[0].port
     )
-    if differs:
+    if differs or (netns and not plan.netns):
         there = f"{_count(len(stores), 'NATS node')} and {_count(len(all_servers), 'server')}"
+        how = "in namespaces" if plan.netns else f"from port {all_servers[0].port}"
         raise command.Refused(
-            f"there is one of {there}, from port {all_servers[0].port}, in {box.folder}; "
-            "`moat kv cluster down` ends it"
+            f"there is one of {there}, {how}, in {box.folder}; `moat kv cluster down` ends it"
         )
 
 

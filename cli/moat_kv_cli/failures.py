@@ -16,6 +16,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (click.UsageError, command.BAD_USAGE),
     (errors.CannotConnect, command.CANNOT_CONNECT),
     (errors.Disconnected, command.CANNOT_CONNECT),
+    (errors.EngineUnreachable, command.CANNOT_CONNECT),
     (errors.NotFound, command.NOT_FOUND),
     (errors.Conflict, command.CONFLICT),
     (errors.GuardFailed, command.CONFLICT),

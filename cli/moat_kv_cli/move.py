@@ -82,13 +82,13 @@ async def move(invocation: command.Invocation, /, source: str, target: str) -> N
     if here.file is not None and not here.file.exists():
         raise errors.NotFound("tree at", str(here))
     async with _opened(here) as (old, asked), _opened(there) as (new, engine):
+        if not old.live():
+            raise errors.NotFound("entry in", str(here))
+        if await moving.has_others(old, asked, new):
+            raise command.Refused(f"{there} is not empty; nothing was moved", command.CONFLICT)
         if here.is_network:
             await _require_nobody(old, asked, here)
             _require_nothing_waits(here, there)
-        if not old.live():
-            raise errors.NotFound("entry in", str(here))
-        if moving.strangers(old, new):
-            raise command.Refused(f"{there} is not empty; nothing was moved", command.CONFLICT)
         try:
             count = await moving.move(old, new, engine, tell=_progress())
         except errors.MoatKvError as exc:

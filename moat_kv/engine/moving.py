@@ -5,7 +5,8 @@ times, ends and records' ids; they get new revisions, in the old order, and the 
 of its own, so nobody takes a revision of the one for one of the other. Earlier versions and
 deletions stay behind, and so does what belongs to sessions, which end with their servers.
 
-An interrupted move is gone on with by doing it again: what is there already has the same ids.
+An interrupted move is gone on with by doing it again: what is there already has the same ids, or
+those of former records.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from moat_kv.path import Path
 #: So many writes are under way at most, and so many bytes of values.
 AT_ONCE = 2_000
 AT_ONCE_BYTES = 16 * 1024 * 1024
+
+#: So many former records of an entry are looked at for one that was moved before.
+HISTORY = 1_000
 
 Tell = Callable[[int, int], None]
 """Told how many entries are there, and of how many."""
@@ -69,15 +73,20 @@ def _is_system(path: Path) -> bool:
     return bool(path) and path[0] is SYSTEM
 
 
-def strangers(source: Held, target: Held) -> int:
-    """How many live entries the target has that are not the source's: 0 if it is empty, or holds a
-    part of the source.
+async def has_others(source: Held, log: base.Engine, target: Held) -> bool:
+    """Whether the target has live entries that never were the source's, which is `log`'s.
+
+    What an interrupted move left there is the source's, also where that has changed since.
     """
-    found = 0
     for record in target.live():
         there = source.heads.get(record.path)
-        found += there is None or there.id != record.id
-    return found
+        if there is None:
+            return True
+        if there.id != record.id:
+            kept = await log.history(record.path, limit=HISTORY)
+            if all(each.id != record.id for each in kept):
+                return True
+    return False
 
 
 async def move(

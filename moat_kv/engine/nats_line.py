@@ -50,6 +50,9 @@ AGAIN_S = 0.5
 #: Whether a connection is closed is looked at this often: nats-py may hang on a frozen node's
 #: socket before it says so. In seconds.
 LOOK_S = 0.25
+#: When each node has given a connection that was of no use, they are tried more slowly, up to this
+#: pause, in seconds.
+PAUSE_S = 1.0
 #: What of a message's greatest size is kept for its headers, in bytes.
 HEADERS_BYTES = 4_096
 #: What the server must be, and why.
@@ -86,8 +89,17 @@ class _Client(nats_client.Client):
 class Connection:
     """One connection to one node."""
 
-    def __init__(self, client: nats_client.Client, server: str, lost: anyio.Event) -> None:
+    def __init__(
+        self,
+        client: nats_client.Client,
+        server: str,
+        lost: anyio.Event,
+        settings: nats_settings.Settings,
+    ) -> None:
         self.client = client
+        self._api = settings.api
+        #: The JetStream that is asked, if not that of this node.
+        self.domain = settings.access.domain
         self.server = server
         #: Set when it is of no more use.
         self.lost = lost
@@ -119,7 +131,14 @@ class Connection:
         """
         question = json.dumps(arguments or {}).encode()
         again_s = None if changes else AGAIN_S
-        answer = await self.request(f"$JS.API.{what}", question, timeout_s, again_s)
+        try:
+            answer = await self.request(f"{self._api}.{what}", question, timeout_s, again_s)
+        except NoAnswer as exc:
+            if self.domain is None or self.lost.is_set():
+                raise
+            raise NoAnswer(
+                f"the JetStream domain {self.domain!r} is not in reach of {self.server} ({exc})"
+            ) from exc
         found: dict[str, Any] = json.loads(answer)
         if "error" in found:
             error = found["error"]
@@ -212,7 +231,7 @@ class Line:
         self._better: Connection | None = None
 
     async def first(self) -> Connection:
-        """The first connection. Raises EngineUnfit if no node is found, or none lets us in."""
+        """The first connection. Raises EngineUnreachable: no node is there, or none lets us in."""
         began = time.monotonic()
         wait_s = 0.05
         while True:
@@ -226,13 +245,13 @@ class Line:
                     pass
             late = time.monotonic() - began + wait_s > FIRST_CONNECT_S
             if late or shut_out == len(self._settings.servers):
-                raise errors.EngineUnfit(self._settings.place, self.reason)
+                raise errors.EngineUnreachable(self._settings.place, self.reason)
             await anyio.sleep(wait_s)
             wait_s = min(1.0, wait_s * 2)
 
     async def keep(self, first: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:
         """Run `serve` with each connection until it is lost, for ever. Raises what that raises."""
-        connection = first
+        connection, useless = first, 0
         try:
             while True:
                 self.connection, self.down_since = connection, None
@@ -246,6 +265,10 @@ class Line:
                 level = logging.WARNING if connection.is_of_use else logging.DEBUG
                 _log.log(level, "NATS: %s", self.reason)
                 better, self._better = self._better, None
+                useless = 0 if connection.is_of_use else useless + 1
+                again = useless - len(self._settings.servers)
+                if better is None and again >= 0:  # nodes are there, and what is behind them is not
+                    await anyio.sleep(min(PAUSE_S, 0.05 * 2 ** min(again, 10)))
                 connection = better or await self._again()
                 _log.log(level, "NATS: connected to %s", connection.server)
         finally:
@@ -336,6 +359,11 @@ class Line:
             _log.debug("NATS, %s: %s", server, _said(exc))
 
         try:
+            options = self._settings.options()
+        except errors.BadConfig as exc:  # its files are not what they were at the start
+            self.reason = str(exc)
+            raise _ShutOut(self.reason) from exc
+        try:
             await client.connect(
                 f"{'tls' if self._settings.tls else 'nats'}://{server}",
                 name=self._name,
@@ -349,7 +377,7 @@ class Line:
                 disconnected_cb=gone,
                 closed_cb=gone,
                 error_cb=erred,
-                **self._settings.options(),
+                **options,
             )
         except (nats_errors.Error, OSError, TimeoutError) as exc:
             await _drop(client)
@@ -361,7 +389,7 @@ class Line:
         except BaseException:
             await _drop(client)
             raise
-        connection = Connection(client, server, lost)
+        connection = Connection(client, server, lost, self._settings)
         if self._settings.tls and not connection.has_tls:
             await connection.close()
             self.reason = f"{server} has no TLS"
@@ -423,9 +451,10 @@ def check(connection: Connection, place: str) -> None:
             f"{connection.server} is nats-server {connection.version}, {needed} or newer is "
             f"needed: {WHY_OLDEST}",
         )
-    if not connection.has_jetstream:
+    if not connection.has_jetstream and connection.domain is None:
         raise errors.EngineUnfit(
             place,
             f"{connection.server} runs without JetStream: start it with -js, or with a "
-            "`jetstream` block in its configuration",
+            "`jetstream` block in its configuration; for a leaf node, name the JetStream domain "
+            "of the nodes that have the network, ?domain=NAME",
         )

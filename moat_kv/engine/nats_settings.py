@@ -18,7 +18,8 @@ from moat_kv import config, errors
 
 DEFAULT_PORT = 4222
 
-_URL = re.compile(r"(nats|tls)://(?:([^@/]*)@)?([^/@]+)(?:/([^/]*))?/?")
+_URL = re.compile(r"(nats|tls)://(?:([^@/]*)@)?([^/@?]+)(?:/([^/?]*))?/?(?:\?domain=([^&=]*))?")
+_DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)(?::([0-9]{1,5}))?")
 
 
@@ -35,7 +36,13 @@ class Settings:
     @property
     def place(self) -> str:
         """For messages: without anything secret."""
-        return f"nats://{','.join(self.servers)}/{self.access.network}"
+        domain = f"?domain={self.access.domain}" if self.access.domain is not None else ""
+        return f"nats://{','.join(self.servers)}/{self.access.network}{domain}"
+
+    @property
+    def api(self) -> str:
+        """The subject that JetStream's interface is below."""
+        return "$JS.API" if self.access.domain is None else f"$JS.{self.access.domain}.API"
 
     def options(self) -> dict[str, Any]:
         """The arguments of nats-py's `connect` that say who we are. Raises BadConfig."""
@@ -47,6 +54,12 @@ class Settings:
             "nkeys_seed": _file("nkey", access.nkey),
             "user_credentials": _file("creds", access.creds),
         }
+        # nats-py would look for what is not in them for ever.
+        if access.nkey is not None:
+            _check_seed("nkey", given["nkeys_seed"], None)
+        if access.creds is not None:
+            _after("creds", given["user_credentials"], "BEGIN NATS USER JWT")
+            _check_seed("creds", given["user_credentials"], "BEGIN USER NKEY SEED")
         context = self._context()
         if context is not None:
             given["tls"] = context
@@ -68,15 +81,19 @@ class Settings:
 
 
 def parse(url: str, access: config.NatsConfig | None = None) -> Settings:
-    """The settings in `nats://[user:password@|token@]host[:port],...[/NETWORK]`, or `tls://`.
+    """The settings in `nats://[user:password@|token@]host[:port],...[/NETWORK][?domain=DOMAIN]`,
+    or `tls://`.
 
-    User, password, token and network in the URL go before those in `access`. Raises BadConfig.
+    User, password, token, network and domain in the URL go before those in `access`. Raises
+    BadConfig.
     """
     access = access or config.NatsConfig()
     found = _URL.fullmatch(url)
-    if found is None:
-        raise errors.BadConfig("engine", "a network is nats://host:port,host:port/NETWORK")
-    scheme, who, hosts, network = found.groups()
+    if found is None or "@" in (found[4] or ""):
+        # (What does not fit may be a part of a password: not shown.)
+        hint = "; a / or @ in a password is written %2F or %40" if "@" in url else ""
+        raise errors.BadConfig("engine", f"a network is nats://host:port,host:port/NETWORK{hint}")
+    scheme, who, hosts, network, domain = found.groups()
     if who:
         user, _, password = who.partition(":")
         named: dict[str, Any] = {"user": _plain(user), "password": _plain(password)}
@@ -87,6 +104,8 @@ def parse(url: str, access: config.NatsConfig | None = None) -> Settings:
         )
     if network:
         access = dataclasses.replace(access, network=network)
+    if domain is not None:
+        access = dataclasses.replace(access, domain=domain)
     _check(access)
     tls = scheme == "tls" or access.ca is not None or access.cert is not None
     return Settings(
@@ -119,6 +138,8 @@ def _check(access: config.NatsConfig) -> None:
         raise errors.BadConfig("nats", "user and password go together")
     if access.key is not None and access.cert is None:
         raise errors.BadConfig("nats: key", "it goes with cert")
+    if access.domain is not None and _DOMAIN.fullmatch(access.domain) is None:
+        raise errors.BadConfig("nats: domain", "letters, digits, - and _, 64 at most")
     if access.history is not None and not 1 <= access.history <= 1_000:
         raise errors.BadConfig("nats: history", "1 to 1000")
     if access.replicas is not None and access.replicas not in (1, 3, 5):
@@ -126,10 +147,40 @@ def _check(access: config.NatsConfig) -> None:
 
 
 def _file(name: str, text: str | None) -> str | None:
-    """The place of a file that has to be there."""
+    """The place of a file that has to be there. Raises BadConfig."""
     if text is None:
         return None
     place = pathlib.Path(text).expanduser().absolute()
     if not place.is_file():
         raise errors.BadConfig(f"nats: {name}", f"there is no file {place}")
     return str(place)
+
+
+def _check_seed(name: str, place: str, title: str | None) -> None:
+    """Raises BadConfig, which does not show it, if it is not the seed of a user's NKey."""
+    import nkeys  # type: ignore[import-untyped,unused-ignore]
+
+    seed = _text(name, place) if title is None else _after(name, place, title)
+    try:
+        prefix, _ = nkeys.decode_seed(bytearray(seed.strip().encode()))
+        nkeys.from_seed(bytearray(seed.strip().encode())).wipe()
+    except (nkeys.NkeysError, ValueError) as exc:
+        raise errors.BadConfig(f"nats: {name}", f"{place} has no seed of an NKey") from exc
+    if prefix != nkeys.PREFIX_BYTE_USER:
+        raise errors.BadConfig(f"nats: {name}", f"the seed in {place} is not a user's")
+
+
+def _after(name: str, place: str, title: str) -> str:
+    """The line below a title. Raises BadConfig."""
+    lines = _text(name, place).splitlines()
+    below = [line for line, above in zip(lines[1:], lines, strict=False) if title in above]
+    if not below or not below[0].strip():
+        raise errors.BadConfig(f"nats: {name}", f"{place} is no file with credentials: {title!r}")
+    return below[0]
+
+
+def _text(name: str, place: str) -> str:
+    try:
+        return pathlib.Path(place).read_text("utf-8", "replace")
+    except OSError as exc:
+        raise errors.BadConfig(f"nats: {name}", f"{place}: {exc.strerror}") from exc

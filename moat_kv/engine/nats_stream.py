@@ -26,8 +26,13 @@ HISTORY_DEFAULT = 10
 
 #: JetStream's numbers for what we tell apart.
 STREAM_NOT_FOUND = 10059
+NOT_CLUSTERED = 10074
 STREAM_IS_THERE = 10058
 NO_MESSAGE = 10037
+#: What `nats_line.OLDEST` says of JetStream's interface, for nodes that are not connected to.
+OLDEST_LEVEL = 4
+#: Making a stream takes a cluster a while, in seconds.
+CREATE_S = 10.0
 
 #: What every network's stream has. Some are NATS's defaults, and all the same what we rely on: a
 #: limit would drop records that nobody deleted, a time to live brings older ones back to life.
@@ -76,6 +81,8 @@ async def prepare(
 ) -> Facts:
     """The network's stream, made if need be. Raises EngineUnfit, nats_line.NoAnswer."""
     wanted = _wanted(connection, names, settings)
+    if connection.domain is not None:
+        await _check_domain(connection, settings)
     try:
         try:
             return await look(connection, names, settings)
@@ -85,9 +92,7 @@ async def prepare(
         _log.info("NATS: making the network %s", names.network)
         metadata = {EPOCH_KEY: secrets.token_hex(8), "moat-kv.format": "1"}
         try:
-            made = await connection.api(
-                f"STREAM.CREATE.{names.stream}", wanted | {"metadata": metadata}, 10.0
-            )
+            made = await _create(connection, names, settings, wanted | {"metadata": metadata})
         except nats_line.Refused as refused:
             if refused.number != STREAM_IS_THERE:
                 raise
@@ -95,6 +100,38 @@ async def prepare(
         return _checked(made, names, settings)
     except nats_line.Refused as refused:
         raise errors.EngineUnfit(settings.place, f"JetStream says: {refused}") from refused
+
+
+async def _check_domain(connection: nats_line.Connection, settings: nats_settings.Settings) -> None:
+    """Whether the nodes of a domain can hold a network. Raises EngineUnfit, nats_line.NoAnswer."""
+    try:
+        found = await connection.api("INFO")
+    except nats_line.Refused as refused:
+        raise errors.EngineUnfit(settings.place, f"JetStream says: {refused}") from refused
+    if int((found.get("api") or {}).get("level", 0)) < OLDEST_LEVEL:
+        needed = ".".join(map(str, nats_line.OLDEST))
+        raise errors.EngineUnfit(
+            settings.place,
+            f"the nats-server of domain {connection.domain} is older than {needed}: "
+            f"{nats_line.WHY_OLDEST}",
+        )
+
+
+async def _create(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+    wanted: dict[str, Any],
+) -> dict[str, Any]:
+    """Make the stream. Raises nats_line.NoAnswer, nats_line.Refused."""
+    what = f"STREAM.CREATE.{names.stream}"
+    try:
+        return await connection.api(what, wanted, CREATE_S)
+    except nats_line.Refused as refused:
+        # What this node says of its cluster says nothing of a domain's.
+        if refused.number != NOT_CLUSTERED or settings.access.replicas is not None:
+            raise
+    return await connection.api(what, wanted | {"num_replicas": 1}, CREATE_S)
 
 
 async def look(
@@ -118,8 +155,13 @@ def _wanted(
         "description": f"moat-kv network {names.network}",
         "subjects": list(names.stored),
         "max_msgs_per_subject": access.history or HISTORY_DEFAULT,
-        "num_replicas": access.replicas or (3 if connection.is_clustered else 1),
+        "num_replicas": access.replicas or _replicas(connection),
     }
+
+
+def _replicas(connection: nats_line.Connection) -> int:
+    # A leaf node names itself as a cluster; of a domain's, `_create` finds out.
+    return 3 if connection.is_clustered or connection.domain is not None else 1
 
 
 def _checked(

@@ -94,6 +94,9 @@ class Outbox:
         if before is None and len(self._newest) >= LIMIT:
             done(errors.Detached(f"{LIMIT} writes wait for the network already"))
             return
+        if write.value is None:
+            shown = self._canvas.head(path) if before is None else before
+            write.void = shown is None or shown.value is None
         pending = self._pending(write, before, self._moment() if made is None else made, on)
         self._newest[path] = pending
 

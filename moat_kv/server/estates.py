@@ -44,6 +44,14 @@ class Facts(NamedTuple):
     client: str
 
 
+class _Turn:
+    """Who adopts one session here, one after the other."""
+
+    def __init__(self) -> None:
+        self.lock = anyio.Lock()
+        self.waiting = 0
+
+
 class Estates:
     """The records of all sessions, where several servers share the tree."""
 
@@ -55,7 +63,7 @@ class Estates:
         # Since when there are entries of sessions that have no record.
         self._strays: dict[str, float] = {}
         # Being adopted here, being ended here.
-        self._adopting: set[str] = set()
+        self._adopting: dict[str, _Turn] = {}
         self._ending: set[str] = set()
 
     # What the log says --------------------------------------------------------------------------
@@ -103,22 +111,31 @@ class Estates:
         server = self._server
         if id not in self._known:
             await server.engine.catch_up()
-        self._adopting.add(id)
+        turn = self._adopting.setdefault(id, _Turn())
+        turn.waiting += 1
         try:
-            for _ in range(TRIES):
-                if id in server.sessions:
-                    return server.sessions.resume(connection, id, secret)
-                facts = self._known.get(id)
-                if facts is None or not sessions.fits(facts.secret_hash, secret):
-                    raise errors.SessionExpired(id)
-                server.leases.need()
-                outcome = await self._write(id, self._record(facts), facts.rev)
-                if not isinstance(outcome, errors.MoatKvError):
-                    return self._adopted(connection, id, facts, outcome[0].rev)
-                if not isinstance(outcome, errors.Conflict):
-                    raise outcome
+            # One after the other: lines of one server would overtake each other.
+            async with turn.lock:
+                return await self._adopt(connection, id, secret)
         finally:
-            self._adopting.discard(id)
+            turn.waiting -= 1
+            if not turn.waiting:
+                del self._adopting[id]
+
+    async def _adopt(self, connection: Connection, id: str, secret: str) -> sessions.Session:
+        server = self._server
+        for _ in range(TRIES):
+            if id in server.sessions:
+                return server.sessions.resume(connection, id, secret)
+            facts = self._known.get(id)
+            if facts is None or not sessions.fits(facts.secret_hash, secret):
+                raise errors.SessionExpired(id)
+            server.leases.need()
+            outcome = await self._write(id, self._record(facts), facts.rev)
+            if not isinstance(outcome, errors.MoatKvError):
+                return self._adopted(connection, id, facts, outcome[0].rev)
+            if not isinstance(outcome, errors.Conflict):
+                raise outcome
         raise errors.Unknown("others resume this session at the same time")
 
     def _adopted(self, connection: Connection, id: str, facts: Facts, rev: int) -> sessions.Session:

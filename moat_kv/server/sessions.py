@@ -158,6 +158,9 @@ class Sessions:
     def adopt(self, connection: Connection, session: Session) -> None:
         """A session that another server had has come to this line, which may be gone already."""
         self.given_up.discard(session.id)
+        former = self._live.get(session.id)
+        if former is not None and former.connection is not None:
+            former.connection.sessions.discard(session.id)
         self._live[session.id] = session
         self._bind(session, connection)
         if connection not in self._server.connections:
@@ -215,7 +218,11 @@ class Sessions:
 
     def explained(self, error: errors.MoatKvError) -> errors.MoatKvError:
         """The error that a write got; a session whose record could not be stored has not ended."""
-        if isinstance(error, errors.SessionExpired) and error.session in self._live:
+        if not isinstance(error, errors.SessionExpired):
+            return error
+        session = self._live.get(error.session)
+        record = None if session is None else self._server.store.tree.head(session.path)
+        if session is not None and (record is None or record.value is None):
             return errors.StorageFailed("the log", "the record of the session is missing there")
         return error
 

@@ -69,6 +69,7 @@ def delete(connection: Connection, request: Request) -> None:
     def answer(records: Sequence[Record]) -> None:
         record = records[0]
         deleted = record.origin == write.origin and record.tick == write.tick and record.rev != 0
+        deleted = deleted and not write.void
         if record.rev < 0:
             connection.server.lost_writes.kept(connection, record.id)
         connection.reply(request.seq, rows.facts(record) | {"deleted": deleted})

@@ -4,7 +4,7 @@ For fault tests, and for `moat kv cluster`, with which users see fail-over. Ever
 background and known by id and time of beginning (`background`); everything is in one folder, so
 that a later command, or another process, finds the cluster there and goes on with it. What servers
 and NATS nodes say to each other goes through links of our own (`cluster_links`), which are cut and
-healed without any rights; clients reach servers directly.
+healed without any rights, or through namespaces (`cluster_netns`); clients reach servers directly.
 
 NATS nodes are called `nats1`, `nats2`, ..., servers `s1`, `s2`, ... All calls block: some for as
 long as a process takes to start. From an event loop use `anyio.to_thread.run_sync`; `cut`, `split`
@@ -26,11 +26,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moat_kv.testing import background, cluster_links, cluster_plan, cluster_start, nats
+from moat_kv.testing import (
+    background,
+    cluster_links,
+    cluster_netns,
+    cluster_plan,
+    cluster_start,
+    nats,
+)
 
 #: How many NATS nodes there may be: one, or as many as keep a majority when one is lost.
 NODE_COUNTS = (1, 3, 5)
-#: When all are ended, each may take so long by itself, in seconds.
+#: What is stopped may take so long by itself, in seconds.
 END_S = 3.0
 #: A process that is stopped has stopped by then, in seconds.
 FREEZE_S = 5.0
@@ -111,16 +118,13 @@ class Cluster:
 
     def node_at(self, place: str) -> str | None:
         """The name of the NATS node that a server reaches at that `host:port`."""
-        port = int(place.rpartition(":")[2])
-        return next((each.target for each in self.plan.links if each.port == port), None)
+        return next((each.target for each in self.plan.links if each.place == place), None)
 
     def leader(self) -> str | None:
         """The NATS node that leads the network's stream, by its own word."""
         plan = self.plan
         for each in plan.of_kind("nats"):
-            if self.state(each.name) == "up" and cluster_start.leads(
-                each, is_alone=len(plan.of_kind("nats")) == 1
-            ):
+            if self.state(each.name) == "up" and cluster_start.leads(plan, each):
                 return each.name
         return None
 
@@ -132,23 +136,29 @@ class Cluster:
         nodes: int = 3,
         servers: int = 3,
         first_port: int = 0,
+        netns: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> bool:
         """Start it; returns when all serve. If there is one already, starts what is dead of it.
 
-        `first_port`: of the first server, the others' follow; 0 takes free ones. `settings`: what
-        the servers' configuration file says. Returns whether anything had to be started. Raises
-        ClusterError (nothing is left behind then, if there was nothing), NatsFailed if there is
-        no nats-server.
+        `first_port`: of the first server, the others' follow; 0 takes free ones. `netns`: each has
+        a network namespace of its own, and servers are reached by Unix sockets; Linux, and root.
+        `settings`: what the servers' configuration file says. Returns whether anything had to be
+        started. Raises ClusterError (nothing is left behind then, if there was nothing),
+        NatsFailed if there is no nats-server.
         """
         if nodes not in NODE_COUNTS or servers < 1:
             raise ClusterError(f"{nodes} NATS nodes, {servers} servers: it takes 1, 3 or 5, and 1")
         nats.program()
+        if netns:
+            with _told():
+                cluster_netns.check()
         with self._locked(make=True):
             plan = self._load()
             is_new = plan is None
             if plan is None:
-                plan = self._make(nodes, servers, first_port, settings or {})
+                plan = self._new_plan(nodes, servers, first_port, netns)
+                self._make(plan, settings or {})
             try:
                 return self._start_all(plan)
             except BaseException:
@@ -251,10 +261,11 @@ class Cluster:
             left = frozenset(pair for pair in plan.cuts if not heal & set(pair))
             changed = dataclasses.replace(plan, cuts=left | cut, **slowness)  # type: ignore[arg-type]
             cluster_plan.save(changed, self.folder)
-            try:
-                cluster_links.tell(changed, reset=reset)
-            except OSError as exc:
-                raise ClusterError(f"the links do not answer: {exc} (`up` starts them)") from exc
+            with _told():
+                if plan.netns:
+                    cluster_netns.arrange(changed)
+                else:
+                    cluster_links.tell(changed, reset=reset)
 
     # Inside -------------------------------------------------------------------------------------
 
@@ -301,16 +312,21 @@ class Cluster:
         with contextlib.suppress(OSError):  # somebody else has something in it
             self.folder.rmdir()
 
-    def _make(
-        self, nodes: int, servers: int, first_port: int, settings: Mapping[str, Any]
+    def _new_plan(
+        self, nodes: int, servers: int, first_port: int, netns: bool
     ) -> cluster_plan.Plan:
-        """The files of a new cluster."""
         if {each.name for each in self.folder.iterdir()} - {_LOCK}:
             raise ClusterError(f"{self.folder} has other things in it; --dir takes another folder")
+        if netns:
+            prefix = cluster_netns.new_prefix()
+            return cluster_plan.make_in_namespaces(nodes, servers, prefix, self.folder)
         for port in range(first_port, first_port + servers) if first_port else ():
             if not cluster_plan.is_free(port):
                 raise ClusterError(f"something listens on port {port}; --port takes others")
-        plan = cluster_plan.make(nodes, servers, first_port)
+        return cluster_plan.make(nodes, servers, first_port)
+
+    def _make(self, plan: cluster_plan.Plan, settings: Mapping[str, Any]) -> None:
+        """The files of a new cluster."""
         for member in plan.members:
             (self.folder / member.name).mkdir()
             if member.kind == "nats":
@@ -320,9 +336,11 @@ class Cluster:
         # YAML reads JSON; the user's own settings have no part in this.
         (self.folder / _CONFIG).write_text(json.dumps(settings) + "\n")
         cluster_plan.save(plan, self.folder)
-        return plan
 
     def _start_all(self, plan: cluster_plan.Plan) -> bool:
+        if plan.netns:
+            with _told():
+                cluster_netns.make(plan)
         dead = [each for each in plan.members if self.state(each.name) == "dead"]
         for kind in ("links", "nats"):
             self._start(self.plan, [each for each in dead if each.kind == kind])
@@ -361,12 +379,26 @@ class Cluster:
                     raise ClusterError(f"{each.name} did not start: {exc}") from exc
 
     def _remove(self, plan: cluster_plan.Plan) -> None:
-        """End everything, clients of others first, then remove what was made."""
-        background.end([*plan.processes.values()], limit_s=END_S)
+        """End everything, at once since all that it would keep goes too; remove what was made."""
+        background.kill([*plan.processes.values()])
+        if plan.netns:
+            with _told():
+                cluster_netns.remove(plan)
         for member in plan.members:
             shutil.rmtree(self.folder / member.name, ignore_errors=True)
         for name in (_CONFIG, cluster_plan.FILE_NAME):
             (self.folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong with the network as a ClusterError."""
+    try:
+        yield
+    except cluster_netns.NetnsFailed as exc:
+        raise ClusterError(str(exc)) from exc
+    except OSError as exc:
+        raise ClusterError(f"the links do not answer: {exc} (`up` starts them)") from exc
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 Values only, made once by `cluster` when it comes up, and kept in a file so that later commands find
 what is theirs. Links are one for each direction in which connections are made: every server has one
-to each NATS node, and every NATS node one to each other.
+to each NATS node, and every NATS node one to each other. With network namespaces they are no more
+than the places of those nodes, and there is no process for them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from moat_kv import config
+from moat_kv.engine import nats_settings
 from moat_kv.testing import background, nats
 
 Kind = Literal["nats", "server", "links"]
 
 #: The process that all links are in.
 LINKS = "links"
+_LOOPBACK = "127.0.0.1"
 #: What the servers' network is called on NATS.
 NETWORK = "box"
 FILE_NAME = "cluster.json"
@@ -46,12 +50,18 @@ class Member:
     route_port: int = 0
     """NATS: for the other nodes."""
     monitor_port: int = 0
-    """NATS: where it tells how it is."""
+    """NATS: where it tells how it is, on loopback."""
+    address: str = _LOOPBACK
+    """What the others find it at; in a namespace its own."""
+    socket: str = ""
+    """A server in a namespace: the Unix socket for clients."""
 
     @property
     def url(self) -> str:
+        if self.socket:
+            return f"unix://{self.socket}"
         scheme = "nats" if self.kind == "nats" else "tcp"
-        return f"{scheme}://127.0.0.1:{self.port}"
+        return f"{scheme}://{self.address}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,12 @@ class Link:
     target: str
     port: int
     target_port: int
+    host: str = _LOOPBACK
+
+    @property
+    def place(self) -> str:
+        """`host:port`, for the source."""
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +98,8 @@ class Plan:
     """Each chunk on each link takes so long, each way."""
     hold_share: float = 0.0
     """So many of the chunks (0 to 1) are held for longer, see `proxy.Slowness`."""
+    netns: str = ""
+    """What the names of its network namespaces begin with; empty if it has none."""
 
     def member(self, name: str) -> Member:
         """Raises KeyError."""
@@ -148,27 +166,65 @@ def make(nodes: int, servers: int, first_port: int = 0) -> Plan:
     )
 
 
+def make_in_namespaces(nodes: int, servers: int, prefix: str, folder: pathlib.Path) -> Plan:
+    """One whose members have namespaces of their own, and so the ports that are usual."""
+    names = [("nats", f"nats{number}") for number in range(1, nodes + 1)]
+    names += [("server", f"s{number}") for number in range(1, servers + 1)]
+    members = []
+    for number, (kind, name) in enumerate(names, 1):
+        address = f"10.0.0.{number}"
+        if kind == "nats":
+            member = Member(
+                name=name,
+                kind="nats",
+                port=nats_settings.DEFAULT_PORT,
+                route_port=6222,
+                monitor_port=8222,
+                address=address,
+            )
+        else:
+            socket_ = str(folder / name / "socket")
+            port = config.DEFAULT_PORT
+            member = Member(name=name, kind="server", port=port, address=address, socket=socket_)
+        members.append(member)
+    links = []
+    for each in members:
+        for store in members[:nodes]:
+            if each.name != store.name:
+                port = store.route_port if each.kind == "nats" else store.port
+                link = Link(
+                    source=each.name,
+                    target=store.name,
+                    port=port,
+                    target_port=port,
+                    host=store.address,
+                )
+                links.append(link)
+    return Plan(members=tuple(members), links=tuple(links), token="", dead_port=0, netns=prefix)
+
+
 def nats_config(plan: Plan, member: Member, folder: pathlib.Path) -> str:
     """The text of a NATS node's configuration file."""
     store = json.dumps(str(folder / "jetstream"))
     lines = [
         f"server_name: {member.name}",
-        f"listen: 127.0.0.1:{member.port}",
-        f"http: 127.0.0.1:{member.monitor_port}",
+        f"listen: {member.address}:{member.port}",
+        f"http: {_LOOPBACK}:{member.monitor_port}",
         f"max_payload: {nats.MAX_PAYLOAD}",
         # By default NATS syncs every two minutes, and a power cut takes what came since.
         f"jetstream {{ store_dir: {store}, sync_interval: always }}",
     ]
-    routes = [f"nats://127.0.0.1:{each.port}" for each in plan.links_from(member.name)]
+    routes = [f"nats://{each.place}" for each in plan.links_from(member.name)]
     if routes:
         # By default a node holds one that is silent for present for minutes, and gives it work to
         # do that nobody then does.
         #
         # What a node tells of itself to nodes that know it already leads nowhere: else they would
-        # find ways to it around the links.
+        # find ways to it around the links. (There are none around a bridge.)
+        advertise = "" if plan.netns else f"advertise: {_LOOPBACK}:{plan.dead_port}, "
         lines.append(
-            f"cluster {{ name: {NETWORK}, listen: 127.0.0.1:{member.route_port}, "
-            f"advertise: 127.0.0.1:{plan.dead_port}, no_advertise: true, "
+            f"cluster {{ name: {NETWORK}, listen: {member.address}:{member.route_port}, "
+            f"{advertise}no_advertise: true, "
             f'ping_interval: "{ROUTE_PING_S}s", ping_max: 2, '
             f"routes: [{', '.join(routes)}] }}"
         )
@@ -177,7 +233,7 @@ def nats_config(plan: Plan, member: Member, folder: pathlib.Path) -> str:
 
 def engine_url(plan: Plan, member: Member) -> str:
     """What a server's `--engine` is: its own links to all NATS nodes."""
-    places = ",".join(f"127.0.0.1:{each.port}" for each in plan.links_from(member.name))
+    places = ",".join(each.place for each in plan.links_from(member.name))
     return f"nats://{places}/{NETWORK}"
 
 
@@ -226,7 +282,7 @@ def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((_LOOPBACK, port))
         except OSError:
             return False
         return True

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 
-from moat_kv.testing import background, cluster_plan, nats
+from moat_kv.testing import background, cluster_netns, cluster_plan, nats
 
 #: A process has to be ready within this time, in seconds.
 READY_S = 40.0
@@ -23,13 +23,21 @@ def words(plan: cluster_plan.Plan, member: cluster_plan.Member, folder: pathlib.
     """The command of one process of the cluster in that folder. Raises NatsFailed."""
     place = folder / member.name
     if member.kind == "nats":
-        return [nats.program(), "-c", str(place / "nats.conf")]
+        return _in_place(plan, member, [nats.program(), "-c", str(place / "nats.conf")])
     if member.kind == "links":
         return [sys.executable, "-m", "moat_kv.testing.cluster_links", str(folder)]
     server = [sys.executable, "-m", "moat_kv_cli", "kv", "server", member.name, "--verbose"]
     server += ["--host", "127.0.0.1", "--port", str(member.port), "--data", str(place)]
     server += ["--engine", cluster_plan.engine_url(plan, member)]
-    return [*server, "--ready-fd", str(background.READY_FD)]
+    if member.socket:
+        server += ["--unix", member.socket]
+    return _in_place(plan, member, [*server, "--ready-fd", str(background.READY_FD)])
+
+
+def _in_place(
+    plan: cluster_plan.Plan, member: cluster_plan.Member, command: list[str]
+) -> list[str]:
+    return cluster_netns.words(plan, member.name, command) if plan.netns else command
 
 
 def wait_for_nats(plan: cluster_plan.Plan, member: cluster_plan.Member, log: pathlib.Path) -> None:
@@ -39,7 +47,7 @@ def wait_for_nats(plan: cluster_plan.Plan, member: cluster_plan.Member, log: pat
     is_alone = len(running) < len(others) or any(member.name in pair for pair in plan.cuts)
     query = "?js-server-only=true" if is_alone else ""
     give_up_at = time.monotonic() + READY_S
-    while not _answers(f"http://127.0.0.1:{member.monitor_port}/healthz{query}"):
+    while not _is_healthy(plan, member, query):
         if not _is_up(plan, member.name):
             raise background.NotStarted(background.end_of(log))
         if time.monotonic() > give_up_at:
@@ -47,12 +55,11 @@ def wait_for_nats(plan: cluster_plan.Plan, member: cluster_plan.Member, log: pat
         time.sleep(_LOOK_S)
 
 
-def leads(member: cluster_plan.Member, *, is_alone: bool) -> bool:
+def leads(plan: cluster_plan.Plan, member: cluster_plan.Member) -> bool:
     """Whether a NATS node says of itself that it leads the network's stream."""
-    url = f"http://127.0.0.1:{member.monitor_port}/jsz?streams=true"
+    is_alone = len(plan.of_kind("nats")) == 1
     try:
-        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
-            found = json.load(answer)
+        found = json.loads(_told(plan, member, "jsz?streams=true"))
     except OSError:
         return False
     for account in found.get("account_details", ()):
@@ -67,9 +74,20 @@ def _is_up(plan: cluster_plan.Plan, name: str) -> bool:
     return process is not None and background.state(process) == "up"
 
 
-def _answers(url: str) -> bool:
+def _is_healthy(plan: cluster_plan.Plan, member: cluster_plan.Member, query: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
-            return bool(answer.status == 200)
+        _told(plan, member, f"healthz{query}")
     except OSError:  # nobody there, or 503
         return False
+    return True
+
+
+def _told(plan: cluster_plan.Plan, member: cluster_plan.Member, what: str) -> bytes:
+    """What a node's monitor answers. Raises OSError, also for any answer but 200."""
+    url = f"http://127.0.0.1:{member.monitor_port}/{what}"
+
+    def ask() -> bytes:
+        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
+            return bytes(answer.read())
+
+    return cluster_netns.within(plan, member.name, ask) if plan.netns else ask()

@@ -22,6 +22,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 #: A node has to be ready within this time, a cluster's JetStream to have a leader, in seconds.
 READY_S = 20.0
@@ -44,8 +45,9 @@ def program() -> str:
 
 
 class Node:
-    """One nats-server. `extra` is text for its configuration file; without `sync` it syncs to disk
-    every two minutes only, which is quicker for tests that pull no plug.
+    """One nats-server. `extra` is text for its configuration file, `domain` its JetStream's.
+    Without `sync` it syncs to disk every two minutes only, which is quicker for tests that pull
+    no plug.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Node:
         port: int | None = None,
         extra: str = "",
         jetstream: bool = True,
+        domain: str | None = None,
         sync: bool = True,
     ) -> None:
         self.name = name
@@ -69,6 +72,8 @@ class Node:
         store = f"store_dir: {json.dumps(str(folder / 'jetstream'))}"
         if sync:
             store += ", sync_interval: always"
+        if domain is not None:
+            store += f", domain: {domain}"
         lines = [
             f"server_name: {name}",
             f"listen: 127.0.0.1:{self.port}",
@@ -120,15 +125,24 @@ class Node:
 
     def leads(self, stream: str) -> bool:
         """Whether this node says of itself that it leads a stream."""
+        found = self._streams().get(stream)
+        return found is not None and (found.get("cluster") or {}).get("leader") in (None, self.name)
+
+    def messages(self, stream: str) -> int:
+        """How many a stream has here; 0 if there is none."""
+        found = self._streams().get(stream)
+        return 0 if found is None else int(found["state"]["messages"])
+
+    def _streams(self) -> dict[str, Any]:
+        """What the node says of its streams, by name; nothing if it does not answer."""
         url = f"http://127.0.0.1:{self.monitor_port}/jsz?streams=true"
         try:
             with urllib.request.urlopen(url, timeout=1.0) as answer:
                 found = json.load(answer)
         except OSError:
-            return False
-        streams = [each for a in found.get("account_details", ()) for each in a["stream_detail"]]
-        named = {each["name"]: (each.get("cluster") or {}).get("leader") for each in streams}
-        return stream in named and named[stream] in (None, self.name)
+            return {}
+        accounts = found.get("account_details", ())
+        return {each["name"]: each for a in accounts for each in a["stream_detail"]}
 
     def log_end(self) -> str:
         """The last lines that it has logged."""

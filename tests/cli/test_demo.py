@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 import moat_kv
-from moat_kv import P
+from moat_kv import P, Path
 from moat_kv_cli.demo import findings, network, seen
 from tests.cli.conftest import Moat
 from tests.cli.processes import environment
@@ -78,7 +78,7 @@ def test_interrupted_it_ends_its_children(
 ) -> None:
     process = start(tmp_path)
     assert process.stdout is not None
-    while "running" not in process.stdout.readline():
+    while "nodes: alpha, beta" not in process.stdout.readline():
         assert process.poll() is None
     assert len(processes_in(tmp_path)) >= 4
     process.send_signal(number)
@@ -92,7 +92,7 @@ def test_interrupted_it_ends_its_children(
 def test_a_child_that_ends_by_itself_is_told(tmp_path: pathlib.Path) -> None:
     process = start(tmp_path)
     assert process.stdout is not None
-    while "running" not in process.stdout.readline():
+    while "nodes: alpha, beta" not in process.stdout.readline():
         assert process.poll() is None
     server = next(
         int(each.parent.name)
@@ -215,7 +215,8 @@ def test_with_three_servers_it_survives_one_of_them(tmp_path: pathlib.Path) -> N
         r"servers: (tcp://127\.0\.0\.1:\d+ ?){3}, ",
         r"killing s1, to which all are connected \(kill -9 \d+\)",
         r"ok +move +demo\.radio ran on (alpha|beta) \(fence \d+\), then (alpha|beta) \(fence \d+\)",
-        r"ok +fail-over +after s1, the server, was killed, (alpha|beta) went on",
+        r"ok +fail-over +after s1, the server, was killed, (alpha|beta) went on with all of its "
+        r"[3-9] jobs, none was restarted",
         r"demo: all was seen\n$",
     ):
         assert re.search(text, out), f"{text}\n{out}"
@@ -223,11 +224,36 @@ def test_with_three_servers_it_survives_one_of_them(tmp_path: pathlib.Path) -> N
     assert not list(tmp_path.glob("moat-kv-demo-*"))
 
 
-def test_a_fail_over_is_told_as_it_was() -> None:
-    before = network.Polls(node="beta", fence=5, count=10)
-    after = network.Polls(node="beta", fence=5, count=20)
-    anew = network.Polls(node="beta", fence=9, count=3)
-    assert "without a restart (fence 5, poll 10 to 20)" in network.finding("s1", before, after).text
-    assert "started anew (fence 5 to 9)" in network.finding("s1", before, anew).text
-    assert not network.finding("s1", before, None).good
+def polls(*, fence: int = 5, count: int = 10, began: float = 1.0, jobs: int = 2) -> network.Polls:
+    runs = {Path("at", f"job{number}"): ("beta", 7, began) for number in range(jobs)}
+    return network.Polls(node="beta", fence=fence, count=count, runs=runs)
+
+
+def test_a_fail_over_without_a_restart_is_found_good() -> None:
+    found = network.finding("s1", polls(), polls(count=20))
+    assert found.good
+    assert found.text == (
+        "after s1, the server, was killed, beta went on with all of its 2 jobs, "
+        "none was restarted (polls: fence 5, 10 to 20)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        (polls(fence=9, count=3), "started anew: the polls"),
+        (polls(count=20, began=2.0), "started anew: at.job0, at.job1"),
+        (polls(count=20, jobs=1), "started anew: at.job1"),
+        (None, "nobody polled"),
+    ],
+    ids=["polls anew", "all anew", "one is gone", "no polls"],
+)
+def test_a_fail_over_with_a_restart_is_found_bad(after: network.Polls | None, says: str) -> None:
+    found = network.finding("s1", polls(), after)
+    assert not found.good
+    assert says in found.text
+
+
+def test_what_was_not_tried_or_had_no_jobs_is_not_good() -> None:
     assert not network.finding(None, None, None).good
+    assert not network.finding("s1", polls(jobs=0), polls(jobs=0, count=20)).good

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from moat_kv.testing import nats
-from tests.cli.processes import moat, server
+from tests.cli.processes import MOAT, environment, moat, server
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +121,36 @@ def test_what_cannot_be_moved_is_told_in_one_line(tmp_path: pathlib.Path, node: 
         refused = moat(tmp_path, "log", "move", *words)
         assert (refused.returncode, refused.stderr.count("\n")) == (code, 1), refused.stderr
         assert text in refused.stderr
+
+
+def test_a_move_that_was_killed_goes_on_with_what_was_written_meanwhile(
+    tmp_path: pathlib.Path, node: nats.Node
+) -> None:
+    network = f"nats://{node.address}/killed"
+    folder = tmp_path / "state" / "moat-kv" / "n1"
+    lines = "".join(f'{{"path":"n:{number}","value":{number}}}\n' for number in range(5_000))
+    header = '{"format":"moat-kv dump","version":1,"path":":"}\n'
+    with server(tmp_path) as (process, _):
+        assert moat(tmp_path, "data", ":", "load", "-", stdin=header + lines).stderr == ""
+        end(process)
+    moving = subprocess.Popen(
+        [*MOAT, "log", "move", "n1", network], env=environment(tmp_path), stderr=subprocess.PIPE
+    )
+    while node.messages("moat-killed") < 500:
+        assert moving.poll() is None
+    moving.kill()
+    moving.communicate()
+    assert node.messages("moat-killed") < 5_000
+    with server(tmp_path) as (process, _):
+        moat(tmp_path, "data", "n:1", "set", "-v", ":", "newer")
+        moat(tmp_path, "data", "n:2", "delete")
+        end(process)
+    moved = moat(tmp_path, "log", "move", "n1", network)
+    assert (moved.returncode, moved.stderr) == (0, "")
+    assert moved.stdout.startswith(f"4999 entries moved to {network}; the old file is {folder}/")
+    with server(tmp_path, "--engine", network) as (process, _):
+        found = listed(tmp_path)
+        assert len(found) == 4_999
+        assert found["n:1"][0] == "newer"
+        assert "n:2" not in found
+        end(process)

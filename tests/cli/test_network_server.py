@@ -7,6 +7,7 @@ import os
 import pathlib
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -159,6 +160,37 @@ def test_the_documented_permissions_are_enough(tmp_path: pathlib.Path) -> None:
                 assert moat(tmp_path, "data", "a.b").stdout == "1\n"
                 process.send_signal(signal.SIGTERM)
                 assert process.communicate(timeout=20) == ("", "")
+
+
+@pytest.mark.parametrize("command", ["server", "log move"])
+def test_who_is_not_let_in_is_told_why_and_the_secret_is_in_no_line(
+    command: str, tmp_path: pathlib.Path
+) -> None:
+    words = {"server": ["--debug", "server", "n1", "--port", "0", "--verbose", "--engine"]}
+    words["log move"] = ["--debug", "log", "move", str(tmp_path / "n1")]
+    (tmp_path / "n1").mkdir()
+    shutil.copy(_tree(tmp_path), tmp_path / "n1" / "tree.sqlite")
+    with nats.server(extra="authorization { user: me, password: right-one }") as node:
+        for who in ("me:wr0ng%20one@", "wr0ng-t0ken@", ""):
+            ended = moat(tmp_path, *words[command], f"nats://{who}{node.address}/house")
+            assert ended.returncode == 2, ended
+            assert f"nats://{node.address}/house cannot be used: " in ended.stderr
+            assert "Authorization Violation" in ended.stderr
+            assert "wr0ng" not in ended.stdout + ended.stderr + node.log_end()
+        ended = moat(tmp_path, *words[command], f"nats://me:pass/word@{node.address}/house")
+        assert ended.returncode == 128
+        assert "%2F" in ended.stderr
+        assert "word@" not in ended.stderr
+        assert "pass/" not in ended.stderr
+
+
+def _tree(place: pathlib.Path) -> pathlib.Path:
+    """The file of a server that has one entry."""
+    with server(place, "--data", str(place / "made"), "--engine", "sqlite") as (process, _):
+        assert moat(place, "data", "a", "set", "-e", ":", "1").stderr == ""
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    return place / "made" / "tree.sqlite"
 
 
 def test_of_two_that_were_cut_off_the_later_wins_and_the_other_is_kept(

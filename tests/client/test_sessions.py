@@ -76,7 +76,7 @@ async def test_a_session_whose_line_is_broken_for_too_long_is_given_up_early() -
         proxied(running.url) as proxy,
         open_client(proxy.url) as client,
         open_client(running.url) as other,
-        client.session(ttl_s=10, grace_s=3) as session,
+        client.session(ttl_s=10, grace_s=1.5) as session,
     ):
         await client.set(P("a"), 1, session=session)
         await proxy.cut(refuse=True)
@@ -98,7 +98,7 @@ async def test_a_session_that_gets_no_answers_is_given_up_within_its_time_to_liv
         proxied(running.url) as proxy,
         open_client(proxy.url) as client,
         open_client(running.url) as other,
-        client.session(ttl_s=3) as session,
+        client.session(ttl_s=1.5) as session,
     ):
         await client.set(P("a"), 1, session=session)
         # What the client sends goes nowhere, too.

@@ -73,11 +73,12 @@ async def test_a_move_that_was_interrupted_goes_on() -> None:
         half.apply(source.live()[:10])
         await moving.move(half, target, new)
         assert len(target.live()) == 10
-        assert moving.strangers(source, target) == 0
+        assert not await moving.has_others(source, old, target)
         await write(old, "n:3", "changed meanwhile")
         await write(old, "n:4", None)
+        assert not await moving.has_others(source, old, target)
         assert await moving.move(source, target, new) == 19
-        assert moving.strangers(source, target) == 0
+        assert not await moving.has_others(source, old, target)
         assert [each.value for each in target.live()] == [each.value for each in source.live()]
 
 
@@ -87,7 +88,10 @@ async def test_what_others_wrote_counts_as_strange() -> None:
         await write(old, "a", 1)
         await write(new, "gone", 1)
         await write(new, "gone", None)
-        assert moving.strangers(source, target) == 0
-        await write(new, "a", 1)
+        assert not await moving.has_others(source, old, target)
         await write(new, "b", 1)
-        assert moving.strangers(source, target) == 2
+        assert await moving.has_others(source, old, target)
+        await write(new, "b", None)
+        assert not await moving.has_others(source, old, target)
+        await write(new, "a", 1)
+        assert await moving.has_others(source, old, target)

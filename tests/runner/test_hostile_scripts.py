@@ -71,6 +71,7 @@ STUBBORN = """
     import anyio, pathlib, time
     folder, give_up_at = pathlib.Path(folder), time.monotonic() + 10
     await _client.patch(_P("starts"), "append", _self.node)
+    (folder / "begun").touch()
     while not (folder / "gone").exists() and time.monotonic() < give_up_at:
         try:
             await anyio.sleep(0.02)
@@ -87,6 +88,10 @@ STUBBORN = """
 async def stubborn(b: Bench, folder: pathlib.Path, **facts: str) -> None:
     await b.job(STUBBORN, variables=["folder"], data={"folder": str(folder)}, **facts)  # type: ignore[arg-type]
     await b.value(P("starts"))
+    # Others may see its write before it is answered, and until then it can be cancelled.
+    with anyio.fail_after(LIMIT_S):
+        while not (folder / "begun").exists():
+            await anyio.sleep(0.02)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from moat_kv import P, Path, errors, open_client
 from moat_kv.code import CodeRoot
 from tests.runner.bench import Bench
-from tests.server.network import Network, Site, until
+from tests.server.network import TIMES, Network, Site, until
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +51,7 @@ async def test_runner_whose_server_dies_goes_on_at_another_without_restarting_jo
             b = Bench(two.running, desk, tasks)
             b.code = await CodeRoot.as_handler(desk)
             await desk.set(P("count"), 1)
-            node = await b.node("pi", url=[one.url, two.url], ttl_s=4.0, grace_s=3.0)
+            node = await b.node("pi", url=[one.url, two.url], ttl_s=2.0, grace_s=1.5)
             assert node.client.server.node == "n1"
             await b.job(textwrap.dedent(BEAT))
             await b.value(P("beat"), lambda beat: beat == 1)
@@ -61,7 +61,7 @@ async def test_runner_whose_server_dies_goes_on_at_another_without_restarting_jo
             await desk.set(P("count"), 2)
             await b.value(P("beat"), lambda beat: beat == 2)
             # Longer than its session would have had at the server that is dead.
-            await anyio.sleep(6)
+            await anyio.sleep(TIMES.lease_s + 2.0 + 0.5)
             await desk.set(P("count"), 3)
             await b.value(P("beat"), lambda beat: beat == 3)
             assert (await desk.get(b.claim_path())).rev == claim.rev

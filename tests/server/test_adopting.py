@@ -246,6 +246,62 @@ async def test_of_two_servers_that_adopt_at_once_one_has_the_session(
             assert [each.server.origin for each in holders] == [owner(net, id)]
 
 
+def adoptions(site: Site) -> int:
+    """How many wait for the log's answer."""
+    place = sessions.PLACE
+    return sum(writes[0].path[: len(place)] == place for writes, _ in site.remote._hanging)
+
+
+async def test_of_two_lines_that_resume_at_once_at_one_server_both_are_answered(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2") as (one, two):
+        async with connected(one.url) as line, connected(two.url) as first:
+            opened = (await line.ask("session_open", ttl_s=60, grace_s=60)).fields
+            id, secret = opened["session"], opened["secret"]
+            await line.ask("set", 1, path=A, session=id)
+            async with connected(two.url) as second:
+                two.remote.hangs = True
+                asked = [
+                    (other, await other.send("session_resume", session=id, secret=secret))
+                    for other in (first, second)
+                ]
+                await until(lambda: adoptions(two) == 1)
+                await until(lambda: two.server.estates._adopting[id].waiting == 2)
+                two.remote.answer()
+                answers = [await other.next(seq) for other, seq in asked]
+                assert [each.state for each in answers] == [State.REPLY] * 2
+                assert owner(net, id) == two.server.origin
+                # It is with one of the two, and the other's end does not concern it.
+                assert sum(id in each.sessions for each in two.server.connections) == 1
+            await until(lambda: len(two.server.connections) == 1)
+            await first.ask("session_resume", session=id, secret=secret)
+            await first.ask("set", 2, path=A, session=id)
+
+
+async def test_late_adoption_for_a_line_that_is_gone_takes_nothing_away(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = Network(tmp_path)
+    async with net.servers("n1", "n2", "n3") as (one, two, three):
+        async with connected(one.url) as line, connected(three.url) as other:
+            opened = (await line.ask("session_open", ttl_s=60, grace_s=60)).fields
+            id, secret = opened["session"], opened["secret"]
+            await line.ask("set", 1, path=A, session=id)
+            two.remote.hangs = True
+            async with connected(two.url) as gone:
+                await gone.send("session_resume", session=id, secret=secret)
+                await until(lambda: adoptions(two) == 1)
+            await until(lambda: not two.server.connections)
+            # Its client has found another server meanwhile.
+            await other.ask("session_resume", session=id, secret=secret)
+            two.remote.answer()
+            await until(lambda: not two.server.estates._adopting)
+            await other.ask("set", 2, path=A, session=id)
+            assert owner(net, id) == three.server.origin
+
+
 async def test_tree_that_is_taken_anew_keeps_what_goes_on(tmp_path: pathlib.Path) -> None:
     net = Network(tmp_path)
     async with net.servers("n1", "n2") as (one, two), open_client(one.url) as client:

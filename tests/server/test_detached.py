@@ -42,6 +42,37 @@ async def test_what_is_kept_is_pending_until_it_is_in_the_network(tmp_path: path
         assert "value" not in await client.get(A)
 
 
+async def test_a_deletion_of_nothing_is_kept_and_says_that_nothing_was_there(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with site(tmp_path) as here:
+        client = here.client
+        await client.set(A, 1)
+        await client.delete(A)
+        here.remote.cut()
+        for path in (A, B):
+            result = await client.delete(path)
+            assert (result.pending, result.deleted) == (True, False)
+            await client.set(path, 2)
+            # Together, so that the first may be on its way to the disk yet.
+            async with anyio.create_task_group() as tasks:
+                answers: list[bool] = []
+
+                async def delete(path: Path, answers: list[bool]) -> None:
+                    answers.append((await client.delete(path)).deleted)
+
+                for _ in range(3):
+                    tasks.start_soon(delete, path, answers)
+            assert sorted(answers) == [False, False, True]
+        # It may be news elsewhere.
+        here.elsewhere(B, "other")
+        here.log.now += 5
+        await client.delete(B)
+        here.remote.heal()
+        await here.settled()
+        assert "value" not in await client.get(B)
+
+
 async def test_what_needs_agreement_is_refused_at_once(tmp_path: pathlib.Path) -> None:
     async with site(tmp_path) as here:
         client = here.client

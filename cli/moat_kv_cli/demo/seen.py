@@ -134,6 +134,15 @@ class Seen:
                     rows += _rows(kind, path, job, states, claims)
         return rows
 
+    def runs(self, node: str) -> dict[Path, tuple[str, int, float]]:
+        """What runs on a node now, by its state's path: the node, the fence, when it began."""
+        found = {}
+        for path, value in self.below(self.places.state).items():
+            state = spec.parse_state(value)
+            if state.running and state.node == node:
+                found[path] = (node, state.fence or 0, state.started or 0.0)
+        return found
+
     def job(self, kind: str, path: Path) -> list[JobSeen]:
         return [each for each in self.jobs() if (each.kind, each.path) == (kind, path)]
 

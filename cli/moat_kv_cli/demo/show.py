@@ -22,6 +22,9 @@ _KINDS = {"at": "one node", "any": "any node", "all": "all nodes"}
 class Screen(Protocol):
     """Where the demonstration is shown."""
 
+    #: Somebody looks at it while it changes.
+    is_live: bool
+
     def say(self, text: str) -> None:
         """Tell what happens now."""
 
@@ -41,6 +44,8 @@ def opened(*, live: bool | None = None) -> Iterator[Screen]:
 
 class Lines:
     """Plain lines, each with the seconds since the start."""
+
+    is_live = False
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -85,6 +90,8 @@ def _live() -> Iterator[Screen]:
 
 class Table:
     """A table that is drawn anew in place; what happens stands above it."""
+
+    is_live = True
 
     def __init__(self, display: Any) -> None:
         self._display = display

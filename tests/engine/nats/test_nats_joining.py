@@ -14,10 +14,11 @@ import pytest
 import trustme
 
 from moat_kv import config, errors
-from moat_kv.engine import nats, nats_line, nats_settings
+from moat_kv.engine import nats, nats_line, nats_remote, nats_settings, network
 from moat_kv.path import P
 from moat_kv.testing import engine_probe
 from moat_kv.testing import nats as nats_servers
+from tests.engine.nats import operator_mode
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,46 @@ async def test_an_nkey_lets_in(tmp_path: pathlib.Path) -> None:
     with nats_servers.server(extra=extra) as node:
         assert await works(f"nats://{node.address}", nkey=str(tmp_path / "seed"))
         assert "Authorization Violation" in await refusal(f"nats://{node.address}")
+
+
+async def test_a_credentials_file_lets_in(tmp_path: pathlib.Path) -> None:
+    ours, other = operator_mode.Operator(), operator_mode.Operator()
+    files = {"right": ours.creds(), "wrong": other.creds()}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with nats_servers.server(extra=ours.config()) as node:
+        assert await works(f"nats://{node.address}", creds=str(tmp_path / "right"))
+        assert "Authorization Violation" in await refusal(f"nats://{node.address}")
+        said = await refusal(f"nats://{node.address}", creds=str(tmp_path / "wrong"))
+        assert "Authorization Violation" in said
+
+
+async def test_credentials_that_go_while_a_server_runs_do_not_end_it(
+    tmp_path: pathlib.Path,
+) -> None:
+    ours = operator_mode.Operator()
+    file = tmp_path / "creds"
+    file.write_text(ours.creds())
+    with nats_servers.server(extra=ours.config()) as node:
+        access = config.NatsConfig(creds=str(file))
+        remote = nats_remote.NatsRemote(f"nats://{node.address}", access=access)
+        engine = network.NetworkEngine(remote, tmp_path / "copy", origin="n1:log")
+        with anyio.fail_after(20):
+            async with engine.running(engine_probe.DictReplica()):
+                await until(lambda: engine.attached)
+                file.write_text("nothing of the kind")
+                node.kill()
+                await until(lambda: not engine.attached)
+                node.start()
+                await anyio.sleep(1)
+                assert not engine.attached
+                file.write_text(ours.creds())
+                await until(lambda: engine.attached)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await anyio.sleep(0.02)
 
 
 async def test_tls_is_used_and_checked(tmp_path: pathlib.Path) -> None:

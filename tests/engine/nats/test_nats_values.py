@@ -12,6 +12,7 @@ from moat_kv import config, errors
 from moat_kv.engine import nats_record, nats_settings, nats_subjects
 from moat_kv.entry import Record, Write
 from moat_kv.path import P, Path
+from tests.engine.nats import operator_mode
 from tests.values import strategies
 
 NAMES = nats_subjects.Names("house")
@@ -121,6 +122,25 @@ def test_who_we_are_may_be_in_the_url_and_is_not_shown() -> None:
     assert nats_settings.parse("nats://s3cret@one").access.token == "s3cret"
 
 
+def test_a_leaf_names_the_domain_of_its_network() -> None:
+    found = nats_settings.parse("nats://leaf/house?domain=hub")
+    assert (found.access.domain, found.api) == ("hub", "$JS.hub.API")
+    assert found.place == "nats://leaf:4222/house?domain=hub"
+    assert nats_settings.parse("nats://leaf?domain=hub").access.network == "main"
+    found = nats_settings.parse("nats://leaf", config.NatsConfig(domain="hub"))
+    assert found.api == "$JS.hub.API"
+    assert nats_settings.parse("nats://one").api == "$JS.API"
+
+
+@pytest.mark.parametrize("password", ["s3/cr:et", "s3@cr:et", "s3@cr/et"])
+def test_no_part_of_a_password_that_is_not_written_right_is_shown(password: str) -> None:
+    with pytest.raises(errors.BadConfig) as caught:
+        nats_settings.parse(f"nats://me:{password}@one:4222/house")
+    assert "%2F" in str(caught.value)
+    for part in ("s3", "cr:", "cr/", ":et"):
+        assert part not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("url", "access"),
     [
@@ -134,8 +154,23 @@ def test_who_we_are_may_be_in_the_url_and_is_not_shown() -> None:
         ("nats://one", {"key": "file"}),
         ("nats://one", {"history": 0}),
         ("nats://one", {"replicas": 2}),
+        ("nats://one?domain=a.b", {}),
+        ("nats://one?other=b", {}),
     ],
-    ids=["empty", "scheme", "port", "blank", "no-url", "user", "two-ways", "key", "hist", "repl"],
+    ids=[
+        "empty",
+        "scheme",
+        "port",
+        "blank",
+        "no-url",
+        "user",
+        "two-ways",
+        "key",
+        "hist",
+        "repl",
+        "domain",
+        "query",
+    ],
 )
 def test_settings_that_cannot_be_are_refused(url: str, access: dict[str, str]) -> None:
     with pytest.raises(errors.BadConfig):
@@ -146,3 +181,30 @@ def test_a_file_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
     access = config.NatsConfig(creds=str(tmp_path / "gone"))
     with pytest.raises(errors.BadConfig, match=r"creds: there is no file .*gone"):
         nats_settings.parse("nats://one", access).options()
+
+
+SEEDS = {name: operator_mode.Key(prefix).seed.decode() for name, prefix in operator_mode.KINDS}
+
+
+@pytest.mark.parametrize(
+    ("way", "text", "says"),
+    [
+        ("creds", "nothing of the kind", "is no file with credentials"),
+        ("creds", "", "is no file with credentials"),
+        ("creds", "-----BEGIN NATS USER JWT-----\nx.y.z\n------END", "BEGIN USER NKEY SEED"),
+        ("nkey", "SUAM not one", "has no seed of an NKey"),
+        ("nkey", "", "has no seed of an NKey"),
+        ("nkey", SEEDS["account"], "is not a user's"),
+    ],
+    ids=["creds", "creds-empty", "creds-without-seed", "nkey", "nkey-empty", "nkey-of-an-account"],
+)
+def test_a_file_that_lets_nobody_in_is_told_without_what_is_in_it(
+    way: str, text: str, says: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "file").write_text(text)
+    access = config.NatsConfig(**{way: str(tmp_path / "file")})  # type: ignore[arg-type]
+    with pytest.raises(errors.BadConfig) as caught:
+        nats_settings.parse("nats://one", access).options()
+    assert says in str(caught.value)
+    assert str(tmp_path / "file") in str(caught.value)
+    assert not text or text not in str(caught.value)
