@@ -12,7 +12,7 @@ from typing import Any
 
 from moat_kv import errors
 from moat_kv.notgiven import NotGiven
-from moat_kv_runner import job
+from moat_kv_runner import attributes, job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def parse(value: Any) -> GroupSettings:
             problems.append(f"defaults.{_unknown(name, 'default of jobs', job.DEFAULTS)}")
         elif each is not None:
             try:
-                good[name] = job.checked(name, each)
+                good[name] = attributes.checked(name, each)
             except errors.BadValue as exc:
                 problems.append(f"defaults.{exc.reason}")
     return GroupSettings(nodes=nodes, defaults=good, problems=tuple(problems))

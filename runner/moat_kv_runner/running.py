@@ -8,13 +8,22 @@ one that does not heed its cancellation must be left behind without holding up e
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Literal
 
 import anyio
 
 from moat_kv import errors
 from moat_kv.client import writes
-from moat_kv_runner import admin, execution, holding, messages, readiness, script_client
+from moat_kv_runner import (
+    admin,
+    execution,
+    holding,
+    messages,
+    readiness,
+    schedule,
+    script_client,
+)
 from moat_kv_runner.job import JobEntry, JobSpec
 
 if TYPE_CHECKING:
@@ -26,6 +35,9 @@ logger = logging.getLogger(__name__)
 #: How long a script that was cancelled may take before it counts as one that does not end, in
 #: seconds. Its contexts alone may take `admin.CLOSE_S`.
 STOP_S = 6.0
+
+#: Due times are by the wall clock, which may be set; so often they are looked at again, in seconds.
+LONGEST_SLEEP_S = 30.0
 
 #: Why a run is cancelled.
 Stop = Literal["lost", "restart", "stopped"]
@@ -83,6 +95,8 @@ class Running:
                 tasks.start_soon(self._watch_for_stop, tasks.cancel_scope)
                 if spec.ok_after:
                     tasks.start_soon(self._well_after, spec.ok_after, tasks.cancel_scope)
+                if spec.overlap == "restart" and spec.cron is not None:
+                    tasks.start_soon(self._make_room, spec, tasks.cancel_scope)
                 await run.over.wait()
                 tasks.cancel_scope.cancel()
         finally:
@@ -126,6 +140,19 @@ class Running:
                 scope.cancel()
                 return
             await news.wait()
+
+    async def _make_room(self, spec: JobSpec, scope: anyio.CancelScope) -> None:
+        """Stop it when the next one is due."""
+        started = self._held.state.started
+        assert started is not None  # written before it began
+        at = schedule.overlapping(spec, started)
+        if at is None:
+            return
+        while (wait_s := at - time.time()) > 0:  # noqa: ASYNC110  # the wall clock may be set
+            await anyio.sleep(min(wait_s, LONGEST_SLEEP_S))
+        logger.info("%s: it makes room for the next run", self._entry.path)
+        self.stop = "restart"
+        scope.cancel()
 
     def _reason_to_stop(self) -> Stop | None:
         if self._held.is_lost:

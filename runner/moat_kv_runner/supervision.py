@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Due times are by the wall clock, which may be set; so often they are looked at again, in seconds.
-LONGEST_SLEEP_S = 30.0
 #: After a fault of our own, in seconds.
 FAULT_S = 5.0
 #: How long a job may take to be left when its runner ends, in seconds.
@@ -135,21 +133,28 @@ class Supervisor:
         if due.at is None:
             await news.wait()
         elif due.at > now:
-            with anyio.move_on_after(min(due.at - now, LONGEST_SLEEP_S)):
+            with anyio.move_on_after(min(due.at - now, running.LONGEST_SLEEP_S)):
                 await news.wait()
         elif self._held.claim is None:
             await self._obtain(news, fit=readiness.is_fit(spec, self._service.code))
         elif problem is not None:
             await self._wait_for(problem, news, fit=True)
         else:
-            await self._try(spec, news)
+            await self._try(spec, news, due)
 
     def _due(self, spec: JobSpec, problem: errors.BadValue | None) -> schedule.Due:
         if problem is not None:
             return schedule.Due(0.0, "the job's entry is wrong", True)
         is_held = self._held.claim is not None
-        due = schedule.due(spec, self._held.state if is_held else self.entry.state.state)
+        past = self._held.state if is_held else self.entry.state.state
+        due = schedule.due(spec, past, time.time(), key=self.entry.absolute.packed)
+        if due.parked and past.parked not in (None, self._digest(spec)):
+            return schedule.Due(past.stopped, "its code has changed since it was parked")
         return due._replace(at=0.0) if self._again and due.at is not None else due
+
+    def _digest(self, spec: JobSpec) -> bytes:
+        service = self._service
+        return readiness.digest(readiness.signature(spec, service.code, service.modules))
 
     async def _obtain(self, news: anyio.Event, *, fit: bool) -> None:
         """Claim the job when it is this runner's turn."""
@@ -215,7 +220,7 @@ class Supervisor:
         candidates = self._service.candidates(self._root) or ()
         return frozenset(candidates) - {self._service.name}
 
-    async def _try(self, spec: JobSpec, news: anyio.Event) -> None:
+    async def _try(self, spec: JobSpec, news: anyio.Event, due: schedule.Due) -> None:
         """Run the job, or wait for what it lacks."""
         service = self._service
         signature = readiness.signature(spec, service.code, service.modules)
@@ -224,7 +229,7 @@ class Supervisor:
         except errors.MoatKvError as exc:
             await self._wait_for(exc, news, fit=readiness.is_fit(spec, service.code))
             return
-        await self._run(spec, call, signature)
+        await self._run(spec, call, signature, due)
 
     async def _wait_for(self, lack: errors.MoatKvError, news: anyio.Event, *, fit: bool) -> None:
         """Say what the job lacks, and wait for it; what only this node lacks is left to others."""
@@ -257,11 +262,23 @@ class Supervisor:
     # Running ------------------------------------------------------------------------------------
 
     async def _run(
-        self, spec: JobSpec, call: readiness.Call, signature: readiness.Signature
+        self,
+        spec: JobSpec,
+        call: readiness.Call,
+        signature: readiness.Signature,
+        due: schedule.Due,
     ) -> None:
         self._again = False
-        started = schedule.started_at(time.time(), spec.target)
-        await self._held.write(started=started, reason="running", computed=None, interrupted=False)
+        # Somebody has acted if it runs again after it was parked.
+        failures = 0 if schedule.is_parked(spec, self._held.state) else self._held.state.backoff
+        await self._held.write(
+            started=schedule.started_at(time.time(), due.at if spec.cron else spec.target),
+            reason="running",
+            computed=None,
+            interrupted=False,
+            backoff=failures,
+            parked=None,
+        )
         self._running = running.Running(
             self._root, self._service, self.entry, self._held, signature
         )
@@ -288,7 +305,7 @@ class Supervisor:
 
     async def _succeeded(self, result: Any, now: float) -> None:
         await self._held.resolve_error()
-        computed = self._next_due(now, 0)
+        computed = self._next_due(now, 0).at
         try:
             await self._held.write(
                 stopped=now, result=result, backoff=0, reason="done", computed=computed
@@ -304,24 +321,29 @@ class Supervisor:
         )  # and the claim with it, whatever the script made of it
         if is_over or (claim is not None and holding.is_loss(error, claim)):
             raise messages.LostClaim(error_record.describe(error)) from error
-        failures = schedule.after_failure(self._held.state.backoff)
+        failures = self._held.state.backoff + 1
         text = error_record.describe(error)
         logger.info("%s: failed: %s", self.path, text)
         await self._held.record_error(error)
+        due = self._next_due(now, failures)
+        if due.parked:
+            logger.warning("job %s: %s", self.entry.absolute, due.why)
         await self._held.write(
             stopped=now,
             result=None,
             backoff=failures,
             reason=f"failed: {text}",
-            computed=self._next_due(now, failures),
+            computed=due.at,
+            parked=self._digest(self.entry.spec()) if due.parked else None,
         )
 
-    def _next_due(self, stopped: float, failures: int) -> float | None:
+    def _next_due(self, stopped: float, failures: int) -> schedule.Due:
         past = dataclasses.replace(self._held.state, stopped=stopped, backoff=failures)
         try:
-            return schedule.due(self.entry.spec(), past).at
+            spec = self.entry.spec()
         except errors.BadValue:
-            return None
+            return schedule.Due(None, "the job's entry is wrong")
+        return schedule.due(spec, past, stopped, key=self.entry.absolute.packed)
 
     async def _leave(self) -> None:
         """The runner ends, or the job is gone; what runs was cut off and may go on elsewhere."""

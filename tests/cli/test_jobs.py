@@ -137,6 +137,56 @@ async def test_a_job_without_its_code_is_stored_with_a_warning(moat: Moat) -> No
 
 
 @pytest.mark.usefixtures("answer")
+async def test_times_by_the_calendar_are_set_and_taken_away(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    before = time.time()
+    options = ["--cron", "0 7 * * mon-fri", "--zone", "Europe/Berlin", "--jitter", "30"]
+    options += ["--between", "06:00-09:00", "--between", "sat 10:00-11:00", "--catch-up", "skip"]
+    options += ["--max-delay", "600", "--max-failures", "5", "--overlap", "queue"]
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer", "-r", "5")
+    await moat.fine("run", "at", "a.question", "set", *options)
+    job = (await client.get(JOB)).value
+    assert before <= job.pop("target") <= time.time(), "it counts from now on"
+    assert job == {
+        "code": P("the.answer"),
+        "cron": "0 7 * * mon-fri",
+        "zone": "Europe/Berlin",
+        "between": ["06:00-09:00", "sat 10:00-11:00"],
+        "jitter": 30,
+        "catch_up": "skip",
+        "overlap": "queue",
+        "max_delay": 600,
+        "max_failures": 5,
+    }
+    (row,) = json.loads(await moat.fine("run", "at", ":", "list", "-o", "json"))
+    assert row["state"] == "waiting"
+    assert row["due"] > before
+    options = ["--cron", "-", "--zone", "-", "--between", "-", "--max-delay", "-", "-r", "5"]
+    await moat.fine("run", "at", "a.question", "set", *options)
+    job = (await client.get(JOB)).value
+    assert job.keys() == {
+        *("code", "target", "repeat", "jitter", "catch_up", "overlap", "max_failures")
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--cron", "61 * * * *"], "'61 * * * *': bad minute; five fields are needed"),
+        (["--zone", "Nowhere"], "there is no time zone 'Nowhere'"),
+        (["--between", "8-9"], "'8-9' is no window such as 08:00-18:00"),
+        (["--max-delay", "x"], "'x' is no number of seconds"),
+        (["--overlap", "never"], "'never' is not one of"),
+    ],
+)
+async def test_wrong_times_are_bad_usage(moat: Moat, options: list[str], named: str) -> None:
+    ended = await moat("run", "at", "x", "set", "-c", "the.answer", *options)
+    assert ended.code == 128
+    assert named in ended.error_line
+
+
+@pytest.mark.usefixtures("answer")
 async def test_a_job_is_copied_without_its_time(moat: Moat, client: moat_kv.Client) -> None:
     first = ["set", "-c", "the.answer", "-t", "0", "-r", "5", "-e", "a", "1"]
     await moat.fine("run", "at", "one", *first)

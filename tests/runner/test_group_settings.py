@@ -20,7 +20,10 @@ GOOD: list[tuple[Any, int | None, dict[str, Any]]] = [
     ({"nodes": None, "defaults": {"delay": None}}, None, {}),
 ]
 
-ALL = "delay, backoff, repeat, ok_after, isolate, on_split and env"
+ALL = (
+    "delay, backoff, max_delay, max_failures, repeat, zone, between, jitter, catch_up, overlap,"
+    " ok_after, isolate, on_split and env"
+)
 WRONG: dict[str, tuple[Any, str]] = {
     "no-mapping": (5, "a mapping of nodes and defaults is needed, not 5"),
     "unknown": (
