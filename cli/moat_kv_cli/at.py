@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -91,20 +91,23 @@ class Job:
         """What became of it: the states by node where all nodes run it, else one, named ``."""
         results = {
             name: await self.client.get(self.states + below)
-            for name, below in (await self._below()).items()
+            for name, below in (await self.below()).items()
         }
         return {name: each["value"] for name, each in results.items() if "value" in each}
 
-    async def _below(self) -> dict[str, Path]:
-        """Its paths below those of states and of claims, by node, or one named ``."""
+    async def below(self, nodes: Iterable[str] = ()) -> dict[str, Path]:
+        """Its paths below those of states and of claims, by node, or one named ``.
+
+        `nodes`: some that count also if it has never run there.
+        """
         if self.which.kind != "all":
             return {"": self.path}
-        nodes = sorted(str(each.name) for each in await self.client.list(self.states))
-        return {name: Path(name) + self.path for name in nodes}
+        known = {str(each.name) for each in await self.client.list(self.states)}
+        return {name: Path(name) + self.path for name in sorted(known.union(nodes))}
 
     async def forget(self) -> None:
         """Delete the states that no runner has a claim on; a runner deletes the others itself."""
-        for below in (await self._below()).values():
+        for below in (await self.below()).values():
             if "value" in await self.client.get(self.claims + below):
                 continue
             state = await self.client.get(self.states + below)

@@ -17,11 +17,11 @@ import asyncclick as click
 import moat_kv
 from moat_kv import config
 from moat_kv.path import Path
-from moat_kv_cli import at, command, output, placement, progress
+from moat_kv_cli import at, command, output, placement, progress, why
 from moat_kv_runner import group_settings
 
 if TYPE_CHECKING:
-    from moat_kv import Client
+    pass
 
 _HELP = """Run jobs, and look at and change them.
 
@@ -157,7 +157,7 @@ async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
     async with invocation.client() as client:
         jobs, _ = placement.places_of(which, await config.load_places(client))
         settings = (await client.get(jobs)).get("value")
-        nodes = await members(client, which.group)
+        nodes = await placement.members(client, which.group)
         rows = await progress.job_rows(client, which, Path())
     problems = list(group_settings.parse(settings).problems)
     if not out.for_people:
@@ -176,16 +176,6 @@ async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
     out.facts(facts)
     out.note("")
     at.print_jobs(out, rows)
-
-
-async def members(client: Client, group: Path) -> dict[str, Any]:
-    """The runners that serve a group now: their roles, by name."""
-    place = (await config.load_places(client)).group + group
-    async with client.watch_group(place) as changes:
-        async for seen in changes:
-            if seen is not None:
-                return {name: list(each.roles) for name, each in sorted(seen.items())}
-    return {}
 
 
 @click.command(
@@ -217,6 +207,7 @@ async def monitor(
                     return
 
 
+at.at.add_command(why.why)
 for _group in (run, job):
     _group.add_command(all_, "all" if _group is run else "run")
     _group.add_command(everything)

@@ -419,3 +419,24 @@ async def test_monitoring_prints_what_becomes_of_jobs(moat: Moat, client: moat_k
     line = await moat.fine("run", "monitor", "-f", "--count", "1")
     assert line.endswith("a.question  stopped  its runner was stopped\n")
     assert await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "value") == "a.question\n"
+
+
+@pytest.mark.usefixtures("answer")
+async def test_why_says_what_is_missing(moat: Moat) -> None:
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer")
+    shown = await moat.fine("run", "at", "a.question", "why")
+    assert shown == "it has no time; `set -t 0` starts it now\n"
+    await moat.fine("run", "at", "a.question", "set", "-t", "10800")
+    shown = await moat.fine("run", "at", "a.question", "why")
+    assert shown.startswith("due at ")
+    assert shown.endswith(", in 3 h: no runner serves any node of group default now\n")
+    found = json.loads(await moat.fine("run", "at", "a.question", "why", "-o", "json"))
+    assert found.keys() == {"why", "due"}
+    await moat.fine("run", "-n", "pi3", "at", "b", "set", "-c", "the.answer", "-t", "0")
+    shown = await moat.fine("run", "-n", "pi3", "at", "b", "why")
+    assert shown.endswith(": no runner serves node pi3 of group default now\n")
+    await moat.fine("run", "-n", "-", "at", "c", "set", "-c", "the.answer", "-t", "0")
+    shown = await moat.fine("run", "-n", "-", "at", "c", "why")
+    assert shown == "no runner has ever served it\n"
+    ended = await moat("run", "at", "none", "why")
+    assert ended.code == 3
