@@ -160,6 +160,18 @@ def print_jobs(out: output.Printer, rows: list[dict[str, Any]]) -> None:
     help="Begin as a copy of that job, but for its time.",
 )
 @job_timing.options
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="TAG",
+    help="Run only on nodes that have this; may be repeated; -: on any.",
+)
+@click.option(
+    "--prefer",
+    multiple=True,
+    metavar="TAG",
+    help="Rather on nodes that have this; may be repeated; -: on any.",
+)
 @click.option("-i", "--info", metavar="TEXT", help="What it is for, in a line.")
 @values.options
 @output.option
@@ -169,6 +181,8 @@ async def set_(
     /,
     code: Path | None,
     copy: Path | None,
+    require: tuple[str, ...],
+    prefer: tuple[str, ...],
     info: str | None,
     timing: Mapping[str, Any],
     out: output.Printer,
@@ -179,7 +193,8 @@ async def set_(
 ) -> None:
     """Make or change a job; what is not given stays. The value options are data for its code."""
     data = values.read(texts, literals, paths, yaml_file)
-    attributes = {"code": code, "info": info}
+    tags = {"require": require or None, "prefer": prefer or None}
+    attributes = {"code": code, "info": info, **{key: _tags(each) for key, each in tags.items()}}
     attributes = {key: value for key, value in attributes.items() if value is not None}
     if not attributes and not data and copy is None and not timing:
         raise command.fail("nothing to set; a job needs code, -c PATH")
@@ -204,6 +219,12 @@ async def set_(
         if code is not None:
             await _warn_without_code(client, code)
     out.done({"path": str(job.path), "rev": result.rev, "at": result.at})
+
+
+def _tags(given: tuple[str, ...] | None) -> list[str] | None:
+    if given is None:
+        return None
+    return [] if given == ("-",) else list(given)
 
 
 async def _copied(client: Client, jobs: Path, copy: Path | None) -> dict[str, Any] | None:

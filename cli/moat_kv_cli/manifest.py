@@ -42,6 +42,8 @@ _JOB_PLAIN = {
     "jitter",
     "catch_up",
     "overlap",
+    "require",
+    "prefer",
     "on_split",
     "isolate",
     "enabled",

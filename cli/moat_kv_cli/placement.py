@@ -19,6 +19,7 @@ from moat_kv_cli import command
 
 if TYPE_CHECKING:
     from moat_kv import Client
+    from moat_kv.client import results
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -142,11 +143,11 @@ def places_of(placement: Placement, places: config.Places) -> tuple[Path, Path]:
     return places.run + placement.prefix, places.state + placement.prefix
 
 
-async def members(client: Client, group: Path) -> dict[str, Any]:
-    """The runners that serve a group now: their roles, by name."""
+async def members(client: Client, group: Path) -> dict[str, results.MemberInfo]:
+    """The runners that serve a group now, by name."""
     place = (await config.load_places(client)).group + group
     async with client.watch_group(place) as changes:
         async for seen in changes:
             if seen is not None:
-                return {name: list(each.roles) for name, each in sorted(seen.items())}
+                return dict(sorted(seen.items()))
     return {}

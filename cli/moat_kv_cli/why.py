@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import asyncclick as click
 
+from moat_kv.client import results
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_cli import at, command, output, placement
-from moat_kv_runner import explaining, group_settings
+from moat_kv_runner import explaining, group_settings, node_facts
 from moat_kv_runner.job import parse_state
 
 #: How a span of time is said, the longest first: seconds, and the word.
@@ -30,17 +31,18 @@ async def why(invocation: command.Invocation, /, out: output.Printer) -> None:
     async with invocation.client() as client:
         job = await at.Job.of(invocation, client)
         entry = (await job.entry())["value"]
-        roles = await placement.members(client, job.which.group)
+        members = await placement.members(client, job.which.group)
         settings = group_settings.parse((await client.get(job.jobs)).get("value"))
         rows = []
-        for node, below in (await _places(job, roles)).items():
+        for node, below in (await _places(job, members)).items():
             known = explaining.Known(
                 job=entry,
                 key=job.place.packed,
                 defaults=settings.defaults,
                 state=parse_state((await client.get(job.states + below)).get("value")),
                 claim=(await client.get(job.claims + below)).get("value", NotGiven),
-                runners=_candidates(job, node, roles),
+                runners=_candidates(job, node, members),
+                drained=settings.drained,
                 whose=f"node {node}" if node else str(job.which),
             )
             found = explaining.why(known, time.time())
@@ -48,17 +50,22 @@ async def why(invocation: command.Invocation, /, out: output.Printer) -> None:
     _print(out, rows)
 
 
-async def _places(job: at.Job, roles: Mapping[str, Collection[str]]) -> dict[str, Path]:
+async def _places(job: at.Job, members: Mapping[str, results.MemberInfo]) -> dict[str, Path]:
     """Where its states and claims are, by node; by no name where there is one only."""
-    there = [name for name, served in roles.items() if "all" in served]
+    there = [name for name, each in members.items() if "all" in each.roles]
     return await job.below(there)
 
 
-def _candidates(job: at.Job, node: str, roles: Mapping[str, Collection[str]]) -> list[str]:
+def _candidates(
+    job: at.Job, node: str, members: Mapping[str, results.MemberInfo]
+) -> dict[str, node_facts.NodeFacts]:
     which = job.which
-    able = [name for name, served in roles.items() if which.kind in served]
     wanted = node or which.node if which.kind != "any" else None
-    return [name for name in able if wanted is None or name == wanted]
+    return {
+        name: node_facts.parse(each.info)
+        for name, each in members.items()
+        if which.kind in each.roles and wanted in (None, name)
+    }
 
 
 def _print(out: output.Printer, rows: list[dict[str, Any]]) -> None:

@@ -93,6 +93,13 @@ def _windows(value: Any, name: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _tags(value: Any, name: str) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
+        raise errors.BadValue(f"{name}: a list of tags is needed, not {value!r}")
+    return tuple(texts)
+
+
 def _right(check: Callable[[str], object], text: str, name: str) -> None:
     try:
         check(text)
@@ -116,6 +123,8 @@ _CHECKS: dict[str, Any] = {
     "catch_up": _one_of("once", "skip"),
     "overlap": _one_of("skip", "queue", "restart"),
     "ok_after": _not_negative,
+    "require": _tags,
+    "prefer": _tags,
     "enabled": _flag,
     "isolate": _one_of("process", "inline"),
     "on_split": _one_of("each", "fenced", "stick"),

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from moat_kv import errors
 from moat_kv.notgiven import NotGiven
-from moat_kv_runner import claims, schedule
-from moat_kv_runner.job import JobState, parse_spec
+from moat_kv_runner import claims, placing, schedule
+from moat_kv_runner.job import JobSpec, JobState, parse_spec
+from moat_kv_runner.node_facts import NodeFacts
 
 #: A runner that could have begun is given so long to do it, in seconds.
 _PROMPT_S = 5.0
@@ -32,8 +33,10 @@ class Known:
     state: JobState = field(default_factory=JobState)
     claim: Any = NotGiven
     """Its claim's value."""
-    runners: Collection[str] = ()
-    """Those that serve the group now and may run it."""
+    runners: Mapping[str, NodeFacts] = field(default_factory=dict)
+    """Those that serve the group now and where it may run, with what they tell of themselves."""
+    drained: Collection[str] = ()
+    """Nodes that take no jobs."""
     whose: str = "its group"
     """Where it may run, in words."""
 
@@ -66,7 +69,7 @@ def why(known: Known, now: float) -> Why:
         return Why(f"{due.why}; {state.reason or 'failed'}")
     if due.at is None:
         return Why(_over(due.why, state))
-    return Why(_reason(known, holder, due, now), due.at)
+    return Why(_reason(known, spec, holder, due, now), due.at)
 
 
 def _over(why: str, state: JobState) -> str:
@@ -75,11 +78,17 @@ def _over(why: str, state: JobState) -> str:
     return f"{why}; {state.reason}" if state.reason else why
 
 
-def _reason(known: Known, holder: str | None, due: schedule.Due, now: float) -> str:
+def _reason(known: Known, spec: JobSpec, holder: str | None, due: schedule.Due, now: float) -> str:
     """Why one that is due, or will be, has not begun."""
     state, waits = known.state, known.state.reason or ""
     if not known.runners:
         return f"no runner serves {known.whose} now"
+    able = sorted(name for name, facts in known.runners.items() if placing.suits(spec, facts))
+    if not able:
+        missing = ", ".join(spec.require)
+        return f"no runner of {known.whose} has what it requires: {missing}"
+    if not set(able).difference(known.drained):
+        return f"{', '.join(able)} could run it, but is drained"
     if due.at is not None and due.at > now:
         return f"{due.why}; {waits}" if state.backoff else due.why
     if known.claim is not NotGiven and not claims.is_made(known.claim):
@@ -91,5 +100,5 @@ def _reason(known: Known, holder: str | None, due: schedule.Due, now: float) -> 
     if holder is not None:
         return f"runner {holder} has it and is about to start it"
     if due.at is not None and now - due.at > _PROMPT_S:
-        return f"nobody has taken it yet; {', '.join(sorted(known.runners))} could"
+        return f"nobody has taken it yet; {', '.join(able)} could"
     return "it is about to start"

@@ -55,6 +55,10 @@ class JobSpec:
     """What becomes of times that passed while no runner was there: one run for all, or `skip`."""
     overlap: str = "skip"
     """What becomes of a time that passes during a run: `skip`, `queue` or `restart`."""
+    require: tuple[str, ...] = ()
+    """Tags that a node must have to run it."""
+    prefer: tuple[str, ...] = ()
+    """Tags for which a node goes before others."""
     ok_after: float = 0.0
     """A run that lasts this long has left its earlier failures behind; 0: only when it succeeds."""
     enabled: bool = True
@@ -82,6 +86,8 @@ DEFAULTS = (
     "catch_up",
     "overlap",
     "ok_after",
+    "require",
+    "prefer",
     "isolate",
     "on_split",
     "env",
@@ -231,6 +237,8 @@ class JobEntry(ClientEntry):
     jitter = _Attribute[float]()
     catch_up = _Attribute[str]()
     overlap = _Attribute[str]()
+    require = _Attribute[Sequence[str]]()
+    prefer = _Attribute[Sequence[str]]()
     ok_after = _Attribute[float]()
     enabled = _Attribute[bool]()
     isolate = _Attribute[str | None]()

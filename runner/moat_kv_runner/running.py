@@ -20,6 +20,7 @@ from moat_kv_runner import (
     execution,
     holding,
     messages,
+    placing,
     readiness,
     schedule,
     script_client,
@@ -40,7 +41,7 @@ STOP_S = 6.0
 LONGEST_SLEEP_S = 30.0
 
 #: Why a run is cancelled.
-Stop = Literal["lost", "restart", "stopped"]
+Stop = Literal["lost", "moved", "restart", "stopped"]
 
 
 class Running:
@@ -63,7 +64,13 @@ class Running:
         self._signature = signature
         self._claim = held.claim
         self._news = anyio.Event()
+        self._is_to_move = False
         self._admin: admin.CallAdmin
+
+    def move_on(self) -> None:
+        """End it, so that another node goes on."""
+        self._is_to_move = True
+        self.wake()
 
     def wake(self) -> None:
         """Something may have changed."""
@@ -165,6 +172,9 @@ class Running:
             return "restart"  # which waits until the entry is right
         if not spec.enabled or spec.target is None:
             return "stopped"
+        is_drained = self._service.name in self._root.settings.drained
+        if self._is_to_move or is_drained or not placing.suits(spec, self._service.facts):
+            return "moved"
         now = readiness.signature(spec, self._service.code, self._service.modules)
         return "restart" if now != self._signature else None
 

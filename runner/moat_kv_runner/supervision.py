@@ -24,7 +24,7 @@ from moat_kv_runner import (
     execution,
     holding,
     messages,
-    placing,
+    obtaining,
     readiness,
     running,
     schedule,
@@ -53,13 +53,8 @@ class Supervisor:
         self._service = service
         self._client = service.client
         self._held = holding.Holding(root, service, path)
+        self._turn = obtaining.Obtaining(root, service, self.entry.absolute, self._held)
         self._news = anyio.Event()
-        # From when the turn in placing counts: when the job became due and free.
-        self._free_at: float | None = None
-        # The revision of a claim that seems nobody's, and since when.
-        self._stray = (0, 0.0)
-        # This node lacks a package, and lets these others try.
-        self._left_to: frozenset[str] = frozenset()
         # The run that is under way; its end has not been written yet.
         self._running: running.Running | None = None
         # It was cancelled to be started anew.
@@ -71,6 +66,21 @@ class Supervisor:
         self._news = anyio.Event()
         if self._running is not None:
             self._running.wake()
+
+    def move_on(self) -> None:
+        """Leave the job to another node."""
+        self._turn.shun()
+        self.wake()
+        if self._running is not None:
+            self._running.move_on()
+
+    @property
+    def could_move(self) -> bool:
+        """Whether another node could have the job."""
+        try:
+            return self._turn.fits_elsewhere(self.entry.spec())
+        except errors.BadValue:
+            return False
 
     def group_changed(self, state: messages.ActorState) -> None:
         if self._running is not None:
@@ -124,10 +134,13 @@ class Supervisor:
             spec, problem = self.entry.spec(), None
         except errors.BadValue as exc:
             spec, problem = JobSpec(target=0.0), exc
+        if self._held.claim is not None and not self._turn.may_have(spec):
+            await self._move()
+            return
         due = self._due(spec, problem)
         now = time.time()
         if due.at is None or due.at > now:
-            self._free_at = None
+            self._turn.not_yet()
             if not due.goes_on:
                 await self._let_go(due)
         if due.at is None:
@@ -136,7 +149,7 @@ class Supervisor:
             with anyio.move_on_after(min(due.at - now, running.LONGEST_SLEEP_S)):
                 await news.wait()
         elif self._held.claim is None:
-            await self._obtain(news, fit=readiness.is_fit(spec, self._service.code))
+            await self._turn.obtain(spec, news, fit=readiness.is_fit(spec, self._service.code))
         elif problem is not None:
             await self._wait_for(problem, news, fit=True)
         else:
@@ -156,69 +169,12 @@ class Supervisor:
         service = self._service
         return readiness.digest(readiness.signature(spec, service.code, service.modules))
 
-    async def _obtain(self, news: anyio.Event, *, fit: bool) -> None:
-        """Claim the job when it is this runner's turn."""
-        is_left = not fit and self._left_to and self._others() == self._left_to
-        if is_left or not self._held.present.is_free:
-            self._free_at = None
-            if is_left or not await self._take_stray(news, fit=fit):
-                await news.wait()
-            return
-        self._stray = (0, 0.0)
-        now = anyio.current_time()
-        if self._free_at is None:
-            self._free_at = now
-        wait_s = self._free_at + self._turn_s(fit) - now
-        if wait_s > 0:
-            with anyio.move_on_after(wait_s):
-                await news.wait()
-            return
-        self._free_at = None
-        if not await self._held.take():
-            # The mirror has not shown it yet; it will.
-            await news.wait()
-
-    async def _take_stray(self, news: anyio.Event, *, fit: bool) -> bool:
-        """Take the job over from a claim that has been nobody's for long enough.
-
-        False if that is not so, and would not become so without news.
-        """
-        service, claim = self._service, self._held.present
-        candidates = service.candidates(self._root)
-        live = [service.name] if candidates is None else candidates
-        if not live or not claims.is_stray(claim.value, own_name=service.name, live=live):
-            self._stray = (0, 0.0)
-            return False
-        now, job = anyio.current_time(), self.entry.absolute
-        after_s = claims.stray_s(claim.value, service.session) + self._turn_s(fit)
-        if self._stray[0] != claim.rev:
-            self._stray = (claim.rev, now)
-            if not claims.is_made(claim.value):
-                reason = f"no runner has written its claim, {claim.absolute}; delete that"
-                text = "job %s waits: %s, or it is taken over in %.0f s"
-                logger.warning(text, job, reason, after_s)
-                await self._held.tell_blocked(f"waiting: {reason}")
-        wait_s = self._stray[1] + after_s - now
-        if wait_s > 0:
-            with anyio.move_on_after(wait_s):
-                await news.wait()
-        elif await self._held.take(over=claim.rev):
-            logger.warning("job %s: its claim was nobody's, and is taken over", job)
-        else:
-            await news.wait()  # somebody else was faster
-        return True
-
-    def _turn_s(self, fit: bool) -> float:
-        candidates = self._service.candidates(self._root)
-        if candidates is None:
-            return 0.0
-        name = self._service.name
-        return placing.wait_s(self.entry.absolute.packed, candidates, own_name=name, fit=fit)
-
-    def _others(self) -> frozenset[str]:
-        """The other runners that may have the job."""
-        candidates = self._service.candidates(self._root) or ()
-        return frozenset(candidates) - {self._service.name}
+    async def _move(self) -> None:
+        """Leave the job to others; to them it has been cut off if it was running."""
+        self._again = False
+        if self._held.state.running or self._held.state.reason is None:
+            await self._held.note(reason=f"moving from {self._service.name}", computed=None)
+        await self._held.release()
 
     async def _try(self, spec: JobSpec, news: anyio.Event, due: schedule.Due) -> None:
         """Run the job, or wait for what it lacks."""
@@ -235,8 +191,9 @@ class Supervisor:
         """Say what the job lacks, and wait for it; what only this node lacks is left to others."""
         text = lack.reason if isinstance(lack, errors.BadValue) else lack
         await self._held.note(reason=f"waiting: {text}", computed=None)
-        self._left_to = frozenset() if fit else self._others()
-        if self._left_to:
+        if fit:
+            self._turn.lacks_nothing()
+        elif self._turn.leave():
             await self._held.release()
         await news.wait()
 
@@ -293,6 +250,8 @@ class Supervisor:
         if stop is not None and run.error is not None:
             text = error_record.describe(run.error)
             logger.warning("%s: failed while it was being stopped: %s", self.path, text)
+        if stop == "moved":
+            return  # with no end written: whoever has it next goes on
         if stop == "restart":
             held.state = dataclasses.replace(held.state, stopped=now, interrupted=True)
             self._again = True

@@ -9,6 +9,7 @@ import pytest
 
 from moat_kv_runner import explaining
 from moat_kv_runner.job import JobState
+from moat_kv_runner.node_facts import NodeFacts
 
 NOW = 100_000.0
 CLAIM = {"node": "n1", "session": "s"}
@@ -21,7 +22,12 @@ def _known(
 ) -> explaining.Known:
     asked = {"code": "a", "target": NOW, **(job or {})} if not isinstance(job, str) else job
     return explaining.Known(
-        job=asked, key=b"k", state=state or JobState(), runners=runners, whose="pi3", **facts
+        job=asked,
+        key=b"k",
+        state=state or JobState(),
+        runners={name: NodeFacts(tags=frozenset({"1wire"})) for name in runners},
+        whose="pi3",
+        **facts,
     )
 
 
@@ -58,6 +64,12 @@ CASES: dict[str, tuple[explaining.Known, str, float | None]] = {
         NOW + 50,
     ),
     "nobody-there": (_known(runners=()), "no runner serves pi3 now", NOW),
+    "no-tag": (
+        _known({"require": ["1wire", "gpio"]}),
+        "no runner of pi3 has what it requires: 1wire, gpio",
+        NOW,
+    ),
+    "drained": (_known(drained=("n1",)), "n1 could run it, but is drained", NOW),
     "lacks": (
         _known(state=JobState(reason="waiting: missing variable pin"), claim=CLAIM),
         "missing variable pin",
