@@ -97,6 +97,10 @@ class RunnerConfig:
     group: str = "default"
     queue: int = 100
     """How many messages wait for a job in `_info`; at least 1."""
+    tags: tuple[str, ...] = ()
+    """What this node has that jobs may ask for."""
+    weight: float = 1.0
+    """How many jobs it takes beside others; 0: only those that no other node takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,7 @@ _AT_LEAST: dict[str, float] = {
     "server.nats.replicas": 1,
     "server.nats.history": 1,
     "runner.queue": 1,
+    "runner.weight": 0,
 }
 _ABOVE_ZERO = ("client.connect_timeout_s", "client.request_timeout_s")
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
 from moat_kv import config, errors
-from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_cli import command, entries, output, placement, plain, progress, values, verbs
+from moat_kv_cli import timing as job_timing
 from moat_kv_runner import claims as made_claims
 from moat_kv_runner import job as spec
 
@@ -90,20 +91,23 @@ class Job:
         """What became of it: the states by node where all nodes run it, else one, named ``."""
         results = {
             name: await self.client.get(self.states + below)
-            for name, below in (await self._below()).items()
+            for name, below in (await self.below()).items()
         }
         return {name: each["value"] for name, each in results.items() if "value" in each}
 
-    async def _below(self) -> dict[str, Path]:
-        """Its paths below those of states and of claims, by node, or one named ``."""
+    async def below(self, nodes: Iterable[str] = ()) -> dict[str, Path]:
+        """Its paths below those of states and of claims, by node, or one named ``.
+
+        `nodes`: some that count also if it has never run there.
+        """
         if self.which.kind != "all":
             return {"": self.path}
-        nodes = sorted(str(each.name) for each in await self.client.list(self.states))
-        return {name: Path(name) + self.path for name in nodes}
+        known = {str(each.name) for each in await self.client.list(self.states)}
+        return {name: Path(name) + self.path for name in sorted(known.union(nodes))}
 
     async def forget(self) -> None:
         """Delete the states that no runner has a claim on; a runner deletes the others itself."""
-        for below in (await self._below()).values():
+        for below in (await self.below()).values():
             if "value" in await self.client.get(self.claims + below):
                 continue
             state = await self.client.get(self.states + below)
@@ -139,23 +143,11 @@ def print_jobs(out: output.Printer, rows: list[dict[str, Any]]) -> None:
     out.rows(progress.COLUMNS, list(shown))
 
 
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """`-t`: a number, or `-` for none (NotGiven)."""
-    if value is None or value == "-":
-        return None if value is None else NotGiven
-    try:
-        return float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no number of seconds, nor -", ctx, param) from None
-
-
-_AMOUNT = click.FloatRange(min=0)
-
-
 @at.command(
     "set",
     example="moat kv run at a.question set -c the.answer -t 0\n"
-    "moat kv run -n pi3 at blink set -c blink -t 0 -r 60 -e pin 17",
+    "moat kv run -n pi3 at blink set -c blink -t 0 -r 60 -e pin 17\n"
+    "moat kv run at report set -c report --cron '0 7 * * mon-fri' --zone Europe/Berlin",
 )
 @click.option(
     "-c", "--code", type=verbs.PROCEDURE, metavar="PATH", help="The procedure that it runs."
@@ -167,37 +159,18 @@ _AMOUNT = click.FloatRange(min=0)
     metavar="JOB",
     help="Begin as a copy of that job, but for its time.",
 )
+@job_timing.options
 @click.option(
-    "-t",
-    "--time",
-    "target",
-    callback=_seconds,
-    metavar="SECONDS",
-    help="Start so many seconds from now; -: do not start.",
+    "--require",
+    multiple=True,
+    metavar="TAG",
+    help="Run only on nodes that have this; may be repeated; -: on any.",
 )
 @click.option(
-    "-r", "--repeat", type=_AMOUNT, metavar="SECONDS", help="Again so long after its end; 0: no."
-)
-@click.option(
-    "-k",
-    "--ok-after",
-    type=_AMOUNT,
-    metavar="SECONDS",
-    help="A run that lasts this long has left earlier failures behind.",
-)
-@click.option(
-    "-b",
-    "--backoff",
-    type=_AMOUNT,
-    metavar="FACTOR",
-    help="The delay grows by this with each failure in a row. [1.1]",
-)
-@click.option(
-    "-d",
-    "--delay",
-    type=_AMOUNT,
-    metavar="SECONDS",
-    help="Try again so long after a failure. [100]",
+    "--prefer",
+    multiple=True,
+    metavar="TAG",
+    help="Rather on nodes that have this; may be repeated; -: on any.",
 )
 @click.option("-i", "--info", metavar="TEXT", help="What it is for, in a line.")
 @values.options
@@ -208,22 +181,22 @@ async def set_(
     /,
     code: Path | None,
     copy: Path | None,
-    target: Any,
+    require: tuple[str, ...],
+    prefer: tuple[str, ...],
+    info: str | None,
+    timing: Mapping[str, Any],
     out: output.Printer,
     texts: tuple[tuple[str, str], ...],
     literals: tuple[tuple[str, str], ...],
     paths: tuple[tuple[str, str], ...],
     yaml_file: str | None,
-    **given: Any,
 ) -> None:
     """Make or change a job; what is not given stays. The value options are data for its code."""
     data = values.read(texts, literals, paths, yaml_file)
-    attributes = {key: value for key, value in given.items() if value is not None}
-    if code is not None:
-        attributes["code"] = code
-    if target not in (None, NotGiven):
-        attributes["target"] = time.time() + target
-    if not attributes and not data and copy is None and target is None:
+    tags = {"require": require or None, "prefer": prefer or None}
+    attributes = {"code": code, "info": info, **{key: _tags(each) for key, each in tags.items()}}
+    attributes = {key: value for key, value in attributes.items() if value is not None}
+    if not attributes and not data and copy is None and not timing:
         raise command.fail("nothing to set; a job needs code, -c PATH")
     if not invocation.here:
         raise command.fail("a job needs a path below the root")
@@ -234,8 +207,7 @@ async def set_(
         def changed(old: Any) -> dict[str, Any]:
             value = dict(base if base is not None else old if isinstance(old, dict) else {})
             value.update(attributes)
-            if target is NotGiven:
-                value.pop("target", None)
+            job_timing.change(value, timing)
             if data:
                 value["data"] = data.apply(value.get("data", values.NOTHING))
             if "code" not in value:
@@ -247,6 +219,12 @@ async def set_(
         if code is not None:
             await _warn_without_code(client, code)
     out.done({"path": str(job.path), "rev": result.rev, "at": result.at})
+
+
+def _tags(given: tuple[str, ...] | None) -> list[str] | None:
+    if given is None:
+        return None
+    return [] if given == ("-",) else list(given)
 
 
 async def _copied(client: Client, jobs: Path, copy: Path | None) -> dict[str, Any] | None:

@@ -207,7 +207,7 @@ async def _errors(invocation: command.Invocation, incomplete: str) -> list[tuple
 
 async def _who(invocation: command.Invocation, what: str) -> list[str]:
     """Groups that have jobs, and the default one; or nodes that have jobs or serve the group."""
-    from moat_kv_cli import placement, run
+    from moat_kv_cli import placement
 
     with anyio.move_on_after(PATIENCE_S):
         async with invocation.client() as client:
@@ -217,7 +217,7 @@ async def _who(invocation: command.Invocation, what: str) -> list[str]:
                 found = {str(group)}
                 kinds = ["any", "all"]
             else:
-                found = set(await run.members(client, group))
+                found = set(await placement.members(client, group))
                 kinds = ["at"]
             for kind in kinds:
                 found |= {str(Path(each.name)) for each in await client.list(jobs / kind)}

@@ -9,13 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncclick as click
 
 from moat_kv import config, errors
 from moat_kv.path import P, Path
 from moat_kv_cli import command
+
+if TYPE_CHECKING:
+    from moat_kv import Client
+    from moat_kv.client import results
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -137,3 +141,13 @@ def check_name(name: str, ctx: click.Context | None = None) -> str:
 def places_of(placement: Placement, places: config.Places) -> tuple[Path, Path]:
     """Where the jobs and their states are."""
     return places.run + placement.prefix, places.state + placement.prefix
+
+
+async def members(client: Client, group: Path) -> dict[str, results.MemberInfo]:
+    """The runners that serve a group now, by name."""
+    place = (await config.load_places(client)).group + group
+    async with client.watch_group(place) as changes:
+        async for seen in changes:
+            if seen is not None:
+                return dict(sorted(seen.items()))
+    return {}

@@ -6,13 +6,15 @@ for; `for_people` takes away from it what the row says already.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moat_kv import config
+from moat_kv import config, errors
 from moat_kv.path import Path
 from moat_kv_cli import placement
 from moat_kv_runner import job as spec
+from moat_kv_runner import schedule
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -78,6 +80,8 @@ def word(job: Mapping[str, Any], state: spec.JobState, *, is_claimed: bool) -> s
         return "not started"
     if state.started is None or target > state.started:
         return "waiting"
+    if job.get("cron") and not state.backoff and not state.interrupted:
+        return "waiting"
     return _ended(state)
 
 
@@ -85,9 +89,19 @@ def _due(job: Mapping[str, Any], state: spec.JobState) -> float | None:
     """When it is to start next, as its runner has computed it, or as the job says."""
     if state.computed is not None:
         return state.computed
+    if job.get("cron") is not None and not state.parked:
+        return _due_by_cron(job, state)
     target = job.get("target")
     is_asked_for = isinstance(target, int | float) and target > (state.started or 0)
     return target if is_asked_for and state.reason is None else None
+
+
+def _due_by_cron(job: Mapping[str, Any], state: spec.JobState) -> float | None:
+    try:
+        asked = spec.parse_spec(job)
+    except errors.BadValue:
+        return None
+    return schedule.due(asked, state, time.time()).at
 
 
 def _was_stopped(state: spec.JobState) -> bool:
@@ -96,6 +110,8 @@ def _was_stopped(state: spec.JobState) -> bool:
 
 
 def _ended(state: spec.JobState) -> str:
+    if state.parked is not None:
+        return "parked"
     return "failed" if state.backoff else "stopped" if state.interrupted else "done"
 
 

@@ -9,7 +9,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -17,11 +17,11 @@ import asyncclick as click
 import moat_kv
 from moat_kv import config
 from moat_kv.path import Path
-from moat_kv_cli import at, command, output, placement, progress
-from moat_kv_runner import group_settings
+from moat_kv_cli import at, command, moving, output, placement, progress, why
+from moat_kv_runner import group_settings, node_facts
 
 if TYPE_CHECKING:
-    from moat_kv import Client
+    pass
 
 _HELP = """Run jobs, and look at and change them.
 
@@ -59,6 +59,19 @@ _nodes = click.option(
     metavar="N",
     help="So many nodes make the group complete; long only. [as the group's settings say]",
 )
+_tags = click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="NAME",
+    help="Something that this node has and jobs may ask for, such as 1wire; may be repeated.",
+)
+_weight = click.option(
+    "--weight",
+    type=click.FloatRange(min=0),
+    metavar="W",
+    help="How many jobs it takes beside others; 0: only those that no other node takes. [1]",
+)
 _name = click.option(
     "--name", metavar="NAME", help="This node's name in the group. [the host's, without -n NODE]"
 )
@@ -71,12 +84,16 @@ _name = click.option(
 )
 @placement.options
 @_nodes
+@_tags
+@_weight
 @_name
 @command.pass_invocation
-async def all_(invocation: command.Invocation, /, nodes: int | None, name: str | None) -> int:
+async def all_(
+    invocation: command.Invocation, /, nodes: int | None, name: str | None, **room: Any
+) -> int:
     """Run all jobs of one kind, those that -n and -g say, until SIGTERM or SIGINT."""
     which = placement.of(invocation)
-    return await _serve(invocation, which, (which.kind,), name, nodes)
+    return await _serve(invocation, which, (which.kind,), name, nodes, room)
 
 
 @click.command(
@@ -85,14 +102,18 @@ async def all_(invocation: command.Invocation, /, nodes: int | None, name: str |
 )
 @placement.options_with("This node's name, as --name.")
 @_nodes
+@_tags
+@_weight
 @_name
 @command.pass_invocation
-async def everything(invocation: command.Invocation, /, nodes: int | None, name: str | None) -> int:
+async def everything(
+    invocation: command.Invocation, /, nodes: int | None, name: str | None, **room: Any
+) -> int:
     """Run the jobs of all three kinds in one process, until SIGTERM or SIGINT."""
     which = placement.of(invocation)
     if which.kind == "all":
         raise command.fail("`everything` runs on one node; its name is no -")
-    return await _serve(invocation, which, ("any", "at", "all"), name, nodes)
+    return await _serve(invocation, which, ("any", "at", "all"), name, nodes, room)
 
 
 async def _serve(
@@ -101,6 +122,7 @@ async def _serve(
     kinds: tuple[str, ...],
     name: str | None,
     nodes: int | None,
+    room: Mapping[str, Any],
 ) -> int:
     from moat_kv_cli import staying
     from moat_kv_runner import runner
@@ -115,6 +137,11 @@ async def _serve(
         # What scripts print is to be seen at once, also in a file or a journal.
         sys.stdout.reconfigure(line_buffering=True)
     async with invocation.client() as client:
+        ours = client.config.runner
+        facts = node_facts.NodeFacts(
+            tags=frozenset(room["tags"] or ours.tags),
+            weight=ours.weight if room["weight"] is None else room["weight"],
+        )
         serve = functools.partial(
             runner.run,
             client,
@@ -122,6 +149,7 @@ async def _serve(
             group=which.group,
             name=name or named,
             nodes=nodes,
+            facts=facts,
             on_stuck=_end_by_force,
         )
         return await staying.until_signal(serve, lambda own: _told(own, kinds, which))
@@ -157,14 +185,23 @@ async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
     async with invocation.client() as client:
         jobs, _ = placement.places_of(which, await config.load_places(client))
         settings = (await client.get(jobs)).get("value")
-        nodes = await members(client, which.group)
+        members = await placement.members(client, which.group)
         rows = await progress.job_rows(client, which, Path())
-    problems = list(group_settings.parse(settings).problems)
+    parsed = group_settings.parse(settings)
+    problems = list(parsed.problems)
+    nodes = {
+        name: {
+            "roles": list(each.roles),
+            **node_facts.parse(each.info).as_info(),
+            "drained": name in parsed.drained,
+        }
+        for name, each in members.items()
+    }
     if not out.for_people:
         whose = {"kind": which.kind, "node": which.node, "group": which.group}
         out.value({**whose, "nodes": nodes, "settings": settings, "wrong": problems, "jobs": rows})
         return
-    there = [f"{name} ({', '.join(roles)})" for name, roles in nodes.items()]
+    there = [f"{name} ({_node_words(facts)})" for name, facts in nodes.items()]
     facts: dict[str, Any] = {
         "jobs for": str(which),
         "nodes": there or "no runner serves this group now",
@@ -178,14 +215,12 @@ async def info(invocation: command.Invocation, /, out: output.Printer) -> None:
     at.print_jobs(out, rows)
 
 
-async def members(client: Client, group: Path) -> dict[str, Any]:
-    """The runners that serve a group now: their roles, by name."""
-    place = (await config.load_places(client)).group + group
-    async with client.watch_group(place) as changes:
-        async for seen in changes:
-            if seen is not None:
-                return {name: list(each.roles) for name, each in sorted(seen.items())}
-    return {}
+def _node_words(facts: Mapping[str, Any]) -> str:
+    """What a node serves, and what is special with it."""
+    words = [*facts["roles"], *(f"has {tag}" for tag in facts["tags"])]
+    if facts["weight"] != 1:
+        words.append(f"weight {facts['weight']:g}")
+    return ", ".join([*words, "drained"] if facts["drained"] else words)
 
 
 @click.command(
@@ -217,9 +252,12 @@ async def monitor(
                     return
 
 
+at.at.add_command(why.why)
 for _group in (run, job):
     _group.add_command(all_, "all" if _group is run else "run")
     _group.add_command(everything)
     _group.add_command(at.at)
     _group.add_command(info)
     _group.add_command(monitor)
+    _group.add_command(moving.drain)
+    _group.add_command(moving.rebalance)

@@ -12,7 +12,7 @@ from typing import Any
 
 from moat_kv import errors
 from moat_kv.notgiven import NotGiven
-from moat_kv_runner import job
+from moat_kv_runner import attributes, job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,13 @@ class GroupSettings:
     """N: how many runners make the group complete, from 1; None if nobody said."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Attributes of the jobs that do not say themselves; of the names in `job.DEFAULTS`."""
+    drained: frozenset[str] = frozenset()
+    """Nodes that take no jobs for any node, and leave those that they have to others."""
     problems: tuple[str, ...] = ()
     """A sentence for each setting that is left out: its name, and what would be right."""
 
 
-_NAMES = ("nodes", "defaults")
+_NAMES = ("nodes", "defaults", "drained")
 
 
 def parse(value: Any) -> GroupSettings:
@@ -43,6 +45,10 @@ def parse(value: Any) -> GroupSettings:
     if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1):
         problems.append(f"nodes: a whole number from 1 is needed, not {nodes!r}")
         nodes = None
+    drained = value.get("drained") or []
+    if not isinstance(drained, list) or not all(isinstance(name, str) for name in drained):
+        problems.append(f"drained: a list of names of nodes is needed, not {drained!r}")
+        drained = []
     defaults = value.get("defaults")
     if defaults is not None and not isinstance(defaults, Mapping):
         problems.append(f"defaults: a mapping of {_listed(job.DEFAULTS)} is needed")
@@ -53,10 +59,12 @@ def parse(value: Any) -> GroupSettings:
             problems.append(f"defaults.{_unknown(name, 'default of jobs', job.DEFAULTS)}")
         elif each is not None:
             try:
-                good[name] = job.checked(name, each)
+                good[name] = attributes.checked(name, each)
             except errors.BadValue as exc:
                 problems.append(f"defaults.{exc.reason}")
-    return GroupSettings(nodes=nodes, defaults=good, problems=tuple(problems))
+    return GroupSettings(
+        nodes=nodes, defaults=good, drained=frozenset(drained), problems=tuple(problems)
+    )
 
 
 def _unknown(name: Any, what: str, known: tuple[str, ...]) -> str:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from moat_kv import config, errors
 from moat_kv.client.mirror import ClientEntry, ClientRoot
 from moat_kv.notgiven import NotGiven
-from moat_kv.path import P, Path
+from moat_kv.path import Path
+from moat_kv_runner import attributes
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -36,8 +37,28 @@ class JobSpec:
     delay: float = 100.0
     """Before another try after a failure, times `backoff` to the power of the failures in a row."""
     backoff: float = 1.1
+    max_delay: float | None = None
+    """No wait after a failure is longer; None: no limit."""
+    max_failures: int = 0
+    """After so many failures in a row it is parked until somebody acts; 0: never."""
     repeat: float = 0.0
     """From the end of a run to the next; 0: no more."""
+    cron: str | None = None
+    """The times to start at, from `target` on; see `recurrence`."""
+    zone: str | None = None
+    """The time zone of `cron` and `between`; None: the runner's."""
+    between: tuple[str, ...] = ()
+    """Windows in which a run may begin; none: always."""
+    jitter: float = 0.0
+    """Begin up to so much later, always the same for one job and time."""
+    catch_up: str = "once"
+    """What becomes of times that passed while no runner was there: one run for all, or `skip`."""
+    overlap: str = "skip"
+    """What becomes of a time that passes during a run: `skip`, `queue` or `restart`."""
+    require: tuple[str, ...] = ()
+    """Tags that a node must have to run it."""
+    prefer: tuple[str, ...] = ()
+    """Tags for which a node goes before others."""
     ok_after: float = 0.0
     """A run that lasts this long has left its earlier failures behind; 0: only when it succeeds."""
     enabled: bool = True
@@ -53,10 +74,24 @@ class JobSpec:
 #: What changing restarts a run.
 RESTARTING = ("code", "data", "isolate", "share", "env", "restart")
 #: What a group's settings may say for all its jobs, in their mapping `defaults`.
-DEFAULTS = ("delay", "backoff", "repeat", "ok_after", "isolate", "on_split", "env")
-
-_ISOLATE = ("process", "inline")
-_ON_SPLIT = ("each", "fenced", "stick")
+DEFAULTS = (
+    "delay",
+    "backoff",
+    "max_delay",
+    "max_failures",
+    "repeat",
+    "zone",
+    "between",
+    "jitter",
+    "catch_up",
+    "overlap",
+    "ok_after",
+    "require",
+    "prefer",
+    "isolate",
+    "on_split",
+    "env",
+)
 
 
 def parse_spec(value: Any, defaults: Mapping[str, Any] | None = None) -> JobSpec:
@@ -73,81 +108,9 @@ def parse_spec(value: Any, defaults: Mapping[str, Any] | None = None) -> JobSpec
     unknown = given.keys() - names
     if unknown:
         raise errors.BadValue(f"{min(map(str, unknown))}: there is no such attribute of a job")
-    return JobSpec(**{name: _CHECKS[name](each, name) for name, each in given.items()})
-
-
-def checked(name: str, value: Any) -> Any:
-    """The value of an attribute of this name. Raises BadValue that names it."""
-    return _CHECKS[name](value, name)
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise errors.BadValue(f"{name}: a number is needed, not {value!r}")
-    return float(value)
-
-
-def _not_negative(value: Any, name: str) -> float:
-    number = _number(value, name)
-    if number < 0:
-        raise errors.BadValue(f"{name}: 0 or more, not {value!r}")
-    return number
-
-
-def _path(value: Any, name: str) -> Path:
-    if isinstance(value, str):
-        try:
-            value = P(value)
-        except errors.BadPath as exc:
-            raise errors.BadValue(f"{name}: {exc}") from exc
-    if not isinstance(value, Path):
-        raise errors.BadValue(f"{name}: a path is needed, not {value!r}")
-    return value
-
-
-def _mapping(value: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise errors.BadValue(f"{name}: a mapping from names is needed")
-    return value
-
-
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise errors.BadValue(f"{name}: true or false, not {value!r}")
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise errors.BadValue(f"{name}: a text is needed, not {value!r}")
-    return value
-
-
-def _one_of(*choices: str) -> Any:
-    def check(value: Any, name: str) -> str:
-        if value not in choices:
-            raise errors.BadValue(f"{name}: one of {', '.join(choices)}, not {value!r}")
-        return cast(str, value)
-
-    return check
-
-
-_CHECKS: dict[str, Any] = {
-    "code": _path,
-    "data": _mapping,
-    "target": _number,
-    "delay": _not_negative,
-    "backoff": _not_negative,
-    "repeat": _not_negative,
-    "ok_after": _not_negative,
-    "enabled": _flag,
-    "isolate": _one_of(*_ISOLATE),
-    "on_split": _one_of(*_ON_SPLIT),
-    "share": _text,
-    "env": _mapping,
-    "restart": _number,
-    "info": lambda value, name: value,
-}
+    if value.get("cron") is not None and value.get("repeat"):
+        raise errors.BadValue("cron, repeat: a job has one of the two")
+    return JobSpec(**{name: attributes.checked(name, each) for name, each in given.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +137,8 @@ class JobState:
     """The number of the claim under which this was written."""
     interrupted: bool = False
     """The last run did not end by itself: the job was disabled, or lost its target."""
+    parked: bytes | None = None
+    """It has failed too often; what its code was then, as `readiness.digest` has it."""
 
     @property
     def running(self) -> bool:
@@ -224,6 +189,7 @@ def parse_state(value: Any) -> JobState:
         reason=text("reason"),
         fence=int(number("fence") or 0) or None,
         interrupted=value.get("interrupted") is True,
+        parked=parked if isinstance(parked := value.get("parked"), bytes) else None,
     )
 
 
@@ -246,9 +212,8 @@ class _Attribute(Generic[_T]):
         return self if entry is None else entry.attribute(self._name)
 
     def __set__(self, entry: JobEntry, value: _T) -> None:
-        entry.draft[self._name] = (
-            _CHECKS[self._name](value, self._name) if value is not None else None
-        )
+        checked = attributes.checked(self._name, value) if value is not None else None
+        entry.draft[self._name] = checked
 
 
 class JobEntry(ClientEntry):
@@ -263,7 +228,17 @@ class JobEntry(ClientEntry):
     target = _Attribute[float | None]()
     delay = _Attribute[float]()
     backoff = _Attribute[float]()
+    max_delay = _Attribute[float | None]()
+    max_failures = _Attribute[int]()
     repeat = _Attribute[float]()
+    cron = _Attribute[str | None]()
+    zone = _Attribute[str | None]()
+    between = _Attribute[Sequence[str]]()
+    jitter = _Attribute[float]()
+    catch_up = _Attribute[str]()
+    overlap = _Attribute[str]()
+    require = _Attribute[Sequence[str]]()
+    prefer = _Attribute[Sequence[str]]()
     ok_after = _Attribute[float]()
     enabled = _Attribute[bool]()
     isolate = _Attribute[str | None]()

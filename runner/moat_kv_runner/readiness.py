@@ -7,6 +7,7 @@ whether such a change concerns a run that is under way.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,6 +96,11 @@ def signature(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Signature:
             names = ()
         parts.append(modules.signature(names))
     return tuple(parts)
+
+
+def digest(signature: Signature) -> bytes:
+    """A signature, to be kept with a job's state; 16 bytes."""
+    return hashlib.blake2b(codec.pack(signature), digest_size=16).digest()
 
 
 def _meaning(value: Any) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -70,6 +71,10 @@ class JobRoot(ClientRoot):
         self._service: serving.Service | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._supervisors: dict[Path, supervision.Supervisor] = {}
+        #: How many jobs each runner has.
+        self.held: Counter[str] = Counter()
+        # Who has which.
+        self._holders: dict[Path, str] = {}
         #: Runs whose script does not end though it was told to; not begun anew before.
         self.left_behind: dict[Path, execution.Run] = {}
 
@@ -176,8 +181,9 @@ class JobRoot(ClientRoot):
                 for each in listeners:
                     each.append(self._concerns)
                 # Also the states of jobs that were deleted while nobody served them.
-                for entry in [*self.all_children, *self.states.all_children]:
-                    self._concerns(entry.path)
+                roots = (self, self.states, self.claims)
+                for path in {entry.path for root in roots for entry in root.all_children}:
+                    self._concerns(path)
                 task_status.started()
                 try:
                     await anyio.sleep_forever()
@@ -188,9 +194,12 @@ class JobRoot(ClientRoot):
                         each.remove(self._concerns)
         finally:
             self._supervisors.clear()
+            self._holders.clear()
+            self.held.clear()
 
     def _concerns(self, path: Path) -> None:
         """Something about the job at this path has changed."""
+        self._count(path)
         supervisor = self._supervisors.get(path)
         if supervisor is not None:
             supervisor.wake()
@@ -204,6 +213,18 @@ class JobRoot(ClientRoot):
             if not supervisor.is_idle:
                 self._supervisors[path] = supervisor
                 self._tasks.start_soon(self._run, supervisor)
+
+    def _count(self, path: Path) -> None:
+        if self._tasks is None:
+            return  # not served
+        entry = self.claims.get(path)
+        holder = entry.holder if isinstance(entry, claims.ClaimEntry) else None
+        before = self._holders.pop(path, None)
+        if before is not None:
+            self.held[before] -= 1
+        if holder is not None:
+            self._holders[path] = holder
+            self.held[holder] += 1
 
     async def _run(self, supervisor: supervision.Supervisor) -> None:
         try:
@@ -220,6 +241,16 @@ class JobRoot(ClientRoot):
         if self.left_behind.get(path) is run:
             del self.left_behind[path]
         self._concerns(path)
+
+    def give_up(self, count: int) -> None:
+        """Leave so many of this runner's jobs to others."""
+        own = [
+            each
+            for path, each in sorted(self._supervisors.items())
+            if self._holders.get(path) == self.runner and each.could_move
+        ]
+        for supervisor in own[:count]:
+            supervisor.move_on()
 
     def job_changed(self, entry: job.JobEntry) -> None:
         self._concerns(entry.path)

@@ -17,7 +17,7 @@ import anyio.abc
 from moat_kv import config, errors
 from moat_kv.client.client import Client
 from moat_kv.path import Path
-from moat_kv_runner import roots, serving
+from moat_kv_runner import node_facts, roots, serving
 
 #: The kinds of runner: any node of the group, this node, every node of the group.
 KINDS = ("any", "at", "all")
@@ -33,6 +33,7 @@ async def run(
     places: config.Places | None = None,
     ttl_s: float | None = None,
     grace_s: float | None = None,
+    facts: node_facts.NodeFacts | None = None,
     on_stuck: serving.OnStuck | None = None,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -41,7 +42,8 @@ async def run(
     `name` is this runner's in the group, by default the configuration's, else the host's; `nodes`
     is N, how many runners make the group complete, by default as the group's settings say.
     `ttl_s` and `grace_s` are those of its session (see `Client.session`): how soon others take over
-    when it falls silent, or its line breaks. `on_stuck` is called at the end with the jobs whose
+    when it falls silent, or its line breaks. `facts`: this node's tags and weight, by default those
+    of the configuration. `on_stuck` is called at the end with the jobs whose
     scripts do not end although they were cancelled `running.STOP_S` ago, before their claims pass
     on: whoever has the process to itself should end it there. Without it their writes are refused,
     and they keep `client` from closing. `task_status` is told the name when jobs can run.
@@ -70,6 +72,7 @@ async def run(
         places=places,
         ttl_s=ttl_s,
         grace_s=grace_s,
+        facts=facts,
         on_stuck=on_stuck,
     )
     await service.serve(task_status=task_status)

@@ -8,13 +8,23 @@ one that does not heed its cancellation must be left behind without holding up e
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Literal
 
 import anyio
 
 from moat_kv import errors
 from moat_kv.client import writes
-from moat_kv_runner import admin, execution, holding, messages, readiness, script_client
+from moat_kv_runner import (
+    admin,
+    execution,
+    holding,
+    messages,
+    placing,
+    readiness,
+    schedule,
+    script_client,
+)
 from moat_kv_runner.job import JobEntry, JobSpec
 
 if TYPE_CHECKING:
@@ -27,8 +37,11 @@ logger = logging.getLogger(__name__)
 #: seconds. Its contexts alone may take `admin.CLOSE_S`.
 STOP_S = 6.0
 
+#: Due times are by the wall clock, which may be set; so often they are looked at again, in seconds.
+LONGEST_SLEEP_S = 30.0
+
 #: Why a run is cancelled.
-Stop = Literal["lost", "restart", "stopped"]
+Stop = Literal["lost", "moved", "restart", "stopped"]
 
 
 class Running:
@@ -51,7 +64,13 @@ class Running:
         self._signature = signature
         self._claim = held.claim
         self._news = anyio.Event()
+        self._is_to_move = False
         self._admin: admin.CallAdmin
+
+    def move_on(self) -> None:
+        """End it, so that another node goes on."""
+        self._is_to_move = True
+        self.wake()
 
     def wake(self) -> None:
         """Something may have changed."""
@@ -83,6 +102,8 @@ class Running:
                 tasks.start_soon(self._watch_for_stop, tasks.cancel_scope)
                 if spec.ok_after:
                     tasks.start_soon(self._well_after, spec.ok_after, tasks.cancel_scope)
+                if spec.overlap == "restart" and spec.cron is not None:
+                    tasks.start_soon(self._make_room, spec, tasks.cancel_scope)
                 await run.over.wait()
                 tasks.cancel_scope.cancel()
         finally:
@@ -127,6 +148,19 @@ class Running:
                 return
             await news.wait()
 
+    async def _make_room(self, spec: JobSpec, scope: anyio.CancelScope) -> None:
+        """Stop it when the next one is due."""
+        started = self._held.state.started
+        assert started is not None  # written before it began
+        at = schedule.overlapping(spec, started)
+        if at is None:
+            return
+        while (wait_s := at - time.time()) > 0:  # noqa: ASYNC110  # the wall clock may be set
+            await anyio.sleep(min(wait_s, LONGEST_SLEEP_S))
+        logger.info("%s: it makes room for the next run", self._entry.path)
+        self.stop = "restart"
+        scope.cancel()
+
     def _reason_to_stop(self) -> Stop | None:
         if self._held.is_lost:
             return "lost"
@@ -138,6 +172,9 @@ class Running:
             return "restart"  # which waits until the entry is right
         if not spec.enabled or spec.target is None:
             return "stopped"
+        is_drained = self._service.name in self._root.settings.drained
+        if self._is_to_move or is_drained or not placing.suits(spec, self._service.facts):
+            return "moved"
         now = readiness.signature(spec, self._service.code, self._service.modules)
         return "restart" if now != self._signature else None
 

@@ -8,6 +8,7 @@ anew under another session.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +23,15 @@ from moat_kv.client.session import Session
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
-from moat_kv_runner import claims, code_errors, group_state, messages, script_config
+from moat_kv_runner import (
+    claims,
+    code_errors,
+    group_state,
+    messages,
+    node_facts,
+    placing,
+    script_config,
+)
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -37,6 +46,11 @@ NAME_MARGIN_S = 1.0
 
 #: Called with jobs, by the paths of their entries, whose scripts do not end.
 OnStuck = Callable[[Sequence[Path]], None]
+
+
+def rebalance_topic(places: config.Places, group: Path) -> Path:
+    """A message here asks the runners of a group to spread its jobs anew."""
+    return places.group + group / "rebalance"
 
 
 class Service:
@@ -54,6 +68,7 @@ class Service:
         modules: ModuleRoot,
         ttl_s: float | None = None,
         grace_s: float | None = None,
+        facts: node_facts.NodeFacts | None = None,
         on_stuck: OnStuck | None = None,
     ) -> None:
         self.client = client
@@ -65,6 +80,10 @@ class Service:
         #: Set while jobs run.
         self.session: Session
         self.queue_limit = client.config.runner.queue
+        #: What the group is told of this node.
+        self.facts = facts or node_facts.NodeFacts(
+            tags=frozenset(client.config.runner.tags), weight=client.config.runner.weight
+        )
         self.config = script_config.view_of(client.config, places, name=name, group=group)
         self._roots = list(roots)
         self._session_times = {"ttl_s": ttl_s, "grace_s": grace_s}
@@ -85,6 +104,7 @@ class Service:
         code: CodeRoot | None = None,
         ttl_s: float | None = None,
         grace_s: float | None = None,
+        facts: node_facts.NodeFacts | None = None,
         on_stuck: OnStuck | None = None,
     ) -> Self:
         """With mirrors of code and modules; `code` may be one that is there already."""
@@ -98,6 +118,7 @@ class Service:
             modules=await ModuleRoot.as_handler(client, places=places),
             ttl_s=ttl_s,
             grace_s=grace_s,
+            facts=facts,
             on_stuck=on_stuck,
         )
 
@@ -119,6 +140,16 @@ class Service:
             return []
         return [name for name, member in self._members.items() if root.kind in member.roles]
 
+    def nodes_for(self, root: JobRoot) -> list[placing.Candidate]:
+        """The nodes that may take a root's jobs now, this one among them unless it is drained."""
+        told = {name: node_facts.parse(each.info) for name, each in (self._members or {}).items()}
+        told[self.name] = self.facts
+        return [
+            placing.Candidate(name=name, facts=told[name], jobs=root.held[name])
+            for name in {*(self.candidates(root) or ()), self.name}
+            if name not in root.settings.drained
+        ]
+
     async def _watch_members(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         is_known = False
         async with self.client.watch_group(self.group_path) as watch:
@@ -129,6 +160,37 @@ class Service:
                 if not is_known:
                     is_known = True
                     task_status.started()
+
+    async def _tell_load(self) -> None:
+        """Tell the group when the load of this node has changed."""
+        while True:
+            await anyio.sleep(node_facts.LOOK_S)
+            facts = dataclasses.replace(self.facts, load=node_facts.own_load())
+            if facts != self.facts:
+                self.facts = facts
+                for root in self._roots:
+                    await self._join_as(root)
+
+    async def _join_as(self, root: JobRoot) -> None:
+        await self.client.join(
+            self.group_path,
+            self.name,
+            session=self.session,
+            role=root.kind,
+            info=self.facts.as_info(),
+        )
+
+    async def _watch_wishes(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Leave jobs to others when somebody asks for that."""
+        async with self.client.monitor(rebalance_topic(self.places, self.group)) as asked:
+            task_status.started()
+            async for _ in asked:
+                for root in self._roots:
+                    if root.kind == "any":
+                        nodes = self.nodes_for(root)
+                        held = {node.name: node.jobs for node in nodes}
+                        weights = {node.name: node.facts.weight for node in nodes}
+                        root.give_up(placing.surplus(held, weights, self.name))
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -201,9 +263,7 @@ class Service:
         for root in self._roots:
             while True:
                 try:
-                    await self.client.join(
-                        self.group_path, self.name, session=session, role=root.kind
-                    )
+                    await self._join_as(root)
                     break
                 except errors.NameTaken as exc:
                     if anyio.current_time() >= give_up_at:
@@ -219,6 +279,8 @@ class Service:
                 for root in self._roots:
                     await tasks.start(root.supervise, self)
                 tasks.start_soon(code_errors.keep, self)
+                tasks.start_soon(self._tell_load)
+                await tasks.start(self._watch_wishes)
                 if not self._has_served:
                     self._has_served = True
                     task_status.started(self.name)

@@ -24,7 +24,7 @@ from moat_kv_runner import (
     execution,
     holding,
     messages,
-    placing,
+    obtaining,
     readiness,
     running,
     schedule,
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Due times are by the wall clock, which may be set; so often they are looked at again, in seconds.
-LONGEST_SLEEP_S = 30.0
 #: After a fault of our own, in seconds.
 FAULT_S = 5.0
 #: How long a job may take to be left when its runner ends, in seconds.
@@ -55,13 +53,8 @@ class Supervisor:
         self._service = service
         self._client = service.client
         self._held = holding.Holding(root, service, path)
+        self._turn = obtaining.Obtaining(root, service, self.entry.absolute, self._held)
         self._news = anyio.Event()
-        # From when the turn in placing counts: when the job became due and free.
-        self._free_at: float | None = None
-        # The revision of a claim that seems nobody's, and since when.
-        self._stray = (0, 0.0)
-        # This node lacks a package, and lets these others try.
-        self._left_to: frozenset[str] = frozenset()
         # The run that is under way; its end has not been written yet.
         self._running: running.Running | None = None
         # It was cancelled to be started anew.
@@ -73,6 +66,21 @@ class Supervisor:
         self._news = anyio.Event()
         if self._running is not None:
             self._running.wake()
+
+    def move_on(self) -> None:
+        """Leave the job to another node."""
+        self._turn.shun()
+        self.wake()
+        if self._running is not None:
+            self._running.move_on()
+
+    @property
+    def could_move(self) -> bool:
+        """Whether another node could have the job."""
+        try:
+            return self._turn.fits_elsewhere(self.entry.spec())
+        except errors.BadValue:
+            return False
 
     def group_changed(self, state: messages.ActorState) -> None:
         if self._running is not None:
@@ -126,96 +134,49 @@ class Supervisor:
             spec, problem = self.entry.spec(), None
         except errors.BadValue as exc:
             spec, problem = JobSpec(target=0.0), exc
+        if self._held.claim is not None and not self._turn.may_have(spec):
+            await self._move()
+            return
         due = self._due(spec, problem)
         now = time.time()
         if due.at is None or due.at > now:
-            self._free_at = None
+            self._turn.not_yet()
             if not due.goes_on:
                 await self._let_go(due)
         if due.at is None:
             await news.wait()
         elif due.at > now:
-            with anyio.move_on_after(min(due.at - now, LONGEST_SLEEP_S)):
+            with anyio.move_on_after(min(due.at - now, running.LONGEST_SLEEP_S)):
                 await news.wait()
         elif self._held.claim is None:
-            await self._obtain(news, fit=readiness.is_fit(spec, self._service.code))
+            await self._turn.obtain(spec, news, fit=readiness.is_fit(spec, self._service.code))
         elif problem is not None:
             await self._wait_for(problem, news, fit=True)
         else:
-            await self._try(spec, news)
+            await self._try(spec, news, due)
 
     def _due(self, spec: JobSpec, problem: errors.BadValue | None) -> schedule.Due:
         if problem is not None:
             return schedule.Due(0.0, "the job's entry is wrong", True)
         is_held = self._held.claim is not None
-        due = schedule.due(spec, self._held.state if is_held else self.entry.state.state)
+        past = self._held.state if is_held else self.entry.state.state
+        due = schedule.due(spec, past, time.time(), key=self.entry.absolute.packed)
+        if due.parked and past.parked not in (None, self._digest(spec)):
+            return schedule.Due(past.stopped, "its code has changed since it was parked")
         return due._replace(at=0.0) if self._again and due.at is not None else due
 
-    async def _obtain(self, news: anyio.Event, *, fit: bool) -> None:
-        """Claim the job when it is this runner's turn."""
-        is_left = not fit and self._left_to and self._others() == self._left_to
-        if is_left or not self._held.present.is_free:
-            self._free_at = None
-            if is_left or not await self._take_stray(news, fit=fit):
-                await news.wait()
-            return
-        self._stray = (0, 0.0)
-        now = anyio.current_time()
-        if self._free_at is None:
-            self._free_at = now
-        wait_s = self._free_at + self._turn_s(fit) - now
-        if wait_s > 0:
-            with anyio.move_on_after(wait_s):
-                await news.wait()
-            return
-        self._free_at = None
-        if not await self._held.take():
-            # The mirror has not shown it yet; it will.
-            await news.wait()
+    def _digest(self, spec: JobSpec) -> bytes:
+        service = self._service
+        return readiness.digest(readiness.signature(spec, service.code, service.modules))
 
-    async def _take_stray(self, news: anyio.Event, *, fit: bool) -> bool:
-        """Take the job over from a claim that has been nobody's for long enough.
+    async def _move(self) -> None:
+        """Leave the job to others; to them it has been cut off if it was running."""
+        self._again = False
+        if self._held.state.running or self._held.state.reason is None:
+            await self._held.note(reason=f"moving from {self._service.name}", computed=None)
+        await self._held.release()
 
-        False if that is not so, and would not become so without news.
-        """
-        service, claim = self._service, self._held.present
-        candidates = service.candidates(self._root)
-        live = [service.name] if candidates is None else candidates
-        if not live or not claims.is_stray(claim.value, own_name=service.name, live=live):
-            self._stray = (0, 0.0)
-            return False
-        now, job = anyio.current_time(), self.entry.absolute
-        after_s = claims.stray_s(claim.value, service.session) + self._turn_s(fit)
-        if self._stray[0] != claim.rev:
-            self._stray = (claim.rev, now)
-            if not claims.is_made(claim.value):
-                reason = f"no runner has written its claim, {claim.absolute}; delete that"
-                text = "job %s waits: %s, or it is taken over in %.0f s"
-                logger.warning(text, job, reason, after_s)
-                await self._held.tell_blocked(f"waiting: {reason}")
-        wait_s = self._stray[1] + after_s - now
-        if wait_s > 0:
-            with anyio.move_on_after(wait_s):
-                await news.wait()
-        elif await self._held.take(over=claim.rev):
-            logger.warning("job %s: its claim was nobody's, and is taken over", job)
-        else:
-            await news.wait()  # somebody else was faster
-        return True
-
-    def _turn_s(self, fit: bool) -> float:
-        candidates = self._service.candidates(self._root)
-        if candidates is None:
-            return 0.0
-        name = self._service.name
-        return placing.wait_s(self.entry.absolute.packed, candidates, own_name=name, fit=fit)
-
-    def _others(self) -> frozenset[str]:
-        """The other runners that may have the job."""
-        candidates = self._service.candidates(self._root) or ()
-        return frozenset(candidates) - {self._service.name}
-
-    async def _try(self, spec: JobSpec, news: anyio.Event) -> None:
+    async def _try(self, spec: JobSpec, news: anyio.Event, due: schedule.Due) -> None:
         """Run the job, or wait for what it lacks."""
         service = self._service
         signature = readiness.signature(spec, service.code, service.modules)
@@ -224,14 +185,15 @@ class Supervisor:
         except errors.MoatKvError as exc:
             await self._wait_for(exc, news, fit=readiness.is_fit(spec, service.code))
             return
-        await self._run(spec, call, signature)
+        await self._run(spec, call, signature, due)
 
     async def _wait_for(self, lack: errors.MoatKvError, news: anyio.Event, *, fit: bool) -> None:
         """Say what the job lacks, and wait for it; what only this node lacks is left to others."""
         text = lack.reason if isinstance(lack, errors.BadValue) else lack
         await self._held.note(reason=f"waiting: {text}", computed=None)
-        self._left_to = frozenset() if fit else self._others()
-        if self._left_to:
+        if fit:
+            self._turn.lacks_nothing()
+        elif self._turn.leave():
             await self._held.release()
         await news.wait()
 
@@ -257,11 +219,23 @@ class Supervisor:
     # Running ------------------------------------------------------------------------------------
 
     async def _run(
-        self, spec: JobSpec, call: readiness.Call, signature: readiness.Signature
+        self,
+        spec: JobSpec,
+        call: readiness.Call,
+        signature: readiness.Signature,
+        due: schedule.Due,
     ) -> None:
         self._again = False
-        started = schedule.started_at(time.time(), spec.target)
-        await self._held.write(started=started, reason="running", computed=None, interrupted=False)
+        # Somebody has acted if it runs again after it was parked.
+        failures = 0 if schedule.is_parked(spec, self._held.state) else self._held.state.backoff
+        await self._held.write(
+            started=schedule.started_at(time.time(), due.at if spec.cron else spec.target),
+            reason="running",
+            computed=None,
+            interrupted=False,
+            backoff=failures,
+            parked=None,
+        )
         self._running = running.Running(
             self._root, self._service, self.entry, self._held, signature
         )
@@ -276,6 +250,8 @@ class Supervisor:
         if stop is not None and run.error is not None:
             text = error_record.describe(run.error)
             logger.warning("%s: failed while it was being stopped: %s", self.path, text)
+        if stop == "moved":
+            return  # with no end written: whoever has it next goes on
         if stop == "restart":
             held.state = dataclasses.replace(held.state, stopped=now, interrupted=True)
             self._again = True
@@ -288,7 +264,7 @@ class Supervisor:
 
     async def _succeeded(self, result: Any, now: float) -> None:
         await self._held.resolve_error()
-        computed = self._next_due(now, 0)
+        computed = self._next_due(now, 0).at
         try:
             await self._held.write(
                 stopped=now, result=result, backoff=0, reason="done", computed=computed
@@ -304,24 +280,29 @@ class Supervisor:
         )  # and the claim with it, whatever the script made of it
         if is_over or (claim is not None and holding.is_loss(error, claim)):
             raise messages.LostClaim(error_record.describe(error)) from error
-        failures = schedule.after_failure(self._held.state.backoff)
+        failures = self._held.state.backoff + 1
         text = error_record.describe(error)
         logger.info("%s: failed: %s", self.path, text)
         await self._held.record_error(error)
+        due = self._next_due(now, failures)
+        if due.parked:
+            logger.warning("job %s: %s", self.entry.absolute, due.why)
         await self._held.write(
             stopped=now,
             result=None,
             backoff=failures,
             reason=f"failed: {text}",
-            computed=self._next_due(now, failures),
+            computed=due.at,
+            parked=self._digest(self.entry.spec()) if due.parked else None,
         )
 
-    def _next_due(self, stopped: float, failures: int) -> float | None:
+    def _next_due(self, stopped: float, failures: int) -> schedule.Due:
         past = dataclasses.replace(self._held.state, stopped=stopped, backoff=failures)
         try:
-            return schedule.due(self.entry.spec(), past).at
+            spec = self.entry.spec()
         except errors.BadValue:
-            return None
+            return schedule.Due(None, "the job's entry is wrong")
+        return schedule.due(spec, past, stopped, key=self.entry.absolute.packed)
 
     async def _leave(self) -> None:
         """The runner ends, or the job is gone; what runs was cut off and may go on elsewhere."""

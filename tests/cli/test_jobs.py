@@ -137,6 +137,56 @@ async def test_a_job_without_its_code_is_stored_with_a_warning(moat: Moat) -> No
 
 
 @pytest.mark.usefixtures("answer")
+async def test_times_by_the_calendar_are_set_and_taken_away(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    before = time.time()
+    options = ["--cron", "0 7 * * mon-fri", "--zone", "Europe/Berlin", "--jitter", "30"]
+    options += ["--between", "06:00-09:00", "--between", "sat 10:00-11:00", "--catch-up", "skip"]
+    options += ["--max-delay", "600", "--max-failures", "5", "--overlap", "queue"]
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer", "-r", "5")
+    await moat.fine("run", "at", "a.question", "set", *options)
+    job = (await client.get(JOB)).value
+    assert before <= job.pop("target") <= time.time(), "it counts from now on"
+    assert job == {
+        "code": P("the.answer"),
+        "cron": "0 7 * * mon-fri",
+        "zone": "Europe/Berlin",
+        "between": ["06:00-09:00", "sat 10:00-11:00"],
+        "jitter": 30,
+        "catch_up": "skip",
+        "overlap": "queue",
+        "max_delay": 600,
+        "max_failures": 5,
+    }
+    (row,) = json.loads(await moat.fine("run", "at", ":", "list", "-o", "json"))
+    assert row["state"] == "waiting"
+    assert row["due"] > before
+    options = ["--cron", "-", "--zone", "-", "--between", "-", "--max-delay", "-", "-r", "5"]
+    await moat.fine("run", "at", "a.question", "set", *options)
+    job = (await client.get(JOB)).value
+    assert job.keys() == {
+        *("code", "target", "repeat", "jitter", "catch_up", "overlap", "max_failures")
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--cron", "61 * * * *"], "'61 * * * *': bad minute; five fields are needed"),
+        (["--zone", "Nowhere"], "there is no time zone 'Nowhere'"),
+        (["--between", "8-9"], "'8-9' is no window such as 08:00-18:00"),
+        (["--max-delay", "x"], "'x' is no number of seconds"),
+        (["--overlap", "never"], "'never' is not one of"),
+    ],
+)
+async def test_wrong_times_are_bad_usage(moat: Moat, options: list[str], named: str) -> None:
+    ended = await moat("run", "at", "x", "set", "-c", "the.answer", *options)
+    assert ended.code == 128
+    assert named in ended.error_line
+
+
+@pytest.mark.usefixtures("answer")
 async def test_a_job_is_copied_without_its_time(moat: Moat, client: moat_kv.Client) -> None:
     first = ["set", "-c", "the.answer", "-t", "0", "-r", "5", "-e", "a", "1"]
     await moat.fine("run", "at", "one", *first)
@@ -369,3 +419,24 @@ async def test_monitoring_prints_what_becomes_of_jobs(moat: Moat, client: moat_k
     line = await moat.fine("run", "monitor", "-f", "--count", "1")
     assert line.endswith("a.question  stopped  its runner was stopped\n")
     assert await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "value") == "a.question\n"
+
+
+@pytest.mark.usefixtures("answer")
+async def test_why_says_what_is_missing(moat: Moat) -> None:
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer")
+    shown = await moat.fine("run", "at", "a.question", "why")
+    assert shown == "it has no time; `set -t 0` starts it now\n"
+    await moat.fine("run", "at", "a.question", "set", "-t", "10800")
+    shown = await moat.fine("run", "at", "a.question", "why")
+    assert shown.startswith("due at ")
+    assert shown.endswith(", in 3 h: no runner serves any node of group default now\n")
+    found = json.loads(await moat.fine("run", "at", "a.question", "why", "-o", "json"))
+    assert found.keys() == {"why", "due"}
+    await moat.fine("run", "-n", "pi3", "at", "b", "set", "-c", "the.answer", "-t", "0")
+    shown = await moat.fine("run", "-n", "pi3", "at", "b", "why")
+    assert shown.endswith(": no runner serves node pi3 of group default now\n")
+    await moat.fine("run", "-n", "-", "at", "c", "set", "-c", "the.answer", "-t", "0")
+    shown = await moat.fine("run", "-n", "-", "at", "c", "why")
+    assert shown == "no runner has ever served it\n"
+    ended = await moat("run", "at", "none", "why")
+    assert ended.code == 3

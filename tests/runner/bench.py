@@ -15,7 +15,7 @@ from moat_kv import Client, P, Path, WatchEvent, open_client
 from moat_kv.code import CodeRoot
 from moat_kv.config import Config, Places, RunnerConfig
 from moat_kv.testing.server import RunningServer, running_server
-from moat_kv_runner import commands, run, serving
+from moat_kv_runner import commands, node_facts, run, serving
 from moat_kv_runner.job import JobState, parse_state
 
 #: How long anything may take before a test fails, in seconds.
@@ -58,6 +58,7 @@ class Bench:
         url: str | Sequence[str] | None = None,
         ttl_s: float = 10.0,
         grace_s: float = 0.5,
+        facts: node_facts.NodeFacts | None = None,
         on_stuck: serving.OnStuck | None = None,
     ) -> Node:
         """Start a runner; returns when it runs jobs. `url`: of a relay, or of several servers."""
@@ -77,6 +78,7 @@ class Bench:
                             nodes=nodes,
                             ttl_s=ttl_s,
                             grace_s=grace_s,
+                            facts=facts,
                             on_stuck=on_stuck,
                             task_status=task_status,
                         )

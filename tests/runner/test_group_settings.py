@@ -20,12 +20,15 @@ GOOD: list[tuple[Any, int | None, dict[str, Any]]] = [
     ({"nodes": None, "defaults": {"delay": None}}, None, {}),
 ]
 
-ALL = "delay, backoff, repeat, ok_after, isolate, on_split and env"
+ALL = (
+    "delay, backoff, max_delay, max_failures, repeat, zone, between, jitter, catch_up, overlap,"
+    " ok_after, require, prefer, isolate, on_split and env"
+)
 WRONG: dict[str, tuple[Any, str]] = {
-    "no-mapping": (5, "a mapping of nodes and defaults is needed, not 5"),
+    "no-mapping": (5, "a mapping of nodes, defaults and drained is needed, not 5"),
     "unknown": (
         {"node": 2},
-        "node: there is no such setting of a group; there are nodes and defaults",
+        "node: there is no such setting of a group; there are nodes, defaults and drained",
     ),
     "text": ({"nodes": "2"}, "nodes: a whole number from 1 is needed, not '2'"),
     "none-at-all": ({"nodes": 0}, "nodes: a whole number from 1 is needed, not 0"),
@@ -35,6 +38,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"defaults": {"target": 1}},
         f"defaults.target: there is no such default of jobs; there are {ALL}",
     ),
+    "drained": ({"drained": "n1"}, "drained: a list of names of nodes is needed, not 'n1'"),
     "wrong-default": ({"defaults": {"delay": -1}}, "defaults.delay: 0 or more, not -1"),
 }
 
@@ -78,6 +82,6 @@ async def test_wrong_settings_are_logged_once_and_disturb_no_job(
         for problem in (
             "nodes: a whole number from 1 is needed, not 'two'",
             "defaults.delay: a number is needed, not 'x'",
-            "nods: there is no such setting of a group; there are nodes and defaults",
+            "nods: there is no such setting of a group; there are nodes, defaults and drained",
         )
     ]

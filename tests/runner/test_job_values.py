@@ -53,7 +53,7 @@ def test_code_may_be_a_text() -> None:
         ({"isolate": "no"}, "isolate: one of process, inline"),
         ({"on_split": "x"}, "on_split: one of each, fenced, stick"),
         ({"share": 1}, "share: a text"),
-        ({"cron": "* * * * *"}, "cron: there is no such attribute of a job"),
+        ({"crom": "* * * * *"}, "crom: there is no such attribute of a job"),
     ],
     ids=str,
 )
