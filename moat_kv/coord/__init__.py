@@ -4,8 +4,9 @@ Locks, semaphores, elections and barriers of a whole network; references and upd
 of phonon; aggregates. `docs/coord.md` tells what is promised.
 """
 
-from moat_kv.coord.lock import Lock
+from moat_kv.coord.aio.election import Leader
+from moat_kv.coord.lock import Barrier, Election, Lock
 from moat_kv.coord.process import Process
 from moat_kv.errors import AlreadyLocked, LockLost
 
-__all__ = ["AlreadyLocked", "Lock", "LockLost", "Process"]
+__all__ = ["AlreadyLocked", "Barrier", "Election", "Leader", "Lock", "LockLost", "Process"]

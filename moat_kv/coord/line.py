@@ -63,6 +63,15 @@ class Line:
             await gone(self._client, self.place, paths, depth=1)
 
 
+def note(tickets: dict[Path, rules.Ticket], event: results.WatchEvent) -> None:
+    """Keep the tickets of a line that is watched."""
+    if "value" in event:
+        facts = event.value if isinstance(event.value, Mapping) else {}
+        tickets[event.path] = rules.Ticket(event.rev, event.path, facts)
+    else:
+        tickets.pop(event.path, None)
+
+
 async def gone(client: Client, place: Path, paths: Collection[Path], *, depth: int) -> None:
     """Until one of these entries is not there; they lie so deep below `place`."""
     seen: set[Path] = set()

@@ -1,12 +1,15 @@
-"""Locks for plain threads: `aio.lock`, called and waited for."""
+"""Locks, elections and barriers for plain threads: those of `aio`, called and waited for."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Self
 
 import anyio
 
 from moat_kv import blocking
+from moat_kv.coord.aio import barrier as aio_barrier
+from moat_kv.coord.aio import election as aio_election
 from moat_kv.coord.aio import lock as aio_lock
 from moat_kv.path import Path
 
@@ -87,3 +90,45 @@ class Lock:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+
+class Election(Lock):
+    """`with process.election("boss", value): ...`; see `moat_kv.coord.aio.Election`."""
+
+    asynchronous: aio_election.Election
+
+    def __init__(self, client: blocking.Client, election: aio_election.Election) -> None:
+        super().__init__(client, election)
+
+    campaign = Lock.acquire
+    resign = Lock.release
+
+    def leader(self) -> aio_election.Leader | None:
+        return self._client.run(self.asynchronous.leader)
+
+    def leaders(self) -> Generator[aio_election.Leader | None, None, None]:
+        source = self.asynchronous.leaders()
+        try:
+            while True:
+                yield self._client.run(source.__anext__)
+        finally:
+            self._client.run(source.aclose)
+
+
+class Barrier:
+    """`process.barrier("start", 3).wait()`; see `moat_kv.coord.aio.Barrier`."""
+
+    def __init__(self, client: blocking.Client, barrier: aio_barrier.Barrier) -> None:
+        self._client = client
+        self.asynchronous = barrier
+
+    @property
+    def name(self) -> str:
+        return self.asynchronous.name
+
+    @property
+    def parties(self) -> int:
+        return self.asynchronous.parties
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        return self._client.run(self.asynchronous.wait, timeout_s)

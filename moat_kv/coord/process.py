@@ -7,6 +7,7 @@ number of threads may use one.
 from __future__ import annotations
 
 import atexit
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -123,3 +124,17 @@ class Process:
         """See `moat_kv.coord.aio.Process.semaphore`."""
         made = self.asynchronous.semaphore(name, seats, timeout_s=timeout_s, value=value)
         return lock_module.Lock(self.client, made)
+
+    def election(
+        self, name: str | Path, value: Any = None, *, timeout_s: float = math.inf
+    ) -> lock_module.Election:
+        """See `moat_kv.coord.aio.Process.election`."""
+        made = self.asynchronous.election(name, value, timeout_s=timeout_s)
+        return lock_module.Election(self.client, made)
+
+    def barrier(
+        self, name: str | Path, parties: int, *, timeout_s: float = aio_lock.BLOCK_S
+    ) -> lock_module.Barrier:
+        """See `moat_kv.coord.aio.Process.barrier`."""
+        made = self.asynchronous.barrier(name, parties, timeout_s=timeout_s)
+        return lock_module.Barrier(self.client, made)

@@ -8,14 +8,15 @@ process' session ends; nothing is renewed. Nothing here looks at a clock but for
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import anyio
 
 from moat_kv import errors
 from moat_kv.client import claiming
+from moat_kv.client.session import Session
 from moat_kv.coord import line, resource, rules
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
@@ -23,7 +24,6 @@ from moat_kv.path import Path
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from moat_kv.client.session import Session
     from moat_kv.coord.aio.process import Process
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,32 @@ BLOCK_S = 500.0
 TRY_S = 10.0
 #: How long a release waits for the server, in seconds; after that it is done in the background.
 RELEASE_S = 2.0
+
+
+class Standing(NamedTuple):
+    """A ticket in a line, and the session that it ends with."""
+
+    session: Session
+    claim: claiming.Claim
+
+
+async def stand(process: Process, at: line.Line, facts: Mapping[str, Any]) -> Standing:
+    """Stand at the end of a line, in whichever session the process has."""
+    about = {"process": process.id, "client": process.client.name, **facts}
+    while True:
+        session = await process.live_session()
+        key = process.new_key()
+        try:
+            claim = await at.enter(key, about, session)
+        except errors.SessionExpired:
+            logger.info("the session ended; entering the line at %s in the next", at.place)
+            continue
+        except BaseException:
+            # The request may be on its way, and nobody would know of the ticket.
+            process.leave_soon(at, claiming.Claim(at.place / key, 0))
+            raise
+        if claim is not None:
+            return Standing(session, claim)
 
 
 class Lock:
@@ -55,7 +81,9 @@ class Lock:
         self._process = process
         self._line = line.Line(process.client, process.path_of(name) / resource.LINE)
         self._mode = mode
-        self._value = value
+        self._facts = {"kind": mode.kind}
+        if value is not NotGiven:
+            self._facts["value"] = value
         self._lost = anyio.Event()
         self._claim: claiming.Claim | None = None
         # Entering, waiting, or held.
@@ -135,9 +163,10 @@ class Lock:
         # One who does not want to wait for others still waits for the server's answers.
         with anyio.move_on_after(limit_s if limit_s > 0 else TRY_S):
             while True:
-                session, claim = await self._enter()
+                standing = await stand(self._process, self._line, self._facts)
+                claim = standing.claim
                 try:
-                    if await self._turn_has_come(session, claim, blocking, wait=limit_s > 0):
+                    if await self._turn_has_come(standing, blocking, wait=limit_s > 0):
                         self._lost = anyio.Event()
                         return claim
                 except BaseException:
@@ -148,41 +177,13 @@ class Lock:
                     break
         raise self._refused(blocking)
 
-    async def _enter(self) -> tuple[Session, claiming.Claim]:
-        """Stand at the end of the line, in whichever session the process has."""
-        facts = {
-            "process": self._process.id,
-            "client": self._process.client.name,
-            "kind": self._mode.kind,
-        }
-        if self._value is not NotGiven:
-            facts["value"] = self._value
-        while True:
-            session = await self._process.live_session()
-            key = self._process.new_key()
-            try:
-                claim = await self._line.enter(key, facts, session)
-            except errors.SessionExpired:
-                logger.info("the session ended; entering the line of %s in the next", self.name)
-                continue
-            except BaseException:
-                # The request may be on its way, and nobody would know of the ticket.
-                self._process.leave_soon(self._line, claiming.Claim(self._line.place / key, 0))
-                raise
-            if claim is not None:
-                return session, claim
-
     async def _turn_has_come(
-        self,
-        session: Session,
-        claim: claiming.Claim,
-        blocking: list[rules.Ticket],
-        *,
-        wait: bool,
+        self, standing: Standing, blocking: list[rules.Ticket], *, wait: bool
     ) -> bool:
         """Wait for the turn; False if the ticket is gone with its session, or, without `wait`, if
         others are in the way. `blocking` is kept as the list of those.
         """
+        session, claim = standing
         while True:
             tickets = await self._line.read()
             earlier = [each for each in tickets if each.rev < claim.fence]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -23,6 +24,7 @@ from moat_kv.client import claiming, opening
 from moat_kv.client.client import Client
 from moat_kv.client.session import Session
 from moat_kv.coord import line, resource, rules
+from moat_kv.coord.aio import barrier, election
 from moat_kv.coord.aio import lock as lock_module
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
@@ -222,6 +224,21 @@ class Process:
             raise ValueError(f"a semaphore has at least one seat, not {seats}")
         mode = rules.Mode(kind=rules.SEATS, seats=seats)
         return lock_module.Lock(self, name, mode=mode, timeout_s=timeout_s, value=value)
+
+    def election(
+        self, name: str | Path, value: Any = None, *, timeout_s: float = math.inf
+    ) -> election.Election:
+        """For the leadership of that name; `value` is what others learn of this candidate.
+
+        `timeout_s`: for how long to campaign; by default for as long as it takes.
+        """
+        return election.Election(self, name, value=value, timeout_s=timeout_s)
+
+    def barrier(
+        self, name: str | Path, parties: int, *, timeout_s: float = lock_module.BLOCK_S
+    ) -> barrier.Barrier:
+        """Where so many processes wait for each other. Raises ValueError if not 1 to 499."""
+        return barrier.Barrier(self, name, parties, timeout_s=timeout_s)
 
     def leave_soon(self, at: line.Line, claim: claiming.Claim) -> None:
         """Have a ticket removed in the background, for who cannot wait for that.
