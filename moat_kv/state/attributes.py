@@ -1,4 +1,4 @@
-"""How a declared attribute says more than its type: `attribute(20.0, check=between(5, 30))`.
+"""How a declared attribute says more than its type: `attribute(default=20.0, check=between(5, 30))`.
 
 Read by `shapes`; nothing here looks at models.
 """
@@ -33,8 +33,8 @@ class Attribute:
 
 
 def attribute(
-    default: Any = MISSING,
     *,
+    default: Any = MISSING,
     factory: Callable[[], Any] | None = None,
     check: Validator | tuple[Validator, ...] = (),
     doc: str = "",

@@ -140,8 +140,8 @@ def set_aside(path: pathlib.Path, label: str, reason: BaseException) -> pathlib.
 def load(slot: Slot, pattern: StateModel) -> StateModel | None:
     """The kept state of a slot's model, as a model like `pattern`; None if there is none.
 
-    Raises SchemaTooNew. What else cannot be read, or is refused by the model, is set aside; the
-    state before it is taken then, if that can be.
+    Raises SchemaTooNew, and CacheError if the system does not let us read. What is no state of this
+    model is set aside; the state before it is taken then, if that can be.
     """
     file = slot.file
     if file is None:
@@ -157,6 +157,8 @@ def load(slot: Slot, pattern: StateModel) -> StateModel | None:
             continue
         except errors.SchemaTooNew:
             raise
+        except OSError as exc:
+            raise errors.CacheError(str(path), exc.strerror or str(exc)) from exc
         except Exception as exc:
             set_aside(path, slot.metrics_label, exc)
             continue

@@ -96,10 +96,10 @@ class SchemaTooNew(StateError):
 
 
 class CacheError(StateError, OSError):
-    """A model could not be kept as a file."""
+    """A model's file could not be written, or not be read."""
 
     fields: ClassVar[tuple[str, ...]] = ("file", "reason")
-    message = "cannot keep {file}: {reason}"
+    message = "cannot keep a model in {file}: {reason}"
 
 
 class NullCachePathError(CacheError):

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -184,12 +184,3 @@ class Deadline:
     @property
     def left_s(self) -> float | None:
         return None if self._until is None else max(0.0, self._until - time.monotonic())
-
-
-def describe(task: object) -> str:
-    """A holder, for people."""
-    name: Any = getattr(task, "get_name", None)
-    if name is not None:
-        return f"task {name()}"
-    name = getattr(task, "name", None)
-    return f"task {name}" if name is not None else f"thread {task}"
