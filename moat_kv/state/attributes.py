@@ -1,4 +1,4 @@
-"""How a declared attribute says more than its type: `attribute(default=20.0, check=between(5, 30))`.
+"""More of a declared attribute than its type: `attribute(default=20.0, check=between(5, 30))`.
 
 Read by `shapes`; nothing here looks at models.
 """

@@ -34,10 +34,10 @@ async def load(ground: Ground, models: Models, given: StateModel) -> None:
     given.preconditions()
     slot, is_new = models.add(given)
     slot.place_file()
-    found = cache_files.load(slot, given)
-    state = copying.copy_of_object(given) if found is None else found
-    slot.recovered = found is not None
-    slot.install(state, None)
+    if slot.entry is None:
+        found = cache_files.load(slot, given)
+        slot.recovered = found is not None
+        slot.install(copying.copy_of_object(given) if found is None else found, None)
     sharing = models.sharing_of(slot.cls)
     if sharing is not None:
         await sharing.adopt(ground, slot)

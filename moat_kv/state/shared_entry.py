@@ -113,32 +113,39 @@ class SharedEntry:
         """
         if "value" not in found:
             self._lose(found.rev)
-        elif found.value["by"] in self._under_way:
-            self._under_way[found.value["by"]] = found
-        elif self._is_news(found):
-            value = found.value
+            return
+        state, version, by = self._parts(found.value)
+        if by in self._under_way:
+            self._under_way[by] = found
+        elif self._is_news(found, by):
             made = None
-            if value["by"] != self._by:
-                made = stored.restored(self.slot.present, dict(value["state"]), value["version"])
-            self._put(found, made)
+            if by != self._by:
+                made = stored.restored(self.slot.present, state, version)
+            self._put(found, by, made)
 
-    def _is_news(self, found: Entry) -> bool:
+    def _parts(self, value: Any) -> tuple[dict[str, Any], int, str]:
+        try:
+            return dict(value["state"]), value["version"], value["by"]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise kv_errors.BadValue(f"not the state of a model: {exc!r}", self.path) from exc
+
+    def _is_news(self, found: Entry, by: str) -> bool:
         if self._client.server.epoch != self._epoch:
             return True
         if found.pending:
-            return not found.value["by"].startswith(self._own)
+            return not by.startswith(self._own)
         return found.rev > self.slot.rev
 
-    def _put(self, found: Entry, made: StateModel | None) -> None:
+    def _put(self, found: Entry, by: str, made: StateModel | None) -> None:
         slot = self.slot
         with slot.mutex:
-            if not self._is_news(found):
+            if not self._is_news(found, by):
                 return  # a commit of our own has come between
             if made is None:
                 slot.advance(found.rev)
             else:
                 slot.install(made, found.rev)
-            self._by, self._epoch = found.value["by"], self._client.server.epoch
+            self._by, self._epoch = by, self._client.server.epoch
         slot.outgoing.go_on()
 
     def _lose(self, rev: int) -> None:
