@@ -58,7 +58,7 @@ def open_client(
 
     `backend`: the event loop in the thread, `asyncio` or `trio`.
     """
-    _refuse_event_loop()
+    refuse_event_loop()
     with anyio.from_thread.start_blocking_portal(backend) as portal:
         opened = opening.open_client(
             url,
@@ -73,7 +73,8 @@ def open_client(
             yield Client(portal, client)
 
 
-def _refuse_event_loop() -> None:
+def refuse_event_loop() -> None:
+    """Raises RuntimeError if an event loop runs here, which a blocking call would stop."""
     try:
         anyio.get_current_task()
     except RuntimeError:  # of which anyio's and sniffio's "no event loop" errors are kinds
@@ -91,7 +92,7 @@ class _Caller:
 
     def call(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
         """Call an async function in the loop and wait. Ctrl-C here cancels it there."""
-        _refuse_event_loop()
+        refuse_event_loop()
 
         async def run() -> _T:
             return await function(*args, **kwargs)

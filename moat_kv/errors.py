@@ -236,6 +236,23 @@ class NameTaken(MoatKvError):
     message = "the {what} {name} is taken"
 
 
+class AlreadyLocked(MoatKvError):
+    """Others have the resource, and did not let go in time; `holder` says who, if it was seen."""
+
+    fields = ("resource", "holder")
+    message = "{resource} is locked by {holder}"
+
+
+class LockLost(MoatKvError):
+    """A lock is gone though its holder has not released it: its session ended, or it was deleted.
+
+    Writes under its fence are refused from then on.
+    """
+
+    fields = ("resource", "fence")
+    message = "the lock of {resource} (fence {fence}) is lost"
+
+
 # Engines ----------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,8 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.Behind, command.CONFLICT),
     (errors.SessionExpired, command.CONFLICT),
     (errors.NameTaken, command.CONFLICT),
+    (errors.AlreadyLocked, command.CONFLICT),
+    (errors.LockLost, command.CONFLICT),
     (errors.BadPath, command.BAD_USAGE),
     (errors.BadConfig, command.BAD_USAGE),
     (errors.BadArguments, command.BAD_USAGE),

@@ -75,7 +75,7 @@ async def _accept(
             await anyio.sleep(PAUSE_S)
             continue
         failing = False
-        _keep_alive(stream)
+        _set_up(stream)
         tasks.start_soon(serve, stream)
 
 
@@ -85,11 +85,15 @@ def _number_of(exc: BaseException) -> int | None:
     return inner.errno if isinstance(inner, OSError) else None
 
 
-def _keep_alive(stream: anyio.abc.ByteStream) -> None:
-    """Have the system find out when the machine at the other end has vanished."""
+def _set_up(stream: anyio.abc.ByteStream) -> None:
+    """Have the system find out when the machine at the other end has vanished, and send at once."""
     raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
     if raw.family == socket.AF_UNIX:
         return
+    with contextlib.suppress(OSError):
+        # A reply must not wait until the client has acknowledged the watch event before it (40 ms).
+        # The event loop does this only for sockets that name their protocol, which ours do not.
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A system that does not know one of these does without it.
     with contextlib.suppress(OSError, AttributeError):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -18,13 +18,13 @@ import anyio
 import anyio.abc
 
 from moat_kv import errors
-from moat_kv.client import error_record, results, writes
+from moat_kv.client import claiming, error_record, results, writes
 from moat_kv.client.client import Client
 from moat_kv.code import compiling
 from moat_kv.config import Places
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
-from moat_kv_runner import claims, feeds, messages
+from moat_kv_runner import feeds, messages
 from moat_kv_runner.feeds import Timer
 from moat_kv_runner.info_queue import InfoQueue
 
@@ -261,7 +261,7 @@ class CallAdmin:
             given = {} if data is None else data if isinstance(data, dict) else {"data": data}
             data = {**given, **more}
         facts = self._facts
-        record = await claims.patiently(
+        record = await claiming.patiently(
             facts.runner_client,
             lambda: error_record.record(
                 facts.runner_client,
@@ -281,7 +281,7 @@ class CallAdmin:
         """Note that an error is over; False if there was none."""
         writes.check_path(path)
         facts = self._facts
-        return await claims.patiently(
+        return await claiming.patiently(
             facts.runner_client,
             lambda: error_record.resolve(
                 facts.runner_client,

@@ -4,115 +4,38 @@
 and releases it when it ends. A claim is bound to its runner's session: it goes when the session
 does, and then another runner may take it; one that is nobody's is taken over. Its revision is the
 fence: every write of the job is accepted only while the claim has that revision, so whatever a
-former holder still sends is refused by the engine. It is written once and never renewed.
+former holder still sends is refused by the engine. It is written once and never renewed. The parts
+that are the same for every claim are `moat_kv.client.claiming`.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, cast
 
-import anyio
-
-from moat_kv import config, errors
+from moat_kv import config
+from moat_kv.client import claiming
 from moat_kv.client.client import Client
 from moat_kv.client.mirror import ClientEntry, ClientRoot
 from moat_kv.client.session import Session
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 
-logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-
-#: Between two tries of something that the server could not do just now, in seconds.
-RETRY_S = (0.05, 2.0)
-
 #: What is added to a session's time to live before a claim that seems nobody's is taken over.
 STRAY_MARGIN_S = 1.0
-
-#: What passes by itself: no line, an answer that was lost, a full disk, a server cut off.
-PASSING = (
-    errors.Disconnected,
-    errors.Unknown,
-    errors.RequestTimeout,
-    errors.Detached,
-    errors.StorageFailed,
-)
-
-
-class Claim(NamedTuple):
-    """A claim that was taken. Its first two fields are what `Client.bound(fence=)` takes."""
-
-    path: Path
-    fence: int
-    """The claim's revision; rises with each new claim."""
-
-    @property
-    def guard(self) -> tuple[Path, int]:
-        return (self.path, self.fence)
 
 
 async def take(
     client: Client, path: Path, *, node: str, session: Session, over: int = 0
-) -> Claim | None:
+) -> claiming.Claim | None:
     """Claim a job for this runner, or None if somebody else has it.
 
     `over`: the revision of a claim that nobody holds (`is_stray`), to be replaced; whoever does
     hold it is refused from then on. Raises SessionExpired. Trouble that passes is waited for.
     """
-    token = secrets.token_hex(8)
-    value = {"node": node, "session": session.id, "ttl_s": session.ttl_s, "token": token}
-
-    async def ask() -> Claim | None:
-        try:
-            result = await client.set(path, value, expect=over, session=session)
-        except errors.Conflict:
-            found = await client.get(path)
-            # An earlier try may have happened though its answer was lost.
-            mine = isinstance(found.get("value"), Mapping) and found.value.get("token") == token
-            return Claim(path, found.rev) if mine else None
-        return Claim(path, result.rev)
-
-    return await patiently(client, ask)
-
-
-async def release(client: Client, claim: Claim) -> None:
-    """Let others have the job. A claim that is gone already is no error."""
-
-    async def ask() -> None:
-        try:
-            await client.delete(claim.path, expect=claim.fence)
-        except errors.Conflict as exc:
-            logger.debug("the claim is gone already: %s", exc)
-
-    await patiently(client, ask)
-
-
-async def patiently(client: Client, ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask until there is an answer; for what may safely be asked again."""
-    wait_s, longest_s = RETRY_S
-    while True:
-        try:
-            return await ask()
-        except PASSING as exc:
-            logger.info("trying again: %s", exc)
-        with anyio.move_on_after(wait_s):
-            await line_change(client)
-        wait_s = min(wait_s * 2, longest_s)
-
-
-async def line_change(client: Client) -> None:
-    """Until the client's line breaks or comes back."""
-    changed = anyio.Event()
-    remove = client.add_connection_listener(lambda _up: changed.set())
-    try:
-        await changed.wait()
-    finally:
-        remove()
+    facts = {"node": node, "ttl_s": session.ttl_s}
+    return await claiming.take(client, path, facts, session=session, over=over)
 
 
 class ClaimEntry(ClientEntry):

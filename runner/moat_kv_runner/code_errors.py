@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from moat_kv import errors
-from moat_kv.client import error_record
+from moat_kv.client import claiming, error_record
 from moat_kv.code.modules import ModuleEntry
 from moat_kv.code.procedures import CodeEntry
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
-from moat_kv_runner import claims
 
 if TYPE_CHECKING:
     from moat_kv_runner.serving import Service
@@ -39,7 +38,7 @@ async def keep(service: Service) -> None:
 
     ends = [service.code.listen(changed), service.modules.listen(changed)]
     try:
-        open_here = await claims.patiently(service.client, lambda: _open_here(service))
+        open_here = await claiming.patiently(service.client, lambda: _open_here(service))
         for root in (service.code, service.modules):
             for entry in root.all_children:
                 if isinstance(entry, CodeEntry | ModuleEntry):
@@ -85,7 +84,7 @@ async def _note(
     if open_here.get(path) == text:
         return
     logger.info("%s", text)
-    await claims.patiently(
+    await claiming.patiently(
         service.client,
         lambda: error_record.record(
             service.client,
@@ -100,7 +99,7 @@ async def _note(
 
 
 async def _resolve(service: Service, path: Path) -> None:
-    await claims.patiently(
+    await claiming.patiently(
         service.client,
         lambda: error_record.resolve(
             service.client,

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from moat_kv import errors
-from moat_kv.client import error_record
+from moat_kv.client import claiming, error_record
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_runner import admin, claims, messages
@@ -41,7 +41,7 @@ class Holding:
         self._state_entry = cast(StateEntry, root.states.follow(path, create=True))
         self._entry = cast(claims.ClaimEntry, root.claims.follow(path, create=True))
         #: None while another runner may have the job.
-        self.claim: claims.Claim | None = None
+        self.claim: claiming.Claim | None = None
         #: What is stored, while there is a claim.
         self.state = JobState()
         # An open error record of this job may be there.
@@ -97,7 +97,7 @@ class Holding:
             return False
         self.claim = claim
         # What others wrote before they let go may not be in the mirror yet.
-        stored = await claims.patiently(self._client, lambda: self._client.get(self._state_path))
+        stored = await claiming.patiently(self._client, lambda: self._client.get(self._state_path))
         self.state = parse_state(stored.get("value"))
         return True
 
@@ -105,7 +105,7 @@ class Holding:
         """Let others have the job."""
         claim, self.claim = self.claim, None
         if claim is not None:
-            await claims.release(self._client, claim)
+            await claiming.release(self._client, claim)
 
     async def write(self, **changes: Any) -> None:
         """Change the state entry. Raises LostClaim."""
@@ -119,7 +119,7 @@ class Holding:
         )
         value = state.as_value()
         with fenced():
-            await claims.patiently(
+            await claiming.patiently(
                 self._client, lambda: self._client.set(self._state_path, value, fence=claim.guard)
             )
         self.state = state
@@ -142,7 +142,7 @@ class Holding:
         claim = self.claim
         if claim is not None:
             with fenced():
-                await claims.patiently(
+                await claiming.patiently(
                     self._client, lambda: self._client.delete(self._state_path, fence=claim.guard)
                 )
             return
@@ -159,7 +159,7 @@ class Holding:
         if not is_ours or (state.reason, state.computed) != (reason, computed):
             await self.write(reason=reason, computed=computed)
 
-    def _claimed(self) -> claims.Claim:
+    def _claimed(self) -> claiming.Claim:
         if self.claim is None:
             raise messages.claim_is_gone(self._job)
         return self.claim
@@ -173,7 +173,7 @@ class Holding:
             return
         service = self._service
         with self._said():
-            await claims.patiently(
+            await claiming.patiently(
                 self._client,
                 lambda: error_record.record(
                     self._client,
@@ -191,7 +191,7 @@ class Holding:
             return
         service = self._service
         with self._said():
-            await claims.patiently(
+            await claiming.patiently(
                 self._client,
                 lambda: error_record.resolve(
                     self._client,
@@ -213,7 +213,7 @@ class Holding:
             logger.exception("cannot keep the error record of %s", self._job)
 
 
-def is_loss(error: BaseException, claim: claims.Claim) -> bool:
+def is_loss(error: BaseException, claim: claiming.Claim) -> bool:
     """Whether an error of a run, or a part of it, says that its claim is gone."""
     if isinstance(error, BaseExceptionGroup):
         return any(is_loss(each, claim) for each in error.exceptions)

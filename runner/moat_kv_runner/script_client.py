@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 
 from moat_kv import codec, errors
-from moat_kv.client import results, writes
+from moat_kv.client import claiming, results, writes
 from moat_kv.client.client import Client
 from moat_kv.client.reading import Results
 from moat_kv.client.session import Session
@@ -24,7 +24,7 @@ from moat_kv.client.shared import Shared
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv.proto.messages import Reply
-from moat_kv_runner import claims, messages
+from moat_kv_runner import messages
 
 _T = TypeVar("_T")
 
@@ -118,7 +118,7 @@ class ScriptClient(Client):
 
             tasks.start_soon(give_up)
             while not self.connected:
-                await claims.line_change(self)
+                await claiming.line_change(self)
             tasks.cancel_scope.cancel()
         if session.ended:
             raise messages.LostClaim("the server was away for longer than the runner's session")

@@ -17,14 +17,13 @@ import anyio
 import anyio.abc
 
 from moat_kv import config, errors
-from moat_kv.client import results
+from moat_kv.client import claiming, results
 from moat_kv.client.client import Client
 from moat_kv.client.session import Session
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
 from moat_kv_runner import (
-    claims,
     code_errors,
     group_state,
     messages,
@@ -211,13 +210,13 @@ class Service:
                         except anyio.get_cancelled_exc_class():
                             self._tell_stuck()
                             raise
-                except* (*claims.PASSING, errors.SessionExpired) as group:
+                except* (*claiming.PASSING, errors.SessionExpired) as group:
                     # With a line it is the server that has trouble; without, there is no hurry.
                     limit_s = 1 if self.client.connected else None
                     for exc in group.exceptions if limit_s else ():
                         logger.warning("%s: %s; beginning anew", self.name, exc)
                     with anyio.move_on_after(limit_s):
-                        await claims.line_change(self.client)
+                        await claiming.line_change(self.client)
 
     def _tell_stuck(self) -> None:
         """At the end, before the claims of scripts that do not end pass on."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from moat_kv import errors
-from moat_kv.client import error_record
+from moat_kv.client import claiming, error_record
 from moat_kv.path import Path
 from moat_kv_runner import (
     claims,
@@ -109,10 +109,10 @@ class Supervisor:
                     session = self._service.session
                     with anyio.move_on_after(session.ttl_s):
                         await session.lost.wait()
-                except claims.PASSING as exc:
+                except claiming.PASSING as exc:
                     logger.info("%s: %s", self.path, exc)
                     with anyio.move_on_after(1):
-                        await claims.line_change(self._client)
+                        await claiming.line_change(self._client)
                 except Exception:
                     logger.exception("%s: a fault of the runner", self.path)
                     self._running = None

@@ -1,0 +1,12 @@
+"""Coordination among processes, for plain threads; `moat_kv.coord.aio` is the same for async code.
+
+Locks, semaphores, elections and barriers of a whole network; references and updates in the manner
+of phonon; aggregates. `docs/coord.md` tells what is promised.
+"""
+
+from moat_kv.coord.aio.election import Leader
+from moat_kv.coord.lock import Barrier, Election, Lock
+from moat_kv.coord.process import Process
+from moat_kv.errors import AlreadyLocked, LockLost
+
+__all__ = ["AlreadyLocked", "Barrier", "Election", "Leader", "Lock", "LockLost", "Process"]

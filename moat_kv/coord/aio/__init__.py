@@ -1,0 +1,9 @@
+"""Coordination for who has an event loop; `moat_kv.coord` is the same for plain threads."""
+
+from moat_kv.coord.aio.barrier import Barrier
+from moat_kv.coord.aio.election import Election, Leader
+from moat_kv.coord.aio.lock import Lock
+from moat_kv.coord.aio.process import Process
+from moat_kv.errors import AlreadyLocked, LockLost
+
+__all__ = ["AlreadyLocked", "Barrier", "Election", "Leader", "Lock", "LockLost", "Process"]

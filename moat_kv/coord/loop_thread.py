@@ -1,0 +1,47 @@
+"""An event loop in a thread of its own, for the blocking twins.
+
+Used by `Process`, which its users may well forget to stop: the thread does not keep the interpreter
+from ending, which anyio's own does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def running_portal(backend: str) -> Iterator[BlockingPortal]:
+    """A portal into a new event loop, `asyncio` or `trio`, that ends with the context."""
+    started: Future[BlockingPortal] = Future()
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    def run() -> None:
+        try:
+            anyio.run(serve, backend=backend)
+        except BaseException as exc:
+            if started.done():
+                logger.exception("the event loop of a process has failed")
+            else:
+                started.set_exception(exc)
+
+    thread = threading.Thread(target=run, name="moat-kv coordination", daemon=True)
+    thread.start()
+    portal = started.result()
+    try:
+        yield portal
+    finally:
+        portal.call(portal.stop, False)
+        thread.join()

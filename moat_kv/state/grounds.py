@@ -1,0 +1,99 @@
+"""Where a State is used from, a plain thread or an event loop: the one thing that differs.
+
+`loading`, `entering` and `committing` are written once, as coroutines that wait for nothing but
+what is here. On `AsyncGround` these really wait; on `BlockingGround` they stop the thread instead,
+so that `drive` can run the whole coroutine at once, without an event loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from moat_kv.state import loops
+
+if TYPE_CHECKING:
+    from moat_kv.state.locks import ModelLock
+    from moat_kv.state.reach import Reach
+
+_T = TypeVar("_T")
+
+
+class Ground(Protocol):
+    """What the logic waits for."""
+
+    async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
+        """Wait for a model's lock; False: not in that time."""
+
+    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        """Run an async function in a client's event loop."""
+
+    async def user(self, result: Any, *, shield: bool = False) -> None:
+        """Await what user code has returned, if that is needed; `shield`: even if cancelled."""
+
+    async def disk(self, function: Callable[..., None], *args: Any) -> None:
+        """Run a plain function that waits for the disk."""
+
+
+class BlockingGround:
+    """A thread."""
+
+    async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
+        return lock.acquire(timeout_s, in_loop=loops.has_loop())
+
+    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        return reach.call(function, *args)
+
+    async def user(self, result: Any, *, shield: bool = False) -> None:
+        if not inspect.isawaitable(result):
+            return
+        if loops.has_loop():
+            if inspect.iscoroutine(result):
+                result.close()
+            raise RuntimeError(
+                "an async `apply` would stop the event loop that runs here; use `async with`"
+            )
+        anyio.run(_awaited, result)
+
+    async def disk(self, function: Callable[..., None], *args: Any) -> None:
+        function(*args)
+
+
+class AsyncGround:
+    """An event loop."""
+
+    async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
+        return await lock.acquire_async(timeout_s)
+
+    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        return await reach.acall(function, *args)
+
+    async def user(self, result: Any, *, shield: bool = False) -> None:
+        if inspect.isawaitable(result):
+            with anyio.CancelScope(shield=shield):
+                await result
+
+    async def disk(self, function: Callable[..., None], *args: Any) -> None:
+        await anyio.to_thread.run_sync(function, *args)
+
+
+async def _awaited(result: Awaitable[Any]) -> None:
+    await result
+
+
+BLOCKING = BlockingGround()
+ASYNC = AsyncGround()
+
+
+def drive(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine that stands on `BLOCKING` to its end; returns or raises what it does."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise AssertionError("a coroutine on blocking ground has waited")

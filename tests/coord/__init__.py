@@ -1,0 +1,1 @@
+"""Coordination: locks, references, updates, aggregates."""

@@ -1,0 +1,20 @@
+"""A server in a thread of its own, for what blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+import anyio.from_thread
+import pytest
+
+from moat_kv.testing.server import RunningServer, running_server
+
+
+@pytest.fixture
+def served(tmp_path: FilePath) -> Iterator[RunningServer]:
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(running_server(socket=tmp_path / "s")) as running,
+    ):
+        yield running

@@ -1,0 +1,39 @@
+"""What the tests of state models share: no models and no files are left behind."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import anyio.from_thread
+import pytest
+
+from moat_kv.state import State, cache_files, settle
+from moat_kv.testing.server import RunningServer, running_server
+
+
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in cache_files.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    yield
+    State().reset()
+    assert settle(5)
+
+
+@pytest.fixture
+def cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """The folder for files; it does not exist yet."""
+    folder = tmp_path / "to" / "cache"
+    monkeypatch.setenv("MOAT_KV_CACHE_BASE_PATH", str(folder))
+    return folder
+
+
+@pytest.fixture
+def served(tmp_path: pathlib.Path) -> Iterator[RunningServer]:
+    """A server in a thread of its own."""
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(running_server(socket=tmp_path / "s")) as running,
+    ):
+        yield running
