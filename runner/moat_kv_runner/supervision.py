@@ -20,7 +20,6 @@ from moat_kv import errors
 from moat_kv.client import claiming, error_record
 from moat_kv.path import Path
 from moat_kv_runner import (
-    claims,
     execution,
     holding,
     messages,
