@@ -116,7 +116,9 @@ class Round:
         await self._check_timed(timed_at)
 
     def _wrong(self, text: str) -> None:
-        self._counts.wrong.append(f"{self._label} ({self._jump}, {self._when}): {text}")
+        line = f"{self._label} ({self._jump}, {self._when}): {text}"
+        print(line, flush=True)
+        self._counts.wrong.append(line)
 
     async def _write_all(self) -> None:
         """Each entry by both servers, in any order; the clock jumps amidst the second half."""

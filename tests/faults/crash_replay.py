@@ -99,7 +99,9 @@ class Round:
         return crashes > 0
 
     def _wrong(self, text: str) -> None:
-        self._counts.wrong.append(f"{self._place} ({self._server}): {text}")
+        line = f"{self._place} ({self._server}): {text}"
+        print(line, flush=True)
+        self._counts.wrong.append(line)
 
     async def _write(self, mine: Client, other: Client) -> None:
         before = [path for path in self._paths if _kind(path) == "before"]

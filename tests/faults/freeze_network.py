@@ -5,7 +5,8 @@ compare-and-sets, and some plain sets. In each round the NATS node that some ser
 is frozen (SIGSTOP: its connections stay open, and it does nothing), and thawed after a while, when
 what hung in it comes out. Of that server a strict write that was begun after the freeze has to go
 through another node within 5 s, or within 15 s if the frozen one led the stream. No acknowledged
-write may be undone by one that hung: all that was answered is checked for linearizability.
+write may be undone by one that hung: all that was answered is checked for linearizability, and that
+the log has no earlier write on top of a later one.
 
 Exit code 0 if everything was as it has to be, else 1.
 """
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from moat_kv import Path, errors, open_client
-from tests.faults import network_box, network_register
+from tests.faults import network_box, network_register, undone
 from tests.faults.history import Operation
 from tests.faults.linearizability import Verdict
 from tests.faults.network_box import Box
@@ -41,6 +42,7 @@ class Counts:
     led_s: list[float] = field(default_factory=list)
     """How long strict writes stood still when the frozen node led the stream, in seconds."""
     other_s: list[float] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     """Where that took too long, or all was not in order soon enough."""
 
@@ -49,7 +51,7 @@ class Counts:
         return (
             f"{len(self.led_s) + len(self.other_s)} freezes: strict writes went on after"
             f" {other:.1f} s at most, {led:.1f} s when the node led ({len(self.led_s)} times);"
-            f" {len(self.late)} times too late"
+            f" {len(self.undone)} undone, {len(self.late)} times too late"
         )
 
 
@@ -111,26 +113,34 @@ async def play(box: Box, rounds: int, seed: int) -> tuple[Counts, list[Operation
         await anyio.sleep(1.0)
         for number in range(rounds):
             await freeze(box, number % 2 == 1, counts, chance)
+            await work.collect()
             asked = len(work.recorder.operations)
             print(f"{counts}; {asked} operations", flush=True)
     settled_s = await network_box.settle(box, SETTLE_S)
     if settled_s >= SETTLE_S:
         counts.late.append(f"not in order {SETTLE_S:g} s after the last fault")
     await work.last_reads()
+    await work.collect()
     operations = work.operations()
+    counts.undone += map(str, undone.find(operations, work.logs))
     verdicts = await anyio.to_thread.run_sync(network_register.judge, operations)
     return counts, operations, verdicts
 
 
 def problems(counts: Counts, verdicts: Sequence[Verdict]) -> list[str]:
     """What is wrong, some lines each."""
-    return [*counts.late, *(str(verdict) for verdict in verdicts if not verdict.is_fine)]
+    return [
+        *counts.undone,
+        *counts.late,
+        *(str(verdict) for verdict in verdicts if not verdict.is_fine),
+    ]
 
 
 async def run(folder: pathlib.Path, rounds: int, seed: int) -> int:
     """The exit code."""
     async with network_box.box(folder) as box:
         counts, operations, verdicts = await play(box, rounds, seed)
+    print(counts)
     print(network_register.counts(operations, verdicts))
     found = problems(counts, verdicts)
     for text in found:

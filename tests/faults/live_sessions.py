@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 
 import anyio
 
-from moat_kv import Client, P, errors
+from moat_kv import Client, P, errors, open_client
 from moat_kv.client import session as session_module
 from moat_kv.path import Path
 from moat_kv.server.times import DEFAULT_TIMES
@@ -69,14 +69,16 @@ class LiveSessions:
                     await self._clients[server].set(
                         self._path(server), self._count, session=self._sessions[server]
                     )
-                except (errors.Detached, errors.Unknown):
+                except (errors.Detached, errors.Unknown, errors.Disconnected):
+                    # (While its server is cut off a broken line is not mended: nor the session.)
                     await anyio.sleep(_LOOK_S)
                 else:
                     return
 
     async def missing_at(self, server: str) -> list[str]:
         """The servers whose session's entry that server does not show."""
-        shown = {PLACE + row.path async for row in self._clients[server].get_tree(PLACE)}
+        async with open_client(self._box.url(server), wait=True) as client:
+            shown = {PLACE + row.path async for row in client.get_tree(PLACE)}
         return [other for other in self._sessions if self._path(other) not in shown]
 
     async def ended(self) -> list[str]:
@@ -111,16 +113,16 @@ class LiveSessions:
 
     async def leftovers(self, limit_s: float) -> list[Path]:
         """Entries of sessions that have ended, if they are not gone within that time."""
-        client = self._clients[self._box.servers[0]]
+        live = {self._path(server) for server in self._sessions}
         left: list[Path] = []
         with anyio.move_on_after(limit_s):
-            while True:
-                live = {self._path(server) for server in self._sessions}
-                shown = [PLACE + row.path async for row in client.get_tree(PLACE)]
-                left = [path for path in shown if path not in live]
-                if not left:
-                    return []
-                await anyio.sleep(_LOOK_S)
+            async with open_client(self._box.urls[0], wait=True) as client:
+                while True:
+                    shown = [PLACE + row.path async for row in client.get_tree(PLACE)]
+                    left = [path for path in shown if path not in live]
+                    if not left:
+                        return []
+                    await anyio.sleep(_LOOK_S)
         return left
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from moat_kv import errors, open_client
-from tests.faults import linearizability
-from tests.faults.history import Operation, Recorder
+from moat_kv import P, errors, open_client
+from tests.faults import linearizability, network_box
+from tests.faults.history import Operation, Recorder, Value
 from tests.faults.linearizability import Verdict
 from tests.faults.network_box import Box
 from tests.faults.recording import LineGone, Recorded
@@ -42,6 +42,8 @@ class Registers:
     keys: Sequence[str] = KEYS
     values: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     recorder: Recorder = field(default_factory=Recorder)
+    logs: dict[str, dict[int, Value | None]] = field(default_factory=dict)
+    """Of each key what the log has at which revision, as far as it was collected."""
 
     @contextlib.asynccontextmanager
     async def used(self) -> AsyncIterator[None]:
@@ -83,6 +85,14 @@ class Registers:
     def operations(self) -> list[Operation]:
         """The history; it is closed by this."""
         return self.recorder.close()
+
+    async def collect(self) -> None:
+        """Take what the log has, while a server is in touch: it keeps so many of each key only."""
+        async with open_client(self.box.urls, wait=True) as client:
+            for key in self.keys:
+                with contextlib.suppress(errors.Detached):
+                    for record in await client.history(P(key), limit=network_box.HISTORY):
+                        self.logs.setdefault(key, {})[record.rev] = record.get("value")
 
     async def last_reads(self) -> None:
         """What each server has in the end."""

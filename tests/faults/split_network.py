@@ -150,10 +150,14 @@ class Round:
         return [f"{kind}.{self._label}.k{index}" for index in range(ENTRIES)]
 
     def _wrong(self, text: str) -> None:
-        self._counts.wrong.append(f"{self._label} ({self._kind}, {self._server}): {text}")
+        line = f"{self._label} ({self._kind}, {self._server}): {text}"
+        print(line, flush=True)
+        self._counts.wrong.append(line)
 
     def _late(self, text: str) -> None:
-        self._counts.late.append(f"{self._label} ({self._kind}, {self._server}): {text}")
+        line = f"{self._label} ({self._kind}, {self._server}): {text}"
+        print(line, flush=True)
+        self._counts.late.append(line)
 
     async def _states(self) -> list[str]:
         facts = [await self._box.facts(server) for server in self._box.servers]

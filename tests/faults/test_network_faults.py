@@ -109,6 +109,7 @@ async def test_a_slow_link_detaches_nobody(box: Box) -> None:
 async def test_nothing_is_undone_by_what_hung_in_a_frozen_node(box: Box) -> None:
     counts, operations, verdicts = await freeze_network.play(box, 1, 1)
     assert [str(verdict) for verdict in verdicts if not verdict.is_fine] == []
+    assert counts.undone == []
     assert len(counts.led_s) + len(counts.other_s) == 1
     assert sum(one.outcome == "ok" for one in operations) > 50
 
