@@ -105,12 +105,13 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         connection.is_of_use = False
         self._touch.wait()
         try:
-            async with self._touch.looking_elsewhere(nats_touch.NEW_S):
-                await self._find_log(connection)
-            if not self._feed.revision:
-                await self._feed.load(connection, self._progress)
-            publisher = await self._take_up(connection)
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._touch.measure, connection)
+                async with self._touch.looking_elsewhere(nats_touch.NEW_S):
+                    await self._find_log(connection)
+                if not self._feed.revision:
+                    await self._feed.load(connection, self._progress)
+                publisher = await self._take_up(connection)
                 tasks.start_soon(self._send, connection)
                 tasks.start_soon(self._feed.follow, connection)
                 tasks.start_soon(self._touch.prove, connection)

@@ -26,16 +26,17 @@ from moat_kv.engine import nats_feed, nats_line, nats_subjects
 _log = logging.getLogger(__name__)
 
 #: Without acknowledgements for so long, while something waits for one, a server is cut off; in
-#: seconds. On a slow line it is so many times what an acknowledgement usually takes, up to a limit.
+#: seconds. On a slow line it is more, see `Touch.slowness_s`, up to a limit.
 DETACH_S = 3.0
-DETACH_TIMES = 3
-DETACH_LIMIT_S = 12.0
-#: What usual is, is told by so many of the last ones.
-USUAL_OF = 9
-#: An acknowledgement that takes longer makes other nodes be asked, in seconds; on a slow line, one
-#: that takes so many times as long as usual.
+DETACH_LIMIT_S = 15.0
+#: How slow a line is, is told by so many of the last round trips and acknowledgements. The way to
+#: the node, from there to the one that leads, and from there to others: so many round trips.
+RECENT = 9
+TRIPS = 3
+#: A round trip is measured so often, in seconds.
+MEASURE_S = 1.0
+#: An acknowledgement that takes longer makes other nodes be asked, in seconds; on a slow line more.
 LATE_S = 1.0
-LATE_TIMES = 1.5
 #: A connection that is new has so long before that, in seconds.
 NEW_S = 1.5
 #: How often the clock is looked at, in seconds.
@@ -71,7 +72,8 @@ class Touch:
         self.trouble: str | None = None
         # Since when an acknowledgement is waited for, by the monotonic clock; None: for none.
         self._since: float | None = None
-        self._usual: deque[float] = deque(maxlen=USUAL_OF)
+        self._took_s: deque[float] = deque(maxlen=RECENT)
+        self._trips_s: deque[float] = deque(maxlen=RECENT)
 
     # What happens -------------------------------------------------------------------------------
 
@@ -83,7 +85,7 @@ class Touch:
     def acknowledged(self) -> None:
         """Something was stored."""
         if self._since is not None:
-            self._usual.append(time.monotonic() - self._since)
+            self._took_s.append(time.monotonic() - self._since)
             self._since = None
 
     def leave(self, reason: str) -> None:
@@ -98,9 +100,17 @@ class Touch:
         return 0.0 if self._since is None else time.monotonic() - self._since
 
     @property
-    def usual_s(self) -> float:
-        """How long an acknowledgement takes, in seconds."""
-        return statistics.median(self._usual) if self._usual else 0.0
+    def slowness_s(self) -> float:
+        """How long an acknowledgement may well take, in seconds."""
+        took_s = statistics.median(self._took_s) if self._took_s else 0.0
+        trip_s = statistics.median(self._trips_s) if self._trips_s else 0.0
+        return max(took_s, TRIPS * trip_s)
+
+    async def measure(self, connection: nats_line.Connection) -> None:
+        """Know how slow the line is; for ever. Raises nats_line.NoAnswer."""
+        while True:
+            self._trips_s.append(await connection.round_trip_s())
+            await anyio.sleep(MEASURE_S)
 
     # What follows from it -----------------------------------------------------------------------
 
@@ -109,7 +119,7 @@ class Touch:
         seen = 0
         while True:
             await anyio.sleep(LOOK_S)
-            limit_s = min(DETACH_LIMIT_S, max(DETACH_S, DETACH_TIMES * self.usual_s))
+            limit_s = min(DETACH_LIMIT_S, DETACH_S + 2 * self.slowness_s)
             # (At the start it takes as long as it takes to have everything applied.)
             is_moving, seen = self._feed.revision != seen, self._feed.revision
             if self.waits_s > limit_s and (self.is_in_touch or not is_moving):
@@ -137,7 +147,7 @@ class Touch:
     async def _until_late(self) -> None:
         while True:
             await anyio.sleep(LOOK_S)
-            if self.waits_s > max(LATE_S, LATE_TIMES * self.usual_s):
+            if self.waits_s > LATE_S + self.slowness_s:
                 return
 
     async def _probe_until_applied(self, connection: nats_line.Connection) -> None:
