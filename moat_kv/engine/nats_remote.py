@@ -130,14 +130,17 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         try:
             nats_line.check(connection, self._place)
             if self.epoch:
-                facts = await nats_stream.look(connection, self._names, self._settings)
+                facts, floor = await nats_stream.look_with_floor(
+                    connection, self._names, self._settings
+                )
+                if await self._is_same(connection, facts, floor):
+                    self._feed.know_floor(floor)
+                else:
+                    self._begin_anew()
+                    facts = await nats_stream.look(connection, self._names, self._settings)
             else:
                 facts = await nats_stream.prepare(connection, self._names, self._settings)
-            if self.epoch and not await self._is_same(connection, facts):
-                self._begin_anew()
-                facts = await nats_stream.look(connection, self._names, self._settings)
             self._facts, self.epoch = facts, facts.epoch
-            await self._feed.learn_floor(connection)
         except nats_line.Refused as refused:
             reason = str(refused)
             if refused.number == nats_stream.STREAM_NOT_FOUND:
@@ -152,9 +155,10 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
             self._touch.leave(str(exc))
             raise nats_line.NoAnswer(str(exc)) from exc
 
-    async def _is_same(self, connection: nats_line.Connection, facts: nats_stream.Facts) -> bool:
+    async def _is_same(
+        self, connection: nats_line.Connection, facts: nats_stream.Facts, floor: int
+    ) -> bool:
         """Whether the stream goes on from what was applied here."""
-        floor, _ = await nats_stream.floor(connection, self._names)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
         except errors.StorageDamaged as exc:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import logging
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import msgpack
 
 from moat_kv import errors
@@ -28,6 +30,13 @@ HISTORY_DEFAULT = 10
 STREAM_NOT_FOUND = 10059
 STREAM_IS_THERE = 10058
 NO_MESSAGE = 10037
+NO_PEERS = 10005
+#: As in HTTP: JetStream has no leader yet.
+UNAVAILABLE = 503
+#: How long nodes that can hold a new stream are waited for, and how often they are asked for, in
+#: seconds.
+PLACE_S = 20.0
+PLACE_PAUSE_S = 0.5
 
 #: What every network's stream has. Some are NATS's defaults, and all the same what we rely on: a
 #: limit would drop records that nobody deleted, a time to live brings older ones back to life.
@@ -76,25 +85,45 @@ async def prepare(
 ) -> Facts:
     """The network's stream, made if need be. Raises EngineUnfit, nats_line.NoAnswer."""
     wanted = _wanted(connection, names, settings)
+    give_up_at = time.monotonic() + PLACE_S
+    while True:
+        try:
+            return await _find_or_make(connection, names, settings, wanted)
+        except nats_line.Refused as refused:
+            # A cluster that has just come up: its nodes do not all know each other yet.
+            is_passing = refused.number == NO_PEERS or refused.code == UNAVAILABLE
+            if not is_passing or time.monotonic() > give_up_at:
+                reason = f"JetStream says: {refused}"
+                if refused.number == NO_PEERS:
+                    reason += f" (of {wanted['num_replicas']} replicas, on as many nodes)"
+                raise errors.EngineUnfit(settings.place, reason) from refused
+            _log.debug("NATS: no stream yet: %s", refused)
+        await anyio.sleep(PLACE_PAUSE_S)
+
+
+async def _find_or_make(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+    wanted: dict[str, Any],
+) -> Facts:
+    """Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
     try:
-        try:
-            return await look(connection, names, settings)
-        except nats_line.Refused as refused:
-            if refused.number != STREAM_NOT_FOUND:
-                raise
-        _log.info("NATS: making the network %s", names.network)
-        metadata = {EPOCH_KEY: secrets.token_hex(8), "moat-kv.format": "1"}
-        try:
-            made = await connection.api(
-                f"STREAM.CREATE.{names.stream}", wanted | {"metadata": metadata}, 10.0
-            )
-        except nats_line.Refused as refused:
-            if refused.number != STREAM_IS_THERE:
-                raise
-            return await look(connection, names, settings)  # somebody else was quicker
-        return _checked(made, names, settings)
+        return await look(connection, names, settings)
     except nats_line.Refused as refused:
-        raise errors.EngineUnfit(settings.place, f"JetStream says: {refused}") from refused
+        if refused.number != STREAM_NOT_FOUND:
+            raise
+    _log.info("NATS: making the network %s", names.network)
+    metadata = {EPOCH_KEY: secrets.token_hex(8), "moat-kv.format": "1"}
+    try:
+        made = await connection.api(
+            f"STREAM.CREATE.{names.stream}", wanted | {"metadata": metadata}, 10.0
+        )
+    except nats_line.Refused as refused:
+        if refused.number != STREAM_IS_THERE:
+            raise
+        return await look(connection, names, settings)  # somebody else was quicker
+    return _checked(made, names, settings)
 
 
 async def look(
@@ -105,6 +134,34 @@ async def look(
     """The stream that is there. Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
     info = await connection.api(f"STREAM.INFO.{names.stream}", changes=False)
     return _checked(info, names, settings)
+
+
+async def look_with_floor(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+) -> tuple[Facts, int]:
+    """As `look`, and how far deletions are forgotten; both are asked at once."""
+    facts: list[Facts] = []
+    floors: list[int] = []
+    failures: list[Exception] = []  # as they are, not in a group
+
+    async def ask_floor() -> None:
+        try:
+            floors.append((await floor(connection, names))[0])
+        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+            failures.append(exc)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask_floor)
+        try:
+            facts.append(await look(connection, names, settings))
+        except (nats_line.NoAnswer, nats_line.Refused, errors.EngineUnfit) as exc:
+            failures.insert(0, exc)
+            tasks.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    return facts[0], floors[0]
 
 
 def _wanted(

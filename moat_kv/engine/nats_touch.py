@@ -35,7 +35,8 @@ RECENT = 9
 TRIPS = 3
 #: A round trip is measured so often, in seconds.
 MEASURE_S = 1.0
-#: An acknowledgement that takes longer makes other nodes be asked, in seconds; on a slow line more.
+#: An acknowledgement that takes longer is doubted, in seconds; on a slow line other nodes are asked
+#: later than that.
 LATE_S = 1.0
 #: A connection that is new has so long before that, in seconds.
 NEW_S = 1.5
@@ -142,12 +143,12 @@ class Touch:
                 self.is_in_touch = True
                 self._attached()
             await self._until_late()
-            late_s = 0.0
+            late_s = self.slowness_s
 
     async def _until_late(self) -> None:
         while True:
             await anyio.sleep(LOOK_S)
-            if self.waits_s > LATE_S + self.slowness_s:
+            if self.waits_s > LATE_S:
                 return
 
     async def _probe_until_applied(self, connection: nats_line.Connection) -> None:
@@ -202,6 +203,7 @@ class Touch:
                 _log.debug("NATS: no other node is of use: %s", exc)
                 await anyio.sleep(AGAIN_S)
             else:
+                self.acknowledged()
                 self._line.change_to(better)
                 return
 
