@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 #: So many fleeting messages wait to be sent; then the oldest are lost.
 OUTGOING = 1_000
+#: A node's copy that is behind for longer is not asked again for a path's history, in seconds.
+STALE_S = 1.0
 #: A newcomer's load that breaks off goes on with another connection, so often.
 LOADS = 5
 
@@ -314,17 +316,24 @@ class NatsEngine(base.Engine):
 
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         """See `base.Engine.history`. Raises Detached."""
-        head = self._replica.head(path)
-        if head is None:
-            return []
         subject = self._names.subject(path)
-        until = time.monotonic() + self._patience_s
+        began = time.monotonic()
         while True:
-            found = await self._read_path(subject)
-            # Another NATS node than the one that we follow may know less for a moment.
-            if (found and found[-1].rev >= head.rev) or time.monotonic() > until:
+            head = self._replica.head(path)
+            if head is None:
+                return []
+            # A node's copy may be behind the one that we follow: for a moment, or, after an outage,
+            # for long. Another one is asked then, and what is not all is no answer.
+            waited_s = time.monotonic() - began
+            if waited_s < STALE_S:
+                found = await self._read_path(subject)
+            else:
+                found = [record async for some in self._read([subject], 0) for record in some]
+            if found and found[-1].rev >= head.rev:
                 break
-            await anyio.sleep(0.02)
+            if waited_s > self._patience_s:
+                raise errors.Detached("no NATS node that answers has all of it yet")
+            await anyio.sleep(0.02 if waited_s < STALE_S else 0.5)
         wanted = [record for record in found if before is None or record.rev < before]
         return wanted[::-1][:limit]
 

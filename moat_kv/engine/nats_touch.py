@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 #: seconds. On a slow line it is more, see `Touch.slowness_s`, up to a limit.
 DETACH_S = 3.0
 DETACH_LIMIT_S = 15.0
-#: How slow a line is, is told by so many of the last round trips and acknowledgements. The way to
-#: the node, from there to the one that leads, and from there to others: so many round trips.
+#: How slow a line is, is told by so many of the last round trips. An acknowledgement takes so many:
+#: to the node, from there to the one that leads, and from there to the others.
 RECENT = 9
 TRIPS = 3
 #: A round trip is measured so often, in seconds.
@@ -73,7 +73,6 @@ class Touch:
         self.trouble: str | None = None
         # Since when an acknowledgement is waited for, by the monotonic clock; None: for none.
         self._since: float | None = None
-        self._took_s: deque[float] = deque(maxlen=RECENT)
         self._trips_s: deque[float] = deque(maxlen=RECENT)
 
     # What happens -------------------------------------------------------------------------------
@@ -85,9 +84,7 @@ class Touch:
 
     def acknowledged(self) -> None:
         """Something was stored."""
-        if self._since is not None:
-            self._took_s.append(time.monotonic() - self._since)
-            self._since = None
+        self._since = None
 
     def leave(self, reason: str) -> None:
         """The server is cut off, whatever is acknowledged."""
@@ -103,9 +100,8 @@ class Touch:
     @property
     def slowness_s(self) -> float:
         """How long an acknowledgement may well take, in seconds."""
-        took_s = statistics.median(self._took_s) if self._took_s else 0.0
         trip_s = statistics.median(self._trips_s) if self._trips_s else 0.0
-        return max(took_s, TRIPS * trip_s)
+        return TRIPS * trip_s
 
     async def measure(self, connection: nats_line.Connection) -> None:
         """Know how slow the line is; for ever. Raises nats_line.NoAnswer."""
