@@ -11,6 +11,7 @@ Runs on asyncio only, because nats-py does.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import time
@@ -258,6 +259,10 @@ class NatsEngine(base.Engine):
         nats_line.check(connection, self._place)
         facts = await nats_stream.look(connection, self._names, self._settings)
         floor, _ = await nats_stream.floor(connection, self._names)
+        if facts.revision < self._feed.revision:
+            # A node that led before a split may say so.
+            end = await nats_stream.sure_end(connection, self._names)
+            facts = dataclasses.replace(facts, revision=end)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
         except errors.StorageDamaged:
@@ -317,7 +322,7 @@ class NatsEngine(base.Engine):
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         """See `base.Engine.history`. Raises Detached."""
         subject = self._names.subject(path)
-        began = time.monotonic()
+        began, pause_s = time.monotonic(), 0.02
         while True:
             head = self._replica.head(path)
             if head is None:
@@ -333,7 +338,8 @@ class NatsEngine(base.Engine):
                 break
             if waited_s > self._patience_s:
                 raise errors.Detached("no NATS node that answers has all of it yet")
-            await anyio.sleep(0.02 if waited_s < STALE_S else 0.5)
+            await anyio.sleep(pause_s)
+            pause_s = min(0.5, 2 * pause_s)
         wanted = [record for record in found if before is None or record.rev < before]
         return wanted[::-1][:limit]
 

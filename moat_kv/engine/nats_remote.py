@@ -7,6 +7,7 @@ A live connection is not enough to be in touch: `nats_touch` judges that by ackn
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -159,6 +160,10 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         self, connection: nats_line.Connection, facts: nats_stream.Facts, floor: int
     ) -> bool:
         """Whether the stream goes on from what was applied here."""
+        if facts.revision < self._feed.revision:
+            # A node that led before a split may say so.
+            end = await nats_stream.sure_end(connection, self._names)
+            facts = dataclasses.replace(facts, revision=end)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
         except errors.StorageDamaged as exc:

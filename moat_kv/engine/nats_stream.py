@@ -8,6 +8,7 @@ for the epoch.
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import secrets
 import time
@@ -33,6 +34,10 @@ NO_MESSAGE = 10037
 NO_PEERS = 10005
 #: As in HTTP: JetStream has no leader yet.
 UNAVAILABLE = 503
+#: A message that only shows whether something is stored is sent again so often, until one is, and
+#: given up after so long, in seconds.
+PROBE_AGAIN_S = 1.0
+PROBE_S = 10.0
 #: How long nodes that can hold a new stream are waited for, and how often they are asked for, in
 #: seconds.
 PLACE_S = 20.0
@@ -286,6 +291,19 @@ async def end(connection: nats_line.Connection, names: nats_subjects.Names) -> i
     """The revision of the newest message. Raises nats_line.NoAnswer, nats_line.Refused."""
     found = await last(connection, names, names.all)
     return found[0] if found is not None else 0
+
+
+async def sure_end(connection: nats_line.Connection, names: nats_subjects.Names) -> int:
+    """The revision of a message that is stored for this, by a majority: whatever a node says that
+    led until lately and does not know yet that another one does, the log is no shorter.
+
+    Raises nats_line.NoAnswer.
+    """
+    answer = await connection.request(names.probe, b"", timeout_s=PROBE_S, again_s=PROBE_AGAIN_S)
+    rev = json.loads(answer).get("seq")
+    if rev is None:
+        raise nats_line.NoAnswer(f"a probe was not stored: {answer!r}")
+    return int(rev)
 
 
 async def floor(connection: nats_line.Connection, names: nats_subjects.Names) -> tuple[int, int]:

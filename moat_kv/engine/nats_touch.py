@@ -11,7 +11,6 @@ seconds is the server cut off.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import time
@@ -21,7 +20,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from moat_kv.engine import nats_feed, nats_line, nats_subjects
+from moat_kv.engine import nats_feed, nats_line, nats_stream, nats_subjects
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +41,8 @@ LATE_S = 1.0
 NEW_S = 1.5
 #: How often the clock is looked at, in seconds.
 LOOK_S = 0.25
-#: A probe is sent again so often until one is acknowledged, and each other node is asked again, in
-#: seconds; a probe that nothing becomes of is over after `PROBE_S`.
+#: What nothing has become of is tried again after so many seconds.
 AGAIN_S = 1.0
-PROBE_S = 10.0
 #: What was acknowledged is applied here unless nothing at all comes for so long, in seconds.
 APPLY_S = 5.0
 
@@ -157,15 +154,9 @@ class Touch:
     async def probe(self, connection: nats_line.Connection) -> bool:
         """Whether a write is acknowledged, and all that was there before it is applied."""
         try:
-            answer = await connection.request(
-                self._names.probe, b"", timeout_s=PROBE_S, again_s=AGAIN_S
-            )
+            rev = await nats_stream.sure_end(connection, self._names)
         except nats_line.NoAnswer as exc:
             _log.debug("NATS: a probe: %s", exc)
-            return False
-        rev = json.loads(answer).get("seq")
-        if rev is None:
-            _log.debug("NATS: a probe: %s", answer)
             return False
         self.acknowledged()
         seen = -1
@@ -205,9 +196,7 @@ class Touch:
 
     async def _acknowledges(self, connection: nats_line.Connection) -> bool:
         try:
-            answer = await connection.request(
-                self._names.probe, b"", timeout_s=PROBE_S, again_s=AGAIN_S
-            )
+            await nats_stream.sure_end(connection, self._names)
         except nats_line.NoAnswer:
             return False
-        return "seq" in json.loads(answer)
+        return True

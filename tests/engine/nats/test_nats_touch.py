@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from moat_kv.engine import nats_feed, nats_line, nats_subjects, nats_touch
+from moat_kv.engine import nats_feed, nats_line, nats_stream, nats_subjects, nats_touch
 from moat_kv.testing import engine_probe
 
 pytestmark = pytest.mark.anyio
@@ -107,9 +107,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "LOOK_S": 0.02,
         "AGAIN_S": 0.05,
         "MEASURE_S": 0.02,
-        "PROBE_S": 2.0,
     }.items():
         monkeypatch.setattr(nats_touch, name, value)
+    monkeypatch.setattr(nats_stream, "PROBE_S", 2.0)
 
 
 NO_QUORUM = "NATS does not acknowledge (no quorum?)"
