@@ -11,6 +11,7 @@ Runs on asyncio only, because nats-py does.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import time
@@ -45,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 #: So many fleeting messages wait to be sent; then the oldest are lost.
 OUTGOING = 1_000
+#: A node's copy that is behind for longer is not asked again for a path's history, in seconds.
+STALE_S = 1.0
 #: A newcomer's load that breaks off goes on with another connection, so often.
 LOADS = 5
 
@@ -257,6 +260,10 @@ class NatsEngine(base.Engine):
         nats_line.check(connection, self._place)
         facts = await nats_stream.look(connection, self._names, self._settings)
         floor, _ = await nats_stream.floor(connection, self._names)
+        if facts.revision < self._feed.revision:
+            # A node that led before a split may say so.
+            end = await nats_stream.sure_end(connection, self._names)
+            facts = dataclasses.replace(facts, revision=end)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
         except errors.StorageDamaged:
@@ -315,17 +322,25 @@ class NatsEngine(base.Engine):
 
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         """See `base.Engine.history`. Raises Detached."""
-        head = self._replica.head(path)
-        if head is None:
-            return []
         subject = self._names.subject(path)
-        until = time.monotonic() + self._patience_s
+        began, pause_s = time.monotonic(), 0.02
         while True:
-            found = await self._read_path(subject)
-            # Another NATS node than the one that we follow may know less for a moment.
-            if (found and found[-1].rev >= head.rev) or time.monotonic() > until:
+            head = self._replica.head(path)
+            if head is None:
+                return []
+            # A node's copy may be behind the one that we follow: for a moment, or, after an outage,
+            # for long. Another one is asked then, and what is not all is no answer.
+            waited_s = time.monotonic() - began
+            if waited_s < STALE_S:
+                found = await self._read_path(subject)
+            else:
+                found = [record async for some in self._read([subject], 0) for record in some]
+            if found and found[-1].rev >= head.rev:
                 break
-            await anyio.sleep(0.02)
+            if waited_s > self._patience_s:
+                raise errors.Detached("no NATS node that answers has all of it yet")
+            await anyio.sleep(pause_s)
+            pause_s = min(0.5, 2 * pause_s)
         wanted = [record for record in found if before is None or record.rev < before]
         return wanted[::-1][:limit]
 

@@ -44,6 +44,10 @@ APPLY_AT_END_S = 5.0
 #: So many single writes go one by one; more in a batch, whose own cost is that of some ten of them
 #: (measured: 3.5 ms, against 0.27 ms for a message when NATS syncs each).
 SINGLY = 12
+#: How often it is looked whether something has waited for too long, in seconds.
+LOOK_S = 0.25
+#: A question for a last sequence is given up after so long, in seconds: it can be asked again.
+LOOK_UP_S = 2.0
 #: One batch takes so many bytes at most; one group goes in whole, however large it is.
 BATCH_BYTES = 4 << 20
 #: Waited after a conflict that nothing visible explains, or a passing refusal, in seconds.
@@ -125,16 +129,29 @@ class Committer:
     async def run(self) -> None:
         """Publish what comes. Not to be cancelled: what was submitted is finished first."""
         with anyio.CancelScope(shield=True):
-            while self._waiting or self._open:
-                if not self._waiting:
-                    await self._wake.wait()
-                    self._wake = self._make_waiter()
-                    continue
-                items = self._take()
-                await self._settle(items)
-                for item in items:
-                    assert item.outcome is not None
-                    item.done(item.outcome)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._end_overdue)
+                await self._run()
+                tasks.cancel_scope.cancel()
+
+    async def _run(self) -> None:
+        while self._waiting or self._open:
+            if not self._waiting:
+                await self._wake.wait()
+                self._wake = self._make_waiter()
+                continue
+            items = self._take()
+            await self._settle(items)
+            for item in items:
+                assert item.outcome is not None
+                item.done(item.outcome)
+
+    async def _end_overdue(self) -> None:
+        """Answer what has waited for too long behind others, and so was not sent."""
+        while True:
+            await anyio.sleep(LOOK_S)
+            while self._waiting and self._left_s([self._waiting[0]]) <= 0:
+                self._waiting.popleft().done(errors.Detached("NATS stores nothing at present"))
 
     def _take(self) -> list[nats_group.Item]:
         """The next groups that have no path in common but as guards."""
@@ -180,7 +197,8 @@ class Committer:
                 parts *= 2
                 todo = [item for item in todo if item.outcome is None]
                 if todo and lasting and self._feed.revision == seen:
-                    await self._look_up([item for item in todo if item.conflicting])
+                    with anyio.move_on_after(LOOK_UP_S):
+                        await self._look_up([item for item in todo if item.conflicting])
                     await anyio.sleep(PAUSE_S[min(pauses, len(PAUSE_S) - 1)])
                     pauses += 1
                 self._give_up(todo)
@@ -390,7 +408,7 @@ class Committer:
 
     async def _last(self, items: Sequence[nats_group.Item], subject: str | None) -> int | None:
         """As `_lookup`, but not for longer than these groups may wait: NATS may be silent."""
-        with anyio.move_on_after(max(0.0, self._left_s(items))):
+        with anyio.move_on_after(min(LOOK_UP_S, max(0.0, self._left_s(items)))):
             return await self._lookup(subject)
         return None
 

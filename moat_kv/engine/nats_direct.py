@@ -82,7 +82,7 @@ class Reader:
         self._heard_at = time.monotonic()
         try:
             await self._client.publish(
-                f"$JS.API.DIRECT.GET.{self._names.stream}",
+                f"{self._connection.prefix}.DIRECT.GET.{self._names.stream}",
                 json.dumps(wanted).encode(),
                 f"{self._inbox}.{self._number}",
             )
@@ -94,14 +94,13 @@ class Reader:
         return self._items
 
     async def _until_complete(self) -> None:
-        is_over = False
-        while not is_over:
+        while not self._complete.is_set():
             left_s = self._heard_at + ANSWER_S - time.monotonic()
             if left_s <= 0:
                 self._fail("no answer in time")
-            with anyio.move_on_after(max(0.0, left_s)):
+                break
+            with anyio.move_on_after(left_s):
                 await self._complete.wait()
-                is_over = True
         self._number += 1  # what comes now is too late
 
     def _lost(self) -> None:

@@ -132,11 +132,6 @@ class Feed:
         self.resume(0, 0, self.at, {})
         self.leftovers, self.chains = {}, {}
 
-    async def learn_floor(self, connection: nats_line.Connection) -> None:
-        """Know what is forgotten. Raises nats_line.NoAnswer, nats_line.Refused."""
-        floor, _ = await nats_stream.floor(connection, self._names)
-        self._raise_floor(floor)
-
     async def load(
         self, connection: nats_line.Connection, progress: Progress | None = None
     ) -> None:
@@ -144,7 +139,8 @@ class Feed:
 
         Raises nats_line.NoAnswer, nats_line.Refused.
         """
-        await self.learn_floor(connection)
+        floor, _ = await nats_stream.floor(connection, self._names)
+        self.know_floor(floor)
         end = await nats_stream.end(connection, self._names)
         if not end:
             return
@@ -294,7 +290,7 @@ class Feed:
             elif isinstance(item, nats_consumer.Floor):
                 self._apply(ready)
                 ready = []
-                self._raise_floor(item.floor)
+                self.know_floor(item.floor)
             if not self._group:
                 self.revision = rev
         self._apply(ready)
@@ -324,7 +320,8 @@ class Feed:
             self.at = max(self.at, records[-1].at)
             self._replica.apply(records)
 
-    def _raise_floor(self, floor: int) -> None:
+    def know_floor(self, floor: int) -> None:
+        """Deletions up to this revision are forgotten."""
         if floor <= self.floor:
             return
         # What the former floor left over has been removed since, or will be found out.

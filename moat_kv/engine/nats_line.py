@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 #: A node that is frozen is left after so many of these without an answer, in seconds. On a line of
 #: 200 ms each way that holds what it carries for another 1.2 s now and then, an answer takes 2.8 s.
 PING_S = 0.6
-PINGS_OUTSTANDING = 5
+PINGS_OUTSTANDING = 7
 #: Each step of an attempt to connect may take so long, in seconds.
 CONNECT_S = 3.0
 #: A node that has not let us in by then is not waited for alone, in seconds.
@@ -97,7 +97,8 @@ class Connection:
         settings: nats_settings.Settings,
     ) -> None:
         self.client = client
-        self._api = settings.api
+        #: Where JetStream is asked.
+        self.prefix = settings.api
         #: The JetStream that is asked, if not that of this node.
         self.domain = settings.access.domain
         self.server = server
@@ -132,7 +133,7 @@ class Connection:
         question = json.dumps(arguments or {}).encode()
         again_s = None if changes else AGAIN_S
         try:
-            answer = await self.request(f"{self._api}.{what}", question, timeout_s, again_s)
+            answer = await self.request(f"{self.prefix}.{what}", question, timeout_s, again_s)
         except NoAnswer as exc:
             if self.domain is None or self.lost.is_set():
                 raise
@@ -181,6 +182,18 @@ class Connection:
         if not found:
             raise NoAnswer(f"{subject.partition('.')[0]}: {reason}")
         return found[0]
+
+    async def round_trip_s(self) -> float:
+        """How long it takes to the node and back, in seconds; not to be cancelled but at the end.
+
+        Raises NoAnswer.
+        """
+        began = time.monotonic()
+        try:
+            await self.client.flush(timeout=3_600)
+        except (nats_errors.Error, OSError) as exc:
+            raise NoAnswer(_said(exc)) from exc
+        return time.monotonic() - began
 
     async def know_subscriptions(self) -> None:
         """Wait until the node knows what has been subscribed. Raises NoAnswer.

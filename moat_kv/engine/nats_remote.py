@@ -7,6 +7,7 @@ A live connection is not enough to be in touch: `nats_touch` judges that by ackn
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -105,12 +106,13 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         connection.is_of_use = False
         self._touch.wait()
         try:
-            async with self._touch.looking_elsewhere(nats_touch.NEW_S):
-                await self._find_log(connection)
-            if not self._feed.revision:
-                await self._feed.load(connection, self._progress)
-            publisher = await self._take_up(connection)
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._touch.measure, connection)
+                async with self._touch.looking_elsewhere(nats_touch.NEW_S):
+                    await self._find_log(connection)
+                if not self._feed.revision:
+                    await self._feed.load(connection, self._progress)
+                publisher = await self._take_up(connection)
                 tasks.start_soon(self._send, connection)
                 tasks.start_soon(self._feed.follow, connection)
                 tasks.start_soon(self._touch.prove, connection)
@@ -129,14 +131,17 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         try:
             nats_line.check(connection, self._place)
             if self.epoch:
-                facts = await nats_stream.look(connection, self._names, self._settings)
+                facts, floor = await nats_stream.look_with_floor(
+                    connection, self._names, self._settings
+                )
+                if await self._is_same(connection, facts, floor):
+                    self._feed.know_floor(floor)
+                else:
+                    self._begin_anew()
+                    facts = await nats_stream.look(connection, self._names, self._settings)
             else:
                 facts = await nats_stream.prepare(connection, self._names, self._settings)
-            if self.epoch and not await self._is_same(connection, facts):
-                self._begin_anew()
-                facts = await nats_stream.look(connection, self._names, self._settings)
             self._facts, self.epoch = facts, facts.epoch
-            await self._feed.learn_floor(connection)
         except nats_line.Refused as refused:
             reason = str(refused)
             if refused.number == nats_stream.STREAM_NOT_FOUND:
@@ -151,9 +156,14 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
             self._touch.leave(str(exc))
             raise nats_line.NoAnswer(str(exc)) from exc
 
-    async def _is_same(self, connection: nats_line.Connection, facts: nats_stream.Facts) -> bool:
+    async def _is_same(
+        self, connection: nats_line.Connection, facts: nats_stream.Facts, floor: int
+    ) -> bool:
         """Whether the stream goes on from what was applied here."""
-        floor, _ = await nats_stream.floor(connection, self._names)
+        if facts.revision < self._feed.revision:
+            # A node that led before a split may say so.
+            end = await nats_stream.sure_end(connection, self._names)
+            facts = dataclasses.replace(facts, revision=end)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
         except errors.StorageDamaged as exc:

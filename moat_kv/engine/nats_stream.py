@@ -8,11 +8,14 @@ for the epoch.
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import msgpack
 
 from moat_kv import errors
@@ -33,6 +36,17 @@ NO_MESSAGE = 10037
 OLDEST_LEVEL = 4
 #: Making a stream takes a cluster a while, in seconds.
 CREATE_S = 10.0
+NO_PEERS = 10005
+#: As in HTTP: JetStream has no leader yet.
+UNAVAILABLE = 503
+#: A message that only shows whether something is stored is sent again so often, until one is, and
+#: given up after so long, in seconds.
+PROBE_AGAIN_S = 1.0
+PROBE_S = 10.0
+#: How long nodes that can hold a new stream are waited for, and how often they are asked for, in
+#: seconds.
+PLACE_S = 20.0
+PLACE_PAUSE_S = 0.5
 
 #: What every network's stream has. Some are NATS's defaults, and all the same what we rely on: a
 #: limit would drop records that nobody deleted, a time to live brings older ones back to life.
@@ -83,23 +97,43 @@ async def prepare(
     wanted = _wanted(connection, names, settings)
     if connection.domain is not None:
         await _check_domain(connection, settings)
+    give_up_at = time.monotonic() + PLACE_S
+    while True:
+        try:
+            return await _find_or_make(connection, names, settings, wanted)
+        except nats_line.Refused as refused:
+            # A cluster that has just come up: its nodes do not all know each other yet.
+            is_passing = refused.number == NO_PEERS or refused.code == UNAVAILABLE
+            if not is_passing or time.monotonic() > give_up_at:
+                reason = f"JetStream says: {refused}"
+                if refused.number == NO_PEERS:
+                    reason += f" (of {wanted['num_replicas']} replicas, on as many nodes)"
+                raise errors.EngineUnfit(settings.place, reason) from refused
+            _log.debug("NATS: no stream yet: %s", refused)
+        await anyio.sleep(PLACE_PAUSE_S)
+
+
+async def _find_or_make(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+    wanted: dict[str, Any],
+) -> Facts:
+    """Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
     try:
-        try:
-            return await look(connection, names, settings)
-        except nats_line.Refused as refused:
-            if refused.number != STREAM_NOT_FOUND:
-                raise
-        _log.info("NATS: making the network %s", names.network)
-        metadata = {EPOCH_KEY: secrets.token_hex(8), "moat-kv.format": "1"}
-        try:
-            made = await _create(connection, names, settings, wanted | {"metadata": metadata})
-        except nats_line.Refused as refused:
-            if refused.number != STREAM_IS_THERE:
-                raise
-            return await look(connection, names, settings)  # somebody else was quicker
-        return _checked(made, names, settings)
+        return await look(connection, names, settings)
     except nats_line.Refused as refused:
-        raise errors.EngineUnfit(settings.place, f"JetStream says: {refused}") from refused
+        if refused.number != STREAM_NOT_FOUND:
+            raise
+    _log.info("NATS: making the network %s", names.network)
+    metadata = {EPOCH_KEY: secrets.token_hex(8), "moat-kv.format": "1"}
+    try:
+        made = await _create(connection, names, settings, wanted | {"metadata": metadata})
+    except nats_line.Refused as refused:
+        if refused.number != STREAM_IS_THERE:
+            raise
+        return await look(connection, names, settings)  # somebody else was quicker
+    return _checked(made, names, settings)
 
 
 async def _check_domain(connection: nats_line.Connection, settings: nats_settings.Settings) -> None:
@@ -142,6 +176,34 @@ async def look(
     """The stream that is there. Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
     info = await connection.api(f"STREAM.INFO.{names.stream}", changes=False)
     return _checked(info, names, settings)
+
+
+async def look_with_floor(
+    connection: nats_line.Connection,
+    names: nats_subjects.Names,
+    settings: nats_settings.Settings,
+) -> tuple[Facts, int]:
+    """As `look`, and how far deletions are forgotten; both are asked at once."""
+    facts: list[Facts] = []
+    floors: list[int] = []
+    failures: list[Exception] = []  # as they are, not in a group
+
+    async def ask_floor() -> None:
+        try:
+            floors.append((await floor(connection, names))[0])
+        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+            failures.append(exc)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask_floor)
+        try:
+            facts.append(await look(connection, names, settings))
+        except (nats_line.NoAnswer, nats_line.Refused, errors.EngineUnfit) as exc:
+            failures.insert(0, exc)
+            tasks.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    return facts[0], floors[0]
 
 
 def _wanted(
@@ -271,6 +333,19 @@ async def end(connection: nats_line.Connection, names: nats_subjects.Names) -> i
     """The revision of the newest message. Raises nats_line.NoAnswer, nats_line.Refused."""
     found = await last(connection, names, names.all)
     return found[0] if found is not None else 0
+
+
+async def sure_end(connection: nats_line.Connection, names: nats_subjects.Names) -> int:
+    """The revision of a message that is stored for this, by a majority: whatever a node says that
+    led until lately and does not know yet that another one does, the log is no shorter.
+
+    Raises nats_line.NoAnswer.
+    """
+    answer = await connection.request(names.probe, b"", timeout_s=PROBE_S, again_s=PROBE_AGAIN_S)
+    rev = json.loads(answer).get("seq")
+    if rev is None:
+        raise nats_line.NoAnswer(f"a probe was not stored: {answer!r}")
+    return int(rev)
 
 
 async def floor(connection: nats_line.Connection, names: nats_subjects.Names) -> tuple[int, int]:

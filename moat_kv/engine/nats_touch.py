@@ -11,7 +11,6 @@ seconds is the server cut off.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import time
@@ -21,29 +20,29 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from moat_kv.engine import nats_feed, nats_line, nats_subjects
+from moat_kv.engine import nats_feed, nats_line, nats_stream, nats_subjects
 
 _log = logging.getLogger(__name__)
 
 #: Without acknowledgements for so long, while something waits for one, a server is cut off; in
-#: seconds. On a slow line it is so many times what an acknowledgement usually takes, up to a limit.
+#: seconds. On a slow line it is more, see `Touch.slowness_s`, up to a limit.
 DETACH_S = 3.0
-DETACH_TIMES = 3
-DETACH_LIMIT_S = 12.0
-#: What usual is, is told by so many of the last ones.
-USUAL_OF = 9
-#: An acknowledgement that takes longer makes other nodes be asked, in seconds; on a slow line, one
-#: that takes so many times as long as usual.
+DETACH_LIMIT_S = 15.0
+#: How slow a line is, is told by so many of the last round trips. An acknowledgement takes so many:
+#: to the node, from there to the one that leads, and from there to the others.
+RECENT = 9
+TRIPS = 3
+#: A round trip is measured so often, in seconds.
+MEASURE_S = 1.0
+#: An acknowledgement that takes longer is doubted, in seconds; on a slow line other nodes are asked
+#: later than that.
 LATE_S = 1.0
-LATE_TIMES = 1.5
 #: A connection that is new has so long before that, in seconds.
 NEW_S = 1.5
 #: How often the clock is looked at, in seconds.
 LOOK_S = 0.25
-#: A probe is sent again so often until one is acknowledged, and each other node is asked again, in
-#: seconds; a probe that nothing becomes of is over after `PROBE_S`.
+#: What nothing has become of is tried again after so many seconds.
 AGAIN_S = 1.0
-PROBE_S = 10.0
 #: What was acknowledged is applied here unless nothing at all comes for so long, in seconds.
 APPLY_S = 5.0
 
@@ -71,7 +70,7 @@ class Touch:
         self.trouble: str | None = None
         # Since when an acknowledgement is waited for, by the monotonic clock; None: for none.
         self._since: float | None = None
-        self._usual: deque[float] = deque(maxlen=USUAL_OF)
+        self._trips_s: deque[float] = deque(maxlen=RECENT)
 
     # What happens -------------------------------------------------------------------------------
 
@@ -82,9 +81,7 @@ class Touch:
 
     def acknowledged(self) -> None:
         """Something was stored."""
-        if self._since is not None:
-            self._usual.append(time.monotonic() - self._since)
-            self._since = None
+        self._since = None
 
     def leave(self, reason: str) -> None:
         """The server is cut off, whatever is acknowledged."""
@@ -98,9 +95,16 @@ class Touch:
         return 0.0 if self._since is None else time.monotonic() - self._since
 
     @property
-    def usual_s(self) -> float:
-        """How long an acknowledgement takes, in seconds."""
-        return statistics.median(self._usual) if self._usual else 0.0
+    def slowness_s(self) -> float:
+        """How long an acknowledgement may well take, in seconds."""
+        trip_s = statistics.median(self._trips_s) if self._trips_s else 0.0
+        return TRIPS * trip_s
+
+    async def measure(self, connection: nats_line.Connection) -> None:
+        """Know how slow the line is; for ever. Raises nats_line.NoAnswer."""
+        while True:
+            self._trips_s.append(await connection.round_trip_s())
+            await anyio.sleep(MEASURE_S)
 
     # What follows from it -----------------------------------------------------------------------
 
@@ -109,7 +113,7 @@ class Touch:
         seen = 0
         while True:
             await anyio.sleep(LOOK_S)
-            limit_s = min(DETACH_LIMIT_S, max(DETACH_S, DETACH_TIMES * self.usual_s))
+            limit_s = min(DETACH_LIMIT_S, DETACH_S + 2 * self.slowness_s)
             # (At the start it takes as long as it takes to have everything applied.)
             is_moving, seen = self._feed.revision != seen, self._feed.revision
             if self.waits_s > limit_s and (self.is_in_touch or not is_moving):
@@ -132,12 +136,12 @@ class Touch:
                 self.is_in_touch = True
                 self._attached()
             await self._until_late()
-            late_s = 0.0
+            late_s = self.slowness_s
 
     async def _until_late(self) -> None:
         while True:
             await anyio.sleep(LOOK_S)
-            if self.waits_s > max(LATE_S, LATE_TIMES * self.usual_s):
+            if self.waits_s > LATE_S:
                 return
 
     async def _probe_until_applied(self, connection: nats_line.Connection) -> None:
@@ -150,15 +154,9 @@ class Touch:
     async def probe(self, connection: nats_line.Connection) -> bool:
         """Whether a write is acknowledged, and all that was there before it is applied."""
         try:
-            answer = await connection.request(
-                self._names.probe, b"", timeout_s=PROBE_S, again_s=AGAIN_S
-            )
+            rev = await nats_stream.sure_end(connection, self._names)
         except nats_line.NoAnswer as exc:
             _log.debug("NATS: a probe: %s", exc)
-            return False
-        rev = json.loads(answer).get("seq")
-        if rev is None:
-            _log.debug("NATS: a probe: %s", answer)
             return False
         self.acknowledged()
         seen = -1
@@ -192,14 +190,13 @@ class Touch:
                 _log.debug("NATS: no other node is of use: %s", exc)
                 await anyio.sleep(AGAIN_S)
             else:
+                self.acknowledged()
                 self._line.change_to(better)
                 return
 
     async def _acknowledges(self, connection: nats_line.Connection) -> bool:
         try:
-            answer = await connection.request(
-                self._names.probe, b"", timeout_s=PROBE_S, again_s=AGAIN_S
-            )
+            await nats_stream.sure_end(connection, self._names)
         except nats_line.NoAnswer:
             return False
-        return "seq" in json.loads(answer)
+        return True
