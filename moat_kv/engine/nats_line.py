@@ -15,6 +15,7 @@ import json
 import logging
 import random
 import re
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -446,10 +447,18 @@ async def _watch(connection: Connection, scope: anyio.CancelScope) -> None:
 def _said(exc: BaseException) -> str:
     if isinstance(exc, TimeoutError):
         return "no answer in time"
-    return str(exc).removeprefix("nats: ").strip("' ") or type(exc).__name__
+    text = str(exc).removeprefix("nats: ").strip("' ") or type(exc).__name__
+    return f"{text}: it does not take our certificate" if _is_alert(exc) else text
+
+
+def _is_alert(exc: BaseException) -> bool:
+    """Whether the node has ended TLS, having seen what we are."""
+    return isinstance(exc, ssl.SSLError) and "alert" in str(exc).lower()
 
 
 def _is_shut_out(exc: BaseException) -> bool:
+    if _is_alert(exc):
+        return True
     text = str(exc).lower()
     return "authorization" in text or "authentication" in text or "certificate" in text
 

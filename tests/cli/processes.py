@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.cli import forking
+
 ROOT = pathlib.Path(__file__).parents[2]
 MOAT = [sys.executable, "-m", "moat_kv_cli", "kv"]
 
@@ -34,14 +36,9 @@ def moat(
     tmp_path: pathlib.Path, *args: str, stdin: str = "", **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `moat kv ARGS` to its end."""
-    return subprocess.run(
-        [*MOAT, *args],
-        env=environment(tmp_path, **more),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
+    found = environment(tmp_path, **more)
+    words = ["kv", *args]
+    return forking.forker(found).run(words, found, stdin=stdin, limit_s=PATIENCE_S)
 
 
 @contextmanager

@@ -94,16 +94,12 @@ class Serving:
 @asynccontextmanager
 async def serving(url: str, folder: pathlib.Path, name: str) -> AsyncIterator[Serving]:
     found = Serving(url, folder / f"{name}.sqlite", name)
-    with anyio.fail_after(20):
-        async with found.engine.running(found.replica):
-            await found.until(True)
-            yield found
+    async with found.engine.running(found.replica):
+        await found.until(True)
+        yield found
 
 
-async def test_a_server_on_a_leaf_shares_the_tree_and_goes_on_while_its_line_is_cut(
-    site: Place, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+async def test_a_server_on_a_leaf_shares_the_tree(site: Place, tmp_path: pathlib.Path) -> None:
     async with (
         serving(site.leaf_url, tmp_path, "s1") as far,
         serving(site.hub_url, tmp_path, "s2") as near,
@@ -114,33 +110,33 @@ async def test_a_server_on_a_leaf_shares_the_tree_and_goes_on_while_its_line_is_
         await far.until_there(b"\x02")
         with pytest.raises(errors.Conflict):
             await far.writer.set(A, b"\x03", expect=0)
-        site.hub.kill()
-        await far.until(False)
-        assert (await far.writer.set(A, b"\x04")).rev < 0
-        with pytest.raises(errors.Detached):
-            await far.writer.set(B, b"\x04", expect=0)
-        site.hub.start()
-        await far.until(True)
-        await near.until_there(b"\x04")
+        far.engine.send(B, b"word")
+        with anyio.fail_after(10):
+            while (B, b"word") not in near.replica.messages:
+                await anyio.sleep(0.02)
 
 
-async def test_a_line_that_stays_cut_is_told_once_and_tried_slowly(
+async def test_a_line_that_is_cut_is_told_once_and_tried_slowly_until_it_is_back(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "moat_kv")
     with place(tmp_path / "nats", leaf_has_jetstream=False) as site:
         async with serving(site.leaf_url, tmp_path, "s1") as far:
+            await far.writer.set(A, b"\x01")
             site.hub.kill()
             await far.until(False)
             caplog.clear()
+            assert (await far.writer.set(A, b"\x04")).rev < 0
+            with pytest.raises(errors.Detached):
+                await far.writer.set(B, b"\x04", expect=0)
             await anyio.sleep(2.5)
             tries = [each for each in caplog.records if "was of no use" in each.getMessage()]
             assert 2 <= len(tries) <= 9
             said = [each for each in caplog.records if each.levelno >= logging.WARNING]
             assert len(said) <= 2, [each.getMessage() for each in said]
-            assert site.leaf.address in str(far.engine.trouble) or "acknow" in str(
-                far.engine.trouble
-            )
+            site.hub.start()
+            await far.until(True)
+            await far.until_there(b"\x04")
 
 
 async def test_without_a_domain_a_leaf_is_refused_with_what_to_set(tmp_path: pathlib.Path) -> None:
@@ -162,7 +158,7 @@ async def test_a_domain_that_is_not_there_is_told_by_its_name(tmp_path: pathlib.
 
 
 async def test_a_large_tree_comes_through_a_leaf(tmp_path: pathlib.Path) -> None:
-    count = 20_000
+    count = 3_000
     with place(tmp_path / "nats", leaf_has_jetstream=False) as site:
         async with serving(site.hub_url, tmp_path, "s1") as near:
             answers = engine_probe.Answers(count)

@@ -118,6 +118,36 @@ async def test_tls_is_used_and_checked(tmp_path: pathlib.Path) -> None:
         assert "certificate verify failed" in said
 
 
+async def test_a_certificate_of_ones_own_lets_in_where_it_is_asked_for(
+    tmp_path: pathlib.Path,
+) -> None:
+    ours, other = trustme.CA(), trustme.CA()
+    ours.cert_pem.write_to_path(tmp_path / "ca")
+    for name, ca in (("node", ours), ("right", ours), ("wrong", other)):
+        made = ca.issue_cert("127.0.0.1")
+        made.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        made.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.cert")
+    extra = (
+        f"tls {{ cert_file: '{tmp_path}/node.cert', key_file: '{tmp_path}/node.key', "
+        f"ca_file: '{tmp_path}/ca', verify: true, timeout: 5 }}"
+    )
+
+    def shown(name: str) -> dict[str, str]:
+        return {"cert": str(tmp_path / f"{name}.cert"), "key": str(tmp_path / f"{name}.key")}
+
+    with nats_servers.server(extra=extra) as node:
+        access = {"ca": str(tmp_path / "ca")}
+        assert await works(f"nats://{node.address}", **access, **shown("right"))
+        for others in ({}, shown("wrong")):
+            began = anyio.current_time()
+            said = await refusal(f"nats://{node.address}", **access, **others)
+            assert "certificate" in said
+            assert anyio.current_time() - began < 5
+        mixed = {"cert": shown("right")["cert"], "key": shown("wrong")["key"]}
+        with pytest.raises(errors.BadConfig, match="ca, cert, key"):
+            await works(f"nats://{node.address}", **access, **mixed)
+
+
 async def test_a_node_without_tls_is_refused_where_tls_is_asked_for(
     node: nats_servers.Node,
 ) -> None:
