@@ -11,7 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
-from benchmarks import calls, echo, loading, machine, mirroring, outcome, peers, report, watching
+from benchmarks import (
+    calls,
+    echo,
+    loading,
+    machine,
+    mirroring,
+    outcome,
+    peers,
+    report,
+    state,
+    watching,
+)
 from benchmarks import scale as scale_module
 
 Benchmark = Callable[[peers.Place], Awaitable[list[outcome.Figure]]]
@@ -27,6 +38,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "tree": loading.tree,
     "start": loading.start,
     "mirror": mirroring.mirror,
+    "state": state.state,
 }
 
 #: What people have found out about the figures; goes to the end of the page.

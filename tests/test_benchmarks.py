@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import machine, outcome, report, rounds, scale
+from benchmarks import machine, outcome, report, rounds, scale, state
 
 #: Whom each benchmark has beside it, Redis apart.
 PEERS = {
@@ -24,6 +24,7 @@ PEERS = {
     "tree": ["echo", "SQLite"],
     "start": ["echo", "SQLite"],
     "mirror": ["echo"],
+    "state": ["myosin"] if state.has_myosin() else [],
 }
 
 

@@ -33,6 +33,7 @@ kv = command.LazyGroup(
         "job": f"{_HERE}.run:job",
         "error": f"{_HERE}.error:error",
         "conflict": f"{_HERE}.conflict:conflict",
+        "model": f"{_HERE}.model:model",
         "log": f"{_HERE}.log:log",
         "net": f"{_HERE}.net:net",
         "status": f"{_HERE}.status:status",

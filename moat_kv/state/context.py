@@ -127,7 +127,7 @@ class State(_Common):
             grounds.drive(
                 entering.enter(grounds.BLOCKING, self._slots, self._task, self._timeout_s)
             )
-        metrics.active_contexts.inc()
+        metrics.active_contexts.add(1)
         return self
 
     def _begin(self) -> object:
@@ -141,7 +141,7 @@ class State(_Common):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        metrics.active_contexts.dec()
+        metrics.active_contexts.add(-1)
         if self._slots:
             task, self._task = self._task, None
             grounds.drive(entering.leave(grounds.BLOCKING, self._slots, task))
@@ -150,7 +150,7 @@ class State(_Common):
         if self._slots:
             self._task = self._begin()
             await entering.enter(grounds.ASYNC, self._slots, self._task, self._timeout_s)
-        metrics.active_contexts.inc()
+        metrics.active_contexts.add(1)
         return AsyncState(self._models, self._slots)
 
     async def __aexit__(
@@ -159,7 +159,7 @@ class State(_Common):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        metrics.active_contexts.dec()
+        metrics.active_contexts.add(-1)
         if self._slots:
             task, self._task = self._task, None
             await entering.leave(grounds.ASYNC, self._slots, task)

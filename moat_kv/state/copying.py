@@ -81,18 +81,20 @@ def copy_of(value: _T, memo: dict[int, Any]) -> _T:
 
 def _copy_list(value: list[Any], memo: dict[int, Any]) -> list[Any]:
     made = memo[id(value)] = value.copy()
-    for index, item in enumerate(value):
-        if type(item) not in _UNCHANGEABLE:
-            made[index] = copy_of(item, memo)
+    if not _UNCHANGEABLE.issuperset(map(type, value)):
+        for index, item in enumerate(value):
+            if type(item) not in _UNCHANGEABLE:
+                made[index] = copy_of(item, memo)
     return made
 
 
 def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
     # A key that hashes by what can change in it would be a fault of its own; keys are shared.
     made = memo[id(value)] = value.copy()
-    for key, item in value.items():
-        if type(item) not in _UNCHANGEABLE:
-            made[key] = copy_of(item, memo)
+    if not _UNCHANGEABLE.issuperset(map(type, value.values())):
+        for key, item in value.items():
+            if type(item) not in _UNCHANGEABLE:
+                made[key] = copy_of(item, memo)
     return made
 
 
@@ -107,10 +109,7 @@ def _copy_bytearray(value: bytearray, memo: dict[int, Any]) -> bytearray:
 
 
 def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
-    for item in value:
-        if type(item) not in _UNCHANGEABLE:
-            break
-    else:
+    if _UNCHANGEABLE.issuperset(map(type, value)):
         return value
     items = tuple([copy_of(item, memo) for item in value])
     # (the tuple may hold a list that holds the tuple)
@@ -131,21 +130,24 @@ _copiers: dict[type, Callable[[Any, dict[int, Any]], Any]] = {
     bytearray: _copy_bytearray,
 }
 
-_slot_names: dict[type, tuple[str, ...]] = {}
+#: How the instances of a class are copied: by the class itself, or with these slots.
+_ways: dict[type, tuple[bool, tuple[str, ...]]] = {}
 
 
 def slots_of(cls: type) -> tuple[str, ...]:
     """The names of what a class's instances keep outside of their dictionary."""
-    found = _slot_names.get(cls)
-    if found is None:
-        names: list[str] = []
-        for base in cls.__mro__:
-            own = base.__dict__.get("__slots__", ())
-            for name in (own,) if isinstance(own, str) else own:
-                if name not in ("__dict__", "__weakref__"):
-                    hidden = name.startswith("__") and not name.endswith("__")
-                    names.append(f"_{base.__name__.lstrip('_')}{name}" if hidden else name)
-        found = _slot_names[cls] = tuple(names)
+    names: list[str] = []
+    for base in cls.__mro__:
+        own = base.__dict__.get("__slots__", ())
+        for name in (own,) if isinstance(own, str) else own:
+            if name not in ("__dict__", "__weakref__"):
+                hidden = name.startswith("__") and not name.endswith("__")
+                names.append(f"_{base.__name__.lstrip('_')}{name}" if hidden else name)
+    return tuple(names)
+
+
+def _way_of(cls: type) -> tuple[bool, tuple[str, ...]]:
+    found = _ways[cls] = (hasattr(cls, "__deepcopy__"), slots_of(cls))
     return found
 
 
@@ -155,23 +157,29 @@ def copy_of_object(model: _T) -> _T:
     A class that defines `__deepcopy__` is copied by that.
     """
     cls = type(model)
-    if hasattr(cls, "__deepcopy__"):
+    by_itself, slots = _ways.get(cls) or _way_of(cls)
+    if by_itself:
         return copy.deepcopy(model)
     made = object.__new__(cls)
-    fill(made, model)
+    _fill(made, model, made.__dict__, slots)
     return made
 
 
 def fill(target: Any, source: Any) -> None:
     """Give `target` copies of all that `source` has, and nothing else."""
-    memo: dict[int, Any] = {id(source): target}
-    values = target.__dict__
-    values.clear()
+    target.__dict__.clear()
+    _fill(target, source, target.__dict__, slots_of(type(source)))
+
+
+def _fill(target: Any, source: Any, values: dict[str, Any], slots: tuple[str, ...]) -> None:
     values.update(source.__dict__)
+    if not slots and _UNCHANGEABLE.issuperset(map(type, values.values())):
+        return
+    memo: dict[int, Any] = {id(source): target}
     for name, value in source.__dict__.items():
         if type(value) not in _UNCHANGEABLE:
             values[name] = copy_of(value, memo)
-    for name in slots_of(type(source)):
+    for name in slots:
         try:
             value = getattr(source, name)
         except AttributeError:

@@ -30,10 +30,11 @@ async def enter(
     holding.add(task, slots)
     taken: list[Slot] = []
     deadline = loops.Deadline(timeout_s)
+    in_loop = type(task) is not int
     try:
         for slot in slots:
             began = time.perf_counter()
-            if not slot.lock.try_acquire(in_loop=type(task) is not int):
+            if not slot.lock.try_acquire(in_loop=in_loop):
                 await _wait(ground, slot, timeout_s, deadline)
             if slot.entry is not None:
                 await _lock_entry(ground, slot, slot.entry, deadline)

@@ -22,8 +22,8 @@ from moat_kv.state import errors, loops, stored
 if TYPE_CHECKING:
     from moat_kv.client.client import Client
     from moat_kv.client.results import Entry
-    from moat_kv.coord import aio
     from moat_kv.path import Path
+    from moat_kv.state import kept_lock
     from moat_kv.state.grounds import Ground
     from moat_kv.state.model import StateModel
     from moat_kv.state.reach import Reach
@@ -43,7 +43,7 @@ class SharedEntry:
     """See the module."""
 
     def __init__(
-        self, slot: Slot, client: Client, reach: Reach, path: Path, lock: aio.Lock | None
+        self, slot: Slot, client: Client, reach: Reach, path: Path, lock: kept_lock.KeptLock | None
     ) -> None:
         self.slot = slot
         self.path = path
@@ -71,13 +71,12 @@ class SharedEntry:
         Raises LockTimeout, Detached, and what the stored state cannot be read for.
         """
         if self._lock is not None:
-            await ground.io(self._reach, self._enter, timeout_s)
+            await ground.io(self._reach, self._enter, self._lock, timeout_s)
 
-    async def _enter(self, timeout_s: float | None) -> None:
-        assert self._lock is not None
+    async def _enter(self, lock: kept_lock.KeptLock, timeout_s: float | None) -> None:
         limit_s = LOCK_TIMEOUT_S if timeout_s is None else timeout_s
         try:
-            await self._lock.acquire(timeout_s=limit_s)
+            await lock.enter(limit_s)
         except kv_errors.AlreadyLocked as exc:
             raise errors.LockTimeout(self.slot.label, limit_s) from exc
         except kv_errors.Disconnected as exc:
@@ -85,16 +84,13 @@ class SharedEntry:
         try:
             await self.refresh()
         except BaseException:
-            await self._release()
+            await lock.release()
             raise
 
     async def unlock(self, ground: Ground) -> None:
+        """Let others have the lock, at once or soon."""
         if self._lock is not None:
-            await ground.io(self._reach, self._release)
-
-    async def _release(self) -> None:
-        assert self._lock is not None
-        await self._lock.release()
+            await ground.io(self._reach, self._lock.leave)
 
     # What is there ------------------------------------------------------------------------------
 
@@ -230,6 +226,10 @@ class SharedEntry:
         except kv_errors.Conflict:
             await self.refresh()
             return 0
+        except kv_errors.StaleFence:
+            if self._lock is not None:
+                self._lock.doubt()
+            raise
         except kv_errors.Disconnected as exc:
             raise detached(exc) from exc
         except kv_errors.Unknown as exc:

@@ -23,7 +23,7 @@ from moat_kv.client import results as kv_results
 from moat_kv.client.client import Client
 from moat_kv.coord import aio, loop_thread
 from moat_kv.path import Path
-from moat_kv.state import grounds, loops, reach, registry, shared_entry, stored
+from moat_kv.state import grounds, kept_lock, loops, reach, registry, shared_entry, stored
 from moat_kv.state.model import StateModel
 
 if TYPE_CHECKING:
@@ -110,7 +110,11 @@ class Sharing:
         if entry is not None and entry.slot is not slot and entry.slot.entry is entry:
             raise kv_errors.NameTaken("model", str(name))
         if entry is None or entry.slot is not slot:
-            lock = None if slot.cls.offline else self._process.lock(Path(LOCKS) + name)
+            lock = None
+            if not slot.cls.offline:
+                lock = kept_lock.KeptLock(
+                    self._process.lock(Path(LOCKS) + name), self._client.task_group
+                )
             entry = shared_entry.SharedEntry(slot, self._client, self.reach, path, lock)
         if await entry.open():
             slot.recovered = True

@@ -1,0 +1,33 @@
+"""Exact sums in shared models, for a moment; `python -m tests.faults.state_counts` takes its time."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+from collections import Counter as Tally
+
+import anyio
+import pytest
+
+from tests.faults import serving, state_counts
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+
+
+async def test_processes_count_exactly_while_the_server_is_killed(tmp_path: pathlib.Path) -> None:
+    async with serving.served(tmp_path) as server:
+
+        async def kill() -> str:
+            await anyio.sleep(0.3)
+            return await state_counts.kills(server, 1, random.Random(1))
+
+        outcome = await state_counts.shared("3 processes", [server.url] * 3, 150, faults=kill)
+    assert outcome.is_exact, str(outcome)
+
+
+async def test_a_wrong_sum_is_noticed() -> None:
+    wrong = state_counts.Outcome(
+        what="x", wanted=2, found=1, tally=Tally(done=2), faults="", took_s=1.0
+    )
+    assert not wrong.is_exact
+    assert str(wrong).endswith("WRONG")

@@ -1,0 +1,113 @@
+"""The network's lock is kept for a moment, and no longer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from moat_kv import open_client
+from moat_kv.coord import aio
+from moat_kv.errors import AlreadyLocked
+from moat_kv.state import kept_lock
+from moat_kv.testing.server import running_server
+from tests.client import waiting
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def two_locks() -> AsyncIterator[tuple[kept_lock.KeptLock, aio.Lock]]:
+    """One that is kept, and a stranger's."""
+    async with running_server() as server, open_client(server.url) as client:
+        async with aio.Process(client) as process:
+            mine = kept_lock.KeptLock(process.lock("x"), client.task_group)
+            yield mine, process.lock("x")
+
+
+async def test_it_is_kept_from_one_state_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_lock, "KEEP_S", 60.0)
+    monkeypatch.setattr(kept_lock, "IDLE_S", 60.0)
+    async with two_locks() as (mine, other):
+        await mine.enter(1)
+        guard = mine.guard
+        await mine.leave()
+        await mine.enter(1)
+        assert mine.guard == guard
+        with pytest.raises(AlreadyLocked):
+            await other.acquire(0.05)
+        await mine.leave()
+        await mine.release()
+        await other.acquire(1)
+
+
+async def test_it_is_released_when_nobody_has_used_it_for_a_moment() -> None:
+    async with two_locks() as (mine, other):
+        await mine.enter(1)
+        await mine.leave()
+        began = time.monotonic()
+        await other.acquire(5)
+        assert time.monotonic() - began >= 0.005
+        await other.release()
+
+
+async def test_it_is_not_released_while_in_use() -> None:
+    async with two_locks() as (mine, other):
+        await mine.enter(1)
+        await mine.leave()
+        await mine.enter(1)
+        await anyio.sleep(3 * kept_lock.IDLE_S)
+        with pytest.raises(AlreadyLocked):
+            await other.acquire(0)
+        await mine.leave()
+        await other.acquire(5)
+
+
+async def test_others_do_not_starve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_lock, "KEEP_S", 0.02)
+    async with two_locks() as (mine, other):
+        had = anyio.Event()
+
+        async def busy() -> None:
+            while True:
+                await mine.enter(5)
+                await mine.leave()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(busy)
+            await anyio.sleep(0.01)
+            await other.acquire(5)
+            had.set()
+            tasks.cancel_scope.cancel()
+        assert had.is_set()
+
+
+async def test_one_that_did_not_hold_is_not_kept() -> None:
+    async with two_locks() as (mine, other):
+        await mine.enter(1)
+        mine.doubt()
+        await mine.leave()
+        await other.acquire(0)
+        with pytest.raises(AlreadyLocked):
+            await mine.enter(0)
+        await other.release()
+        await mine.enter(1)
+
+
+async def test_a_release_that_comes_with_the_next_use_lets_that_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two_locks() as (mine, _other):
+        await mine.enter(1)
+        await mine.leave()
+        await mine._turn.acquire()
+        await anyio.sleep(3 * kept_lock.IDLE_S)  # the release waits for its turn now
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(mine.enter, 1)
+            await anyio.wait_all_tasks_blocked()
+            mine._turn.release()
+        await waiting.until(lambda: not mine._is_waiting)
+        assert mine._lock.held
