@@ -52,6 +52,9 @@ class ModelLogic(updating.UpdateLogic):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = {name: each for name, each in vars(cls).items() if isinstance(each, fields.Field)}
+        for name in own:
+            if name.startswith("_") or hasattr(ModelLogic, name):
+                raise TypeError(f"a field cannot be called {name}, which updates have already")
         cls.fields = {**cls.fields, **own}
 
     def _taken(self, values: Mapping[str, Any]) -> dict[str, Any]:

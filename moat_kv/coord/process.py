@@ -159,9 +159,9 @@ class Process:
         made = self.asynchronous.semaphore(name, seats, timeout_s=timeout_s, value=value)
         return lock_module.Lock(self.client, made)
 
-    def create_reference(self, name: str | Path, block: bool = True) -> reference.Reference:
+    def create_reference(self, resource: str | Path, block: bool = True) -> reference.Reference:
         """See `moat_kv.coord.aio.Process.create_reference`."""
-        made = self.client.run(self.asynchronous.create_reference, name, block)
+        made = self.client.run(self.asynchronous.create_reference, resource, block)
         return reference.Reference(self, made)
 
     def election(

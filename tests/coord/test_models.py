@@ -108,6 +108,8 @@ async def test_what_does_not_fit_is_refused_by_name() -> None:
         assert page.values == Page(one, "p").values
         with pytest.raises(NotImplementedError, match="with the whole"):
             await aio.Model(one, "p").end_session()
+        with pytest.raises(TypeError, match="cannot be called merge"):
+            type("Bad", (aio.Model,), {"merge": aio.Sum()})
         with pytest.raises(ValueError, match="at least one entry"):
             fields.WindowedList(0)
         with pytest.raises(NotImplementedError):

@@ -266,12 +266,14 @@ class Process:
         mode = rules.Mode(kind=rules.SEATS, seats=seats)
         return lock_module.Lock(self, name, mode=mode, timeout_s=timeout_s, value=value)
 
-    async def create_reference(self, name: str | Path, block: bool = True) -> reference.Reference:
+    async def create_reference(
+        self, resource: str | Path, block: bool = True
+    ) -> reference.Reference:
         """Be counted among those who use a resource. `block`: whether its locks wait for others.
 
         Raises Detached if the server is cut off.
         """
-        held = await self.holdings.enter(name)
+        held = await self.holdings.enter(resource)
         return reference.Reference(self, held, block=block)
 
     def election(
