@@ -211,7 +211,7 @@ def test_updates_instance() -> None:
         p,
         _id=f"{pp_id}.{tp_id}",
         spec={"parent_post_id": pp_id, "target_post_id": tp_id},
-        doc={evt: 1},
+        doc={str(evt): 1},
     )
 
     assert myupdate.resource_id == "test.test.12345.67890"
