@@ -11,7 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
-from benchmarks import calls, echo, loading, machine, mirroring, outcome, peers, report, watching
+from benchmarks import (
+    calls,
+    coord,
+    echo,
+    loading,
+    machine,
+    mirroring,
+    outcome,
+    peers,
+    report,
+    watching,
+)
 from benchmarks import scale as scale_module
 
 Benchmark = Callable[[peers.Place], Awaitable[list[outcome.Figure]]]
@@ -27,6 +38,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "tree": loading.tree,
     "start": loading.start,
     "mirror": mirroring.mirror,
+    "lock": coord.lock,
+    "count": coord.count,
 }
 
 #: What people have found out about the figures; goes to the end of the page.

@@ -24,6 +24,8 @@ PEERS = {
     "tree": ["echo", "SQLite"],
     "start": ["echo", "SQLite"],
     "mirror": ["echo"],
+    "lock": [],
+    "count": [],
 }
 
 
