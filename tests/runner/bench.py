@@ -59,6 +59,7 @@ class Bench:
         ttl_s: float = 10.0,
         grace_s: float = 0.5,
         on_stuck: serving.OnStuck | None = None,
+        isolate: str = serving.ISOLATE,
     ) -> Node:
         """Start a runner; returns when it runs jobs. `url`: of a relay, or of several servers."""
         node = Node(name)
@@ -78,6 +79,7 @@ class Bench:
                             ttl_s=ttl_s,
                             grace_s=grace_s,
                             on_stuck=on_stuck,
+                            isolate=isolate,
                             task_status=task_status,
                         )
             finally:
