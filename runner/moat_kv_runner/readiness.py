@@ -51,6 +51,8 @@ def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot, *, inline: bool 
     wanted = entry.value.get("backend")
     if wanted not in (None, "asyncio", "trio"):
         raise errors.BadValue(f"{procedure.name}: backend: asyncio or trio, not {wanted!r}")
+    if spec.share is not None and not procedure.is_async:
+        raise errors.BadValue(f"share: only async procedures can, {procedure.name} is none")
     if inline and procedure.is_async and wanted not in (None, backend()):
         raise errors.BadValue(f"{procedure.name} is for {wanted}, this runner is on {backend()}")
     variables = procedures.merged(entry.default, spec.data)

@@ -128,7 +128,8 @@ class ChildProcess:
             await anyio.wait_readable(keeper)
             try:
                 data = keeper.recv(wire.PACKET_BYTES)
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionResetError):
+                # It went without reading its last orders, which is told before what it has said.
                 continue
             except OSError:
                 return

@@ -114,6 +114,7 @@ class ProcessRun:
             await self.over.wait()
         if not self.over.is_set() and self._child is not None:
             logger.warning("%s: does not end; all that share its process end", self._facts.path)
+            self._child.problem = f"another job of its share did not end: {self._facts.path}"
             self._child.stop(0, term=False)
 
     # Starting -----------------------------------------------------------------------------------
@@ -225,8 +226,10 @@ class ProcessRun:
 
     def _why(self, child: child_process.ChildProcess) -> str:
         end = child.end
+        if end is None and child.pid is None:
+            return child.problem or "its process could not be started"
         if end is None:
-            return child.problem or "its process was killed with its keeper"
+            return "its process was killed with its keeper"
         if end.get("killed") == "processes":
             return f"it had more than {self._allowed.processes:g} processes, its limit"
         if child.problem is not None and end.get("killed") == "grace":

@@ -103,8 +103,12 @@ class Lines:
             return
         self._tokens -= 1
         self._tell_dropped()
-        if line.startswith(_MARK_BYTE) and self._take_record(line[1:]):
-            return
+        # What was printed before a record may have had no end of line.
+        printed, mark, record = line.partition(_MARK_BYTE)
+        if mark and self._take_record(record):
+            if not printed:
+                return
+            line = printed
         text = line[: LINE_BYTES + 4].decode("utf-8", "backslashreplace")
         self._printed(text)
 
