@@ -50,6 +50,7 @@ def become(request: Mapping[str, Any], fds: list[int], *, notice: int, null: int
     limits.apply(limits.of(request["limits"]))
     sys.addaudithook(_tell_starts)
     gc.enable()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def _place_descriptors(wanted: list[int]) -> None:

@@ -108,12 +108,17 @@ class ForkServer:
             with contextlib.suppress(OSError):
                 group = cgroups.Cgroup.make(self._cgroups, allowed)
         notice_read, notice_write = _pipe()
+        # What it is told before it is ready must not be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         pid = os.fork()
         if not pid:
             _live(request, for_child, notice_write, self._null, group)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for fd in (*for_child, notice_write):
             os.close(fd)
-        runner.send(wire.packet("pid", pid=pid))
+        with contextlib.suppress(OSError):  # without a runner the child is ended at once
+            runner.send(wire.packet("pid", pid=pid))
         keeper.Keeper(
             runner,
             pid,

@@ -121,12 +121,12 @@ class ProcessRun:
 
     async def _begin(self) -> None:
         call = await self._child_call()
+        if self._is_stopping:
+            return
         child = self._service.children.child_for(self._spec, self._facts.path, self._backend())
         child.runs[self._number] = self
         self._child = child
         child.send("start", self._number, **call.as_fields())
-        if self._is_stopping:
-            self._end_with_child()
 
     def _backend(self) -> str:
         return self._call.backend or "asyncio"

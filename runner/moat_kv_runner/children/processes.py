@@ -73,10 +73,13 @@ def send(pids: list[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def send_group(group: int, number: int) -> None:
-    """To a process group, at once: nobody in it forks out of this."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def send_group(group: int, number: int) -> bool:
+    """To a process group, at once: nobody in it forks out of this. False if there is none."""
+    try:
         os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def signal_name(number: int) -> str:
