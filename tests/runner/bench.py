@@ -15,12 +15,14 @@ from moat_kv import Client, P, Path, WatchEvent, open_client
 from moat_kv.code import CodeRoot
 from moat_kv.config import Config, Places, RunnerConfig
 from moat_kv.testing.server import RunningServer, running_server
-from moat_kv_runner import commands, run, serving
+from moat_kv_runner import commands, readiness, run, serving
 from moat_kv_runner.job import JobState, parse_state
 
 #: How long anything may take before a test fails, in seconds.
 LIMIT_S = 30.0
 GROUP = Path("default")
+#: Where scripts run that do not say; the fixture `both_ways` changes it.
+ISOLATE = serving.ISOLATE
 
 
 class Node:
@@ -59,7 +61,7 @@ class Bench:
         ttl_s: float = 10.0,
         grace_s: float = 0.5,
         on_stuck: serving.OnStuck | None = None,
-        isolate: str = serving.ISOLATE,
+        isolate: str | None = None,
     ) -> Node:
         """Start a runner; returns when it runs jobs. `url`: of a relay, or of several servers."""
         node = Node(name)
@@ -79,7 +81,7 @@ class Bench:
                             ttl_s=ttl_s,
                             grace_s=grace_s,
                             on_stuck=on_stuck,
-                            isolate=isolate,
+                            isolate=isolate or ISOLATE,
                             task_status=task_status,
                         )
             finally:
@@ -91,7 +93,9 @@ class Bench:
     async def store(
         self, name: str, text: str, *, is_async: bool | None = True, **facts: Any
     ) -> Path:
-        """Store a procedure."""
+        """Store a procedure. One that is async runs in the same kind of event loop as the test."""
+        if is_async:
+            facts.setdefault("backend", readiness.backend())
         await self.code.add(name, code=textwrap.dedent(text), is_async=is_async, **facts)
         return P(name)
 

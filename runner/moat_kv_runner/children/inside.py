@@ -12,13 +12,13 @@ import contextlib
 import itertools
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import anyio
 import anyio.from_thread
 
-from moat_kv import blocking, codec, open_client
+from moat_kv import blocking, codec, errors, open_client
 from moat_kv.client import writes
 from moat_kv.client.client import Client
 from moat_kv.code import compiling, importing, requires
@@ -38,6 +38,8 @@ from moat_kv_runner.children import calls, reporting, shelf, wire
 #: How long a run waits for a server before it fails, in seconds; its runner's session is over
 #: before that if there is none.
 CONNECT_S = 60.0
+#: How long it may take to see whether this line has broken with the runner's, in seconds.
+LOOK_S = 1.0
 
 
 def live(control: socket.socket, beside: socket.socket, *, backend: str) -> int:
@@ -126,6 +128,9 @@ class Host:
         if not is_shared:
             self._over.set()
 
+    def start_soon(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._tasks.start_soon(work)
+
     def send(self, kind: str, run: int, **fields: Any) -> None:
         """Blocks while the runner does not read, which is never for long."""
         self._control.sendall(wire.packed(kind, run, **fields))
@@ -149,6 +154,7 @@ class InsideRun:
         self._call = call
         self._scope = anyio.CancelScope()
         self._admin: admin.CallAdmin | None = None
+        self._client: Client | None = None
         self._state = calls.state_of(call.state)
 
     def cancel(self) -> None:
@@ -156,8 +162,21 @@ class InsideRun:
 
     def tell_state(self, state: messages.ActorState) -> None:
         self._state = state
-        if self._admin is not None:
+        if self._admin is None:
+            return
+        if isinstance(state, messages.BrokenState):
+            self._host.start_soon(self._tell_when_seen)
+        else:
             self._admin.tell_state(state)
+
+    async def _tell_when_seen(self) -> None:
+        """The runner's line has broken. A script that is told so may rely on that this line has,
+        too, if it is about to: it sees that with its next request."""
+        if self._client is not None:
+            with anyio.move_on_after(LOOK_S), contextlib.suppress(errors.MoatKvError):
+                await self._client.request("ping", {})
+        if self._admin is not None:
+            self._admin.tell_state(self._state)
 
     async def work(self) -> None:
         outcome: tuple[str, dict[str, Any]] = ("cut_off", {})
@@ -172,6 +191,7 @@ class InsideRun:
     async def _execute(self) -> Any:
         call, host = self._call, self._host
         async with bound_client(call) as (client, unbound):
+            self._client = unbound
             self._admin = admin.CallAdmin(
                 admin.RunFacts(
                     client=client,

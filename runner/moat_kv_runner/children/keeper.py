@@ -174,12 +174,15 @@ class Keeper:
         order = wire.unpacked(data)
         if order.kind == "stop":
             if order.fields.get("term") and self._status is None:
-                # It may not have its group yet.
-                if not processes.send_group(self._child, signal.SIGTERM):
-                    processes.send([self._child], signal.SIGTERM)
+                self._ask_to_end()
             kill_at = time.monotonic() + float(order.fields["grace_s"])
             self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         return True
+
+    def _ask_to_end(self) -> None:
+        # It may not have its group yet.
+        if not processes.send_group(self._child, signal.SIGTERM):
+            processes.send([self._child], signal.SIGTERM)
 
     def _tell(self, kind: str, **fields: Any) -> None:
         if self._runner is not None:
