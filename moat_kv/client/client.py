@@ -14,6 +14,7 @@ import anyio.abc
 
 from moat_kv import codec
 from moat_kv import config as config_module
+from moat_kv.client import binding as binding_module
 from moat_kv.client import groups, losses, reading, results, writes, writing
 from moat_kv.client import monitor as monitor_module
 from moat_kv.client import session as session_module
@@ -96,6 +97,20 @@ class Client(reading.ReadCalls, writing.WriteCalls):
             session=old.session if session is None else session,
         )
         return Client(self.shared, new)
+
+    async def bind_line(self, fence: writes.Guard, token: str) -> None:
+        """Have the server guard every write of this line, and of those to come, with a claim.
+
+        `fence`: (path, revision) of the claim, `token`: what its value has under that name. What
+        was bound once stays so. Raises StaleFence if the claim has passed on.
+        """
+        bound = binding_module.LineBinding(fence, token)
+        self._link.restorers.append(bound)
+        try:
+            await bound.tell(self._link)
+        except BaseException:
+            self._link.restorers.remove(bound)
+            raise
 
     # Messages that are not stored ---------------------------------------------------------------
 

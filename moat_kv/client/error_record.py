@@ -118,8 +118,19 @@ def place(subsystem: str, path: Path, places: Places) -> Path:
         return places.error / subsystem / hashlib.sha256(path.packed).digest()[:16]
 
 
+class FailedElsewhere(Exception):
+    """What was raised in another process, as it was described and traced there."""
+
+    def __init__(self, text: str, trace: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.trace = trace
+
+
 def describe(exc: BaseException) -> str:
     """One line that says what an exception says, and its type unless it is one of ours."""
+    if isinstance(exc, FailedElsewhere):
+        return exc.text
     if isinstance(exc, BaseExceptionGroup):
         each = "; ".join(dict.fromkeys(describe(part) for part in exc.exceptions[:_PARTS]))
         return f"{len(exc.exceptions)} errors: {each}"[:MESSAGE_LIMIT]
@@ -145,6 +156,8 @@ def _carried_text(text: str) -> str:
 
 def format_trace(exc: BaseException) -> str:
     """The traceback as text, its middle left out if it is long."""
+    if isinstance(exc, FailedElsewhere):
+        return exc.trace
     text = _carried_text("".join(traceback.format_exception(exc)))
     if len(text) <= TRACE_LIMIT:
         return text

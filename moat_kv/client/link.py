@@ -78,6 +78,11 @@ class Link:
     def connected(self) -> bool:
         return self._connection is not None
 
+    @property
+    def urls(self) -> list[str]:
+        """The servers that are tried, the last good one first."""
+        return [address.url for address in self._addresses]
+
     # Calls --------------------------------------------------------------------------------------
 
     async def call(

@@ -69,6 +69,14 @@ class Session:
     def give_up_s(self) -> float:
         return GIVE_UP * self.grace_s
 
+    @property
+    def good_until(self) -> float:
+        """When this end gives it up unless a sign of life is acknowledged before.
+
+        By `time.monotonic`; 0 if it has ended.
+        """
+        return 0.0 if self.ended else self._give_up_at()
+
     async def __aenter__(self) -> Self:
         arguments = {name: value for name, value in self._asked.items() if value is not None}
         sent_at = time.monotonic()

@@ -41,6 +41,7 @@ class Source:
     def __init__(self, text: str, *, kind: str, name: str, rev: int = 0) -> None:
         self.text = text
         self.name = name
+        self.rev = rev
         self.filename = f"<{kind} {name} #{rev}>" if rev else f"<{kind} {name}>"
         # Universal newlines, as the tokenizer counts lines; str.splitlines knows more of them.
         lines = list(io.StringIO(text, newline=None))

@@ -41,6 +41,11 @@ class StoredModule:
         """Raises BadValue."""
         return requires.parse(self._value.get("requires"))
 
+    @property
+    def code(self) -> Any:
+        """Its text, if it is one; "" for a package that has none."""
+        return self._value["code"]
+
     def compiled(self) -> compiling.Module:
         """Its code, compiled once. Raises BadCode."""
         if self._compiled is None:
@@ -210,6 +215,13 @@ class ModuleRoot(ClientRoot):
         for part in name.split("."):
             entry = entry.get(part) if entry is not None else None
         return entry.stored if isinstance(entry, ModuleEntry) else None
+
+    def overriding(self) -> list[str]:
+        """The names of those that go before installed modules."""
+        entries = [each for each in self.all_children if isinstance(each, ModuleEntry)]
+        return [
+            entry.dotted for entry in entries if entry.stored is not None and entry.stored.override
+        ]
 
     def order(self, needs: requires.Needs, *, needed_by: str) -> list[str]:
         """What to load for these needs, in order, after seeing that all of it can be loaded.

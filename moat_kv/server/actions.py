@@ -71,6 +71,7 @@ def readable(path: Path) -> Path:
 def table() -> dict[str, Action]:
     """All actions, by name."""
     from moat_kv.server import (
+        binding,
         lost_writes,
         network_facts,
         read_actions,
@@ -78,5 +79,12 @@ def table() -> dict[str, Action]:
         write_actions,
     )
 
-    modules = (read_actions, write_actions, session_actions, lost_writes, network_facts)
+    modules = (
+        read_actions,
+        write_actions,
+        session_actions,
+        binding,
+        lost_writes,
+        network_facts,
+    )
     return {action.name: action for module in modules for action in module.ACTIONS}

@@ -17,6 +17,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from moat_kv import direct, errors, waiting
+from moat_kv.entry import Guard
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 
@@ -83,6 +84,8 @@ class Connection:
         self.client_name = ""
         #: Ids of the sessions that are bound to this line.
         self.sessions: set[str] = set()
+        #: What guards every write of this line, whatever else it carries; see `binding`.
+        self.fence: Guard | None = None
         #: Requests whose answers are still to come, and what they hold, in bytes.
         self.unanswered = 0
         self.held_bytes = 0

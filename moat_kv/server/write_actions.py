@@ -25,8 +25,8 @@ from moat_kv.server.connection import WRITE_BYTES, Connection
 from moat_kv.server.writes import OPTIONS, SET_OPTIONS, make_write
 from moat_kv.tree import tree as tree_module
 
-#: So many entries `delete_tree` deletes as one; a guard and a fence go with them.
-DELETED_TOGETHER = BATCH_LIMIT - 2
+#: So many entries `delete_tree` deletes as one; a guard and two fences may go with them.
+DELETED_TOGETHER = BATCH_LIMIT - 3
 #: So many nodes are looked at before others have their turn.
 SLICE_NODES = 2_000
 

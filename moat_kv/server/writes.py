@@ -37,13 +37,18 @@ def make_write(
     # An action's arguments hold the path, too; most writes have no option at all.
     if options and (len(options) > 1 or "path" not in options):
         _add_options(connection, action, write, options)
+    fence = connection.fence
+    if fence is not None and fence not in write.guards:
+        write.guards = (fence, *write.guards)
     return write
 
 
 def _add_options(
     connection: Connection, action: str, write: Write, options: dict[str, Any]
 ) -> None:
-    guards = [_guard(action, kind, options[kind]) for kind in ("guard", "fence") if kind in options]
+    guards = [
+        guard_of(action, kind, options[kind]) for kind in ("guard", "fence") if kind in options
+    ]
     session = options.get("session")
     if session is not None:
         guards.append(connection.server.sessions.guard(connection, session))
@@ -63,7 +68,8 @@ def _add_options(
         write.expires_at = connection.server.now() + ttl_s
 
 
-def _guard(action: str, kind: str, given: list[Any]) -> Guard:
+def guard_of(action: str, kind: str, given: list[Any]) -> Guard:
+    """A guard, as it travels: `[path, revision]`. Raises BadPath, BadArguments."""
     if len(given) != 2 or type(given[0]) is not Path or type(given[1]) is not int or given[1] < 1:
         raise errors.BadArguments(action, f"{kind} is [path, revision]")
     return Guard(readable(given[0]), given[1], kind)

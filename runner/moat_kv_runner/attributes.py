@@ -13,6 +13,7 @@ from typing import Any, cast
 from moat_kv import errors
 from moat_kv.path import P, Path
 from moat_kv_runner import recurrence
+from moat_kv_runner.children import limits
 
 
 def _number(value: Any, name: str) -> float:
@@ -43,6 +44,13 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise errors.BadValue(f"{name}: a mapping from names is needed")
     return value
+
+
+def _environment(value: Any, name: str) -> Mapping[str, str]:
+    for key, text in _mapping(value, name).items():
+        if not isinstance(text, str) or "\0" in key + text or "=" in key or not key:
+            raise errors.BadValue(f"{name}: a mapping from names to texts is needed")
+    return cast("Mapping[str, str]", value)
 
 
 def _flag(value: Any, name: str) -> bool:
@@ -129,7 +137,8 @@ _CHECKS: dict[str, Any] = {
     "isolate": _one_of("process", "inline"),
     "on_split": _one_of("each", "fenced", "stick"),
     "share": _text,
-    "env": _mapping,
+    "env": _environment,
+    "limits": limits.checked,
     "restart": _number,
     "info": lambda value, name: value,
 }

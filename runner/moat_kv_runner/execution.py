@@ -1,10 +1,10 @@
-"""One run of a procedure: with the names that it is given, inline or in a thread, to its end.
+"""One run of a procedure: with the names that it is given, to its end.
 
-`running` makes a `Run` and starts it, and this is the seam where a run's place is chosen: async
-procedures run in the runner's own loop, both kinds of synchronous ones in a worker thread of their
-own, which is left behind if it does not end when the run is cancelled (its writes are refused
-then); required modules are loaded in such a thread, too. Nothing here knows of claims, schedules or
-states.
+`running` makes a `Run` for a job that is `inline` and starts it: async procedures run in the
+runner's own loop, both kinds of synchronous ones in a worker thread of their own, which is left
+behind if it does not end when the run is cancelled (its writes are refused then); required modules
+are loaded in such a thread, too. `perform` is the same in a child process. Nothing here knows of
+claims, schedules or states.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Run:
         self.over = anyio.Event()
         #: It was cancelled before it had a result or an error.
         self.was_cut_off = True
+        #: Only those in other processes can be.
+        self.was_left_alone = False
         self.result: Any = None
         self.error: BaseException | None = None
         self._call = call
@@ -79,10 +81,14 @@ class Run:
             self.over.set()
             self._on_over()
 
-    async def stop(self, limit_s: float) -> bool:
+    def tell_state(self, state: messages.ActorState) -> None:
+        """The group's state has changed, perhaps."""
+        self._admin.tell_state(state)
+
+    async def stop(self, limit_s: float, *, at_once: bool = False) -> bool:
         """Cancel it, if it is not over, and give it so many seconds; whether it is over then.
 
-        Cannot be cancelled itself.
+        A task cannot be ended `at_once`. Cannot be cancelled itself.
         """
         if not self.over.is_set():
             self._scope.cancel()
@@ -91,39 +97,65 @@ class Run:
         return self.over.is_set()
 
     async def _execute(self) -> Any:
-        """The procedure's result, which can be stored.
-
-        Raises what the procedure does, or an exception group if several of its tasks failed;
-        BadValue for a result that cannot be carried.
-        """
-        call, admin, client = self._call, self._admin, self._client
+        call, modules = self._call, self._modules
         needs, name = call.needs, call.procedure.name
-        if needs.stored:
-            modules = self._modules
-            await _in_thread(lambda _portal: lambda: modules.load(needs, needed_by=name), name)
-        given = {
-            "_cfg": self._config,
-            "_cls": codec.AttrDict(_CLASSES),
-            "_digits": codec.digits,
-            "_log": logging.getLogger(f"moat_kv.job.{admin.path}"),
-            "_P": P,
-            "_Path": Path,
-        }
-        try:
-            if call.procedure.is_async:
-                given |= {"_client": client, "_info": admin.info, "_self": admin}
-                result = await admin.run(call.procedure.bind({**call.variables, **given}))
-            else:
-                result = await _in_thread(
-                    lambda portal: call.procedure.bind(
-                        {**call.variables, **given, "_client": blocking.Client(portal, client)}
-                    ),
-                    name,
-                )
-        finally:
-            _stop_mirrors(client)
-        _check_result(result, client)
-        return result
+        return await perform(
+            call,
+            self._admin,
+            client=self._client,
+            load=(lambda: modules.load(needs, needed_by=name)) if needs.stored else None,
+            config=self._config,
+        )
+
+
+async def perform(
+    call: readiness.Call,
+    admin: CallAdmin,
+    *,
+    client: Client,
+    load: Callable[[], None] | None,
+    config: Mapping[str, Any],
+    begins: Callable[[], None] | None = None,
+) -> Any:
+    """A procedure's result, which can be stored; in a runner and in a child alike.
+
+    `load` imports the modules that it requires and may block; `begins` is called right before the
+    script is. Raises what the procedure does, or an exception group if several of its tasks failed;
+    BadValue for a result that cannot be carried.
+    """
+    name = call.procedure.name
+    if load is not None:
+        required = load
+        await _in_thread(lambda _portal: required, name)
+    given = common_names(admin.path, config)
+    if begins is not None:
+        begins()
+    try:
+        if call.procedure.is_async:
+            given |= {"_client": client, "_info": admin.info, "_self": admin}
+            result = await admin.run(call.procedure.bind({**call.variables, **given}))
+        else:
+            result = await _in_thread(
+                lambda portal: call.procedure.bind(
+                    {**call.variables, **given, "_client": blocking.Client(portal, client)}
+                ),
+                name,
+            )
+    finally:
+        _stop_mirrors(client)
+    return checked_result(result, client)
+
+
+def common_names(job: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every script is given beside its client, by name."""
+    return {
+        "_cfg": config,
+        "_cls": codec.AttrDict(_CLASSES),
+        "_digits": codec.digits,
+        "_log": logging.getLogger(f"moat_kv.job.{job}"),
+        "_P": P,
+        "_Path": Path,
+    }
 
 
 async def _in_thread(make: Callable[[BlockingPortal], Callable[[], Any]], name: str) -> Any:
@@ -167,11 +199,32 @@ class _Worker:
         error = self._error
         if error is None:
             return self._result
-        if isinstance(error, Exception):
-            raise error
-        if isinstance(error, SystemExit):
-            raise ScriptEnded(f"the script called sys.exit({error.code!r})") from error
-        raise ScriptEnded(error_record.describe(error)) from error
+        raise _ordinary(error)
+
+
+class Stopped(BaseException):
+    """A synchronous script in a main thread is to end; made by a signal."""
+
+
+def called(call: Callable[[], Any]) -> Any:
+    """Call a synchronous script here; only `Stopped` and ordinary exceptions come out of it."""
+    try:
+        return call()
+    except Stopped:
+        raise
+    except BaseException as exc:
+        raise _ordinary(exc)  # noqa: B904
+
+
+def _ordinary(error: BaseException) -> Exception:
+    if isinstance(error, Exception):
+        return error
+    text = error_record.describe(error)
+    if isinstance(error, SystemExit):
+        text = f"the script called sys.exit({error.code!r})"
+    ended = ScriptEnded(text)
+    ended.__cause__ = error
+    return ended
 
 
 def _stop_mirrors(client: Client) -> None:
@@ -181,7 +234,8 @@ def _stop_mirrors(client: Client) -> None:
         mirrors.pop(key).stop()
 
 
-def _check_result(result: Any, client: Client) -> None:
+def checked_result(result: Any, client: Client) -> Any:
+    """The result, if it can be stored. Raises BadValue."""
     # As deep as it will be in the state entry, and with the server's eyes.
     packed = codec.pack({_RESULT: result})
     codec.check(packed)
@@ -189,6 +243,7 @@ def _check_result(result: Any, client: Client) -> None:
     limit = client.server.frame_limit - ENTRY_BYTES
     if size > limit:
         raise errors.BadValue(f"the result has {size} bytes, {limit} can be stored")
+    return result
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -66,13 +66,15 @@ class JobSpec:
     on_split: str | None = None
     share: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Of its process, by name, see `children.limits`; a name that is left out is as the group's."""
     restart: float | None = None
     """When somebody last asked for a restart; a run that began earlier is started anew."""
     info: Any = None
 
 
 #: What changing restarts a run.
-RESTARTING = ("code", "data", "isolate", "share", "env", "restart")
+RESTARTING = ("code", "data", "isolate", "share", "env", "limits", "restart")
 #: What a group's settings may say for all its jobs, in their mapping `defaults`.
 DEFAULTS = (
     "delay",
@@ -91,7 +93,10 @@ DEFAULTS = (
     "isolate",
     "on_split",
     "env",
+    "limits",
 )
+#: Of these mappings a job's are laid over its group's.
+_LAID_OVER = ("env", "limits")
 
 
 def parse_spec(value: Any, defaults: Mapping[str, Any] | None = None) -> JobSpec:
@@ -105,6 +110,10 @@ def parse_spec(value: Any, defaults: Mapping[str, Any] | None = None) -> JobSpec
     given = {name: each for name, each in (defaults or {}).items() if name in DEFAULTS}
     # None means "as usual", except where it means something of its own.
     given |= {name: each for name, each in value.items() if each is not None}
+    for name in _LAID_OVER:
+        below, above = (defaults or {}).get(name), value.get(name)
+        if isinstance(below, Mapping) and isinstance(above, Mapping):
+            given[name] = {**below, **above}
     unknown = given.keys() - names
     if unknown:
         raise errors.BadValue(f"{min(map(str, unknown))}: there is no such attribute of a job")
@@ -245,6 +254,7 @@ class JobEntry(ClientEntry):
     on_split = _Attribute[str | None]()
     share = _Attribute[str | None]()
     env = _Attribute[Mapping[str, str]]()
+    limits = _Attribute[Mapping[str, float]]()
     info = _Attribute[Any]()
 
     def __init__(self, parent: ClientEntry | None, name: Any, root: ClientRoot) -> None:

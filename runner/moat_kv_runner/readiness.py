@@ -34,10 +34,12 @@ class Call:
     variables: Mapping[str, Any]
     """From the job's data and the procedure's defaults."""
     needs: requires.Needs
+    backend: str | None = None
+    """The event loop that the procedure asks for."""
 
 
-def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Call:
-    """The call that the job asks for.
+def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot, *, inline: bool = True) -> Call:
+    """The call that the job asks for. `inline`: it is to run in this process's event loop.
 
     Raises a MoatKvError that says why it cannot run now: NotFound, BadCode, BadValue,
     MissingVariable, MissingModule, CyclicModules.
@@ -47,7 +49,11 @@ def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Call:
     entry = code.entry(spec.code)
     procedure, needs = entry.procedure, entry.needs
     wanted = entry.value.get("backend")
-    if procedure.is_async and wanted not in (None, backend()):
+    if wanted not in (None, "asyncio", "trio"):
+        raise errors.BadValue(f"{procedure.name}: backend: asyncio or trio, not {wanted!r}")
+    if spec.share is not None and not procedure.is_async:
+        raise errors.BadValue(f"share: only async procedures can, {procedure.name} is none")
+    if inline and procedure.is_async and wanted not in (None, backend()):
         raise errors.BadValue(f"{procedure.name} is for {wanted}, this runner is on {backend()}")
     variables = procedures.merged(entry.default, spec.data)
     injected = INJECTED + INJECTED_ASYNC if procedure.is_async else INJECTED
@@ -56,7 +62,7 @@ def prepare(spec: JobSpec, code: CodeRoot, modules: ModuleRoot) -> Call:
             raise errors.MissingVariable(name, procedure.name)
     modules.order(needs, needed_by=procedure.name)
     modules.check_imports(procedure.imports)
-    return Call(procedure=procedure, variables=variables, needs=needs)
+    return Call(procedure=procedure, variables=variables, needs=needs, backend=wanted)
 
 
 def backend() -> str:

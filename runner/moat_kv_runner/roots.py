@@ -23,8 +23,11 @@ from moat_kv.client.mirror import ClientRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
 from moat_kv_runner import claims, execution, group_settings, job, serving, supervision
+from moat_kv_runner.children import process_run
 
 logger = logging.getLogger(__name__)
+
+AnyRun = execution.Run | process_run.ProcessRun
 
 DEFAULT_GROUP = Path("default")
 
@@ -76,7 +79,7 @@ class JobRoot(ClientRoot):
         # Who has which.
         self._holders: dict[Path, str] = {}
         #: Runs whose script does not end though it was told to; not begun anew before.
-        self.left_behind: dict[Path, execution.Run] = {}
+        self.left_behind: dict[Path, AnyRun] = {}
 
     @classmethod
     def below(cls, place: Path, group: Path, name: str) -> Path:
@@ -236,7 +239,7 @@ class JobRoot(ClientRoot):
         if not supervisor.is_idle:
             self._concerns(supervisor.path)
 
-    def run_over(self, path: Path, run: execution.Run) -> None:
+    def run_over(self, path: Path, run: AnyRun) -> None:
         """A run has ended, perhaps long after it was given up."""
         if self.left_behind.get(path) is run:
             del self.left_behind[path]

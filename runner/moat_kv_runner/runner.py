@@ -35,6 +35,7 @@ async def run(
     grace_s: float | None = None,
     facts: node_facts.NodeFacts | None = None,
     on_stuck: serving.OnStuck | None = None,
+    isolate: str = serving.ISOLATE,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the group's jobs of these kinds until cancelled; never returns.
@@ -46,7 +47,8 @@ async def run(
     of the configuration. `on_stuck` is called at the end with the jobs whose
     scripts do not end although they were cancelled `running.STOP_S` ago, before their claims pass
     on: whoever has the process to itself should end it there. Without it their writes are refused,
-    and they keep `client` from closing. `task_status` is told the name when jobs can run.
+    and they keep `client` from closing. `isolate`: where jobs run that do not say, `process` or
+    `inline`. `task_status` is told the name when jobs can run.
 
     Raises NameTaken if another runner has the name, BadConfig for a name that cannot be one.
     """
@@ -74,5 +76,6 @@ async def run(
         grace_s=grace_s,
         facts=facts,
         on_stuck=on_stuck,
+        isolate=isolate,
     )
     await service.serve(task_status=task_status)

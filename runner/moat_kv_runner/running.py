@@ -1,8 +1,9 @@
 """One run under way: started, watched for what stops it, and seen to its end.
 
 `supervision` makes a `Running` for each run, wakes it when something may have changed, and decides
-afterwards what the end means. The script itself is a task of the client (`execution.Run`), because
-one that does not heed its cancellation must be left behind without holding up everything else.
+afterwards what the end means. The script itself is in a child process (`process_run`) or a task of
+the client (`execution.Run`), because one that does not heed its cancellation must be left behind
+without holding up everything else.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from moat_kv_runner import (
     schedule,
     script_client,
 )
+from moat_kv_runner.children import process_run
 from moat_kv_runner.job import JobEntry, JobSpec
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Running:
         self._claim = held.claim
         self._news = anyio.Event()
         self._is_to_move = False
-        self._admin: admin.CallAdmin
+        self._run: execution.Run | process_run.ProcessRun
 
     def move_on(self) -> None:
         """End it, so that another node goes on."""
@@ -78,24 +80,17 @@ class Running:
         self._news = anyio.Event()
 
     def group_changed(self, state: messages.ActorState) -> None:
-        self._admin.tell_state(state)
+        self._run.tell_state(state)
 
-    async def see_through(self, spec: JobSpec, call: readiness.Call) -> execution.Run:
+    async def see_through(
+        self, spec: JobSpec, call: readiness.Call
+    ) -> execution.Run | process_run.ProcessRun:
         """Run the script until it ends or has to; the run is over then.
 
         Raises LostClaim, and leaves behind a script that does not end though its claim is lost. So
         it does if it is cancelled itself. One that has only to stop is waited for.
         """
-        facts = self._facts()
-        self._admin = admin.CallAdmin(facts, state=self._service.state_of(self._root))
-        run = execution.Run(
-            call,
-            self._admin,
-            client=facts.client,
-            modules=self._service.modules,
-            config=self._service.config,
-            on_over=lambda: self._root.run_over(self._entry.path, run),
-        )
+        run = self._run = self._made(spec, call)
         self._service.client.task_group.start_soon(run.work)
         try:
             async with anyio.create_task_group() as tasks:
@@ -107,7 +102,8 @@ class Running:
                 await run.over.wait()
                 tasks.cancel_scope.cancel()
         finally:
-            if not await run.stop(STOP_S):
+            is_gone = self.stop == "lost" or self._service.session.ended
+            if not await run.stop(STOP_S, at_once=is_gone):
                 self._leave_behind(run)
         if self.stop != "lost" and not run.over.is_set():
             await self._wait_out(run)
@@ -115,9 +111,30 @@ class Running:
             raise messages.claim_is_gone(self._entry.absolute)
         # Whoever cancels this run's task cancels this one, too; nothing may be written then.
         await anyio.lowlevel.checkpoint()
+        if run.was_left_alone and self.stop is None:
+            # If the claim is gone with the session, that is told when this is written down.
+            logger.warning("%s: its runner was frozen; it begins anew", self._entry.path)
+            self.stop = "restart"
         if run.was_cut_off and self.stop is None:
             await anyio.sleep_forever()
         return run
+
+    def _made(self, spec: JobSpec, call: readiness.Call) -> execution.Run | process_run.ProcessRun:
+        facts, state = self._facts(), self._service.state_of(self._root)
+
+        def over() -> None:
+            self._root.run_over(self._entry.path, self._run)
+
+        if self._service.is_inline(spec):
+            return execution.Run(
+                call,
+                admin.CallAdmin(facts, state=state),
+                client=facts.client,
+                modules=self._service.modules,
+                config=self._service.config,
+                on_over=over,
+            )
+        return process_run.ProcessRun(call, facts, spec, self._service, state=state, on_over=over)
 
     def _facts(self) -> admin.RunFacts:
         service, claim = self._service, self._claim
@@ -178,13 +195,13 @@ class Running:
         now = readiness.signature(spec, self._service.code, self._service.modules)
         return "restart" if now != self._signature else None
 
-    def _leave_behind(self, run: execution.Run) -> None:
+    def _leave_behind(self, run: execution.Run | process_run.ProcessRun) -> None:
         path = self._entry.path
         text = "job %s: its script does not end, %g s after it was told to; the job waits for that"
         logger.warning(text, self._entry.absolute, STOP_S)
         self._root.left_behind[path] = run
 
-    async def _wait_out(self, run: execution.Run) -> None:
+    async def _wait_out(self, run: execution.Run | process_run.ProcessRun) -> None:
         """The claim is kept meanwhile, so that no other node begins while this one goes on."""
         await self._held.note(reason="stopping: its script does not end", computed=None)
         while not run.over.is_set():

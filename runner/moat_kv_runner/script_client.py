@@ -10,7 +10,7 @@ twice could be wrong. All waiting ends with the runner's session, on which the c
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -19,7 +19,6 @@ from moat_kv import codec, errors
 from moat_kv.client import claiming, results, writes
 from moat_kv.client.client import Client
 from moat_kv.client.reading import Results
-from moat_kv.client.session import Session
 from moat_kv.client.shared import Shared
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
@@ -34,10 +33,19 @@ _LIMIT = 100
 _CONDITIONS = ("chain", "expect", "guard")
 
 
+class Hangs(Protocol):
+    """What is needed of the session on which a run hangs."""
+
+    @property
+    def lost(self) -> anyio.Event: ...
+    @property
+    def ended(self) -> bool: ...
+
+
 class ScriptClient(Client):
     """See above. Raises LostClaim where the session ended while a call waited for the line."""
 
-    def __init__(self, shared: Shared, binding: writes.Binding, *, session: Session) -> None:
+    def __init__(self, shared: Shared, binding: writes.Binding, *, session: Hangs) -> None:
         super().__init__(shared, binding)
         self._session = session
 

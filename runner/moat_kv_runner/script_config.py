@@ -46,6 +46,13 @@ class View(Mapping[str, Any]):
         return repr(self._facts)
 
 
+def as_value(view: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as plain mappings, to be carried."""
+    return {
+        key: as_value(each) if isinstance(each, Mapping) else each for key, each in view.items()
+    }
+
+
 def view_of(settings: config.Config, places: config.Places, *, name: str, group: Path) -> View:
     """`server`, `runner` (with the name and group in force), `places`, and the rest.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,23 +20,31 @@ import anyio.abc
 from moat_kv import config, errors
 from moat_kv.client import claiming, results
 from moat_kv.client.client import Client
-from moat_kv.client.session import Session
+from moat_kv.client.session import GIVE_UP, Session
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
 from moat_kv_runner import (
     code_errors,
     group_state,
+    job,
     messages,
     node_facts,
     placing,
     script_config,
 )
+from moat_kv_runner.children import lease, process_run
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
 
 logger = logging.getLogger(__name__)
+
+#: Where jobs run that do not say: `process` or `inline`.
+ISOLATE = __import__("os").environ.get("MKV_ISO", "inline")
+#: When a runner ends in good order, it sees itself to the end of its children; its keepers wait so
+#: long for that, in seconds.
+LEASE_END_S = 15.0
 
 #: How often a taken name is tried while its former holder's session may still end, in seconds.
 NAME_RETRY_S = 0.2
@@ -69,6 +78,7 @@ class Service:
         grace_s: float | None = None,
         facts: node_facts.NodeFacts | None = None,
         on_stuck: OnStuck | None = None,
+        isolate: str = ISOLATE,
     ) -> None:
         self.client = client
         self.name = name
@@ -87,6 +97,9 @@ class Service:
         self._roots = list(roots)
         self._session_times = {"ttl_s": ttl_s, "grace_s": grace_s}
         self._on_stuck = on_stuck
+        self._isolate = isolate
+        self.lease = lease.LeasePage()
+        self.children = process_run.Children(self)
         self._has_served = False
         #: None: the group cannot be seen.
         self._members: results.Members | None = None
@@ -105,6 +118,7 @@ class Service:
         grace_s: float | None = None,
         facts: node_facts.NodeFacts | None = None,
         on_stuck: OnStuck | None = None,
+        isolate: str = ISOLATE,
     ) -> Self:
         """With mirrors of code and modules; `code` may be one that is there already."""
         return cls(
@@ -119,7 +133,38 @@ class Service:
             grace_s=grace_s,
             facts=facts,
             on_stuck=on_stuck,
+            isolate=isolate,
         )
+
+    # Children -----------------------------------------------------------------------------------
+
+    def is_inline(self, spec: job.JobSpec) -> bool:
+        """Whether a job runs in this process."""
+        return (spec.isolate or self._isolate) == "inline"
+
+    @property
+    def kill_grace_s(self) -> float:
+        """How long children may take to end when the session is lost, in seconds.
+
+        They have to be gone before others can have their jobs; half of that time is for being
+        late.
+        """
+        session = self.session
+        return (1 - GIVE_UP) * min(session.grace_s, session.ttl_s) / 2
+
+    async def _keep_lease(self) -> None:
+        """Tell the keepers of children for how long the session is good, until it ends."""
+        session = self.session
+        every_s = min(session.grace_s, session.ttl_s) / 8
+        try:
+            while not session.ended:
+                self._renew_lease()
+                await anyio.sleep(every_s)
+        finally:
+            self.lease.renew(self.kill_grace_s if session.ended else LEASE_END_S)
+
+    def _renew_lease(self) -> None:
+        self.lease.renew(self.session.good_until - time.monotonic())
 
     # The group ----------------------------------------------------------------------------------
 
@@ -200,7 +245,7 @@ class Service:
 
         Raises NameTaken if another runner has this name in the group.
         """
-        with self._listening():
+        with self._listening(), contextlib.closing(self.lease):
             while True:
                 try:
                     async with self.client.session(**self._session_times) as self.session:
@@ -272,6 +317,7 @@ class Service:
                 await anyio.sleep(NAME_RETRY_S)
 
     async def _serve_session(self, task_status: anyio.abc.TaskStatus[str]) -> None:
+        self._renew_lease()
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._watch_members)
@@ -280,6 +326,7 @@ class Service:
                 tasks.start_soon(code_errors.keep, self)
                 tasks.start_soon(self._tell_load)
                 await tasks.start(self._watch_wishes)
+                tasks.start_soon(self._keep_lease)
                 if not self._has_served:
                     self._has_served = True
                     task_status.started(self.name)

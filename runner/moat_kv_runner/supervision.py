@@ -28,6 +28,7 @@ from moat_kv_runner import (
     running,
     schedule,
 )
+from moat_kv_runner.children import process_run
 from moat_kv_runner.job import JobEntry, JobSpec
 
 if TYPE_CHECKING:
@@ -180,7 +181,9 @@ class Supervisor:
         service = self._service
         signature = readiness.signature(spec, service.code, service.modules)
         try:
-            call = readiness.prepare(spec, service.code, service.modules)
+            call = readiness.prepare(
+                spec, service.code, service.modules, inline=service.is_inline(spec)
+            )
         except errors.MoatKvError as exc:
             await self._wait_for(exc, news, fit=readiness.is_fit(spec, service.code))
             return
@@ -244,7 +247,9 @@ class Supervisor:
         await _to_the_end(lambda: self._finish(run, stop))
         self._running = None
 
-    async def _finish(self, run: execution.Run, stop: running.Stop | None) -> None:
+    async def _finish(
+        self, run: execution.Run | process_run.ProcessRun, stop: running.Stop | None
+    ) -> None:
         now, held = time.time(), self._held
         if stop is not None and run.error is not None:
             text = error_record.describe(run.error)

@@ -15,12 +15,14 @@ from moat_kv import Client, P, Path, WatchEvent, open_client
 from moat_kv.code import CodeRoot
 from moat_kv.config import Config, Places, RunnerConfig
 from moat_kv.testing.server import RunningServer, running_server
-from moat_kv_runner import commands, node_facts, run, serving
+from moat_kv_runner import commands, node_facts, readiness, run, serving
 from moat_kv_runner.job import JobState, parse_state
 
 #: How long anything may take before a test fails, in seconds.
 LIMIT_S = 30.0
 GROUP = Path("default")
+#: Where scripts run that do not say; the fixture `both_ways` changes it.
+ISOLATE = serving.ISOLATE
 
 
 class Node:
@@ -60,6 +62,7 @@ class Bench:
         grace_s: float = 0.5,
         facts: node_facts.NodeFacts | None = None,
         on_stuck: serving.OnStuck | None = None,
+        isolate: str | None = None,
     ) -> Node:
         """Start a runner; returns when it runs jobs. `url`: of a relay, or of several servers."""
         node = Node(name)
@@ -80,6 +83,7 @@ class Bench:
                             grace_s=grace_s,
                             facts=facts,
                             on_stuck=on_stuck,
+                            isolate=isolate or ISOLATE,
                             task_status=task_status,
                         )
             finally:
@@ -91,7 +95,9 @@ class Bench:
     async def store(
         self, name: str, text: str, *, is_async: bool | None = True, **facts: Any
     ) -> Path:
-        """Store a procedure."""
+        """Store a procedure. One that is async runs in the same kind of event loop as the test."""
+        if is_async:
+            facts.setdefault("backend", readiness.backend())
         await self.code.add(name, code=textwrap.dedent(text), is_async=is_async, **facts)
         return P(name)
 

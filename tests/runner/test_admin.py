@@ -12,7 +12,7 @@ from moat_kv.client import error_record
 from moat_kv_runner import commands
 from tests.runner.bench import LIMIT_S, Bench, bench
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 
 async def result_of(text: str, **attributes: Any) -> Any:

@@ -13,7 +13,7 @@ from moat_kv.code import ModuleRoot
 from moat_kv_runner import commands
 from tests.runner.bench import bench
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 LOGGED = """
     import anyio

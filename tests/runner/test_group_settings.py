@@ -22,7 +22,7 @@ GOOD: list[tuple[Any, int | None, dict[str, Any]]] = [
 
 ALL = (
     "delay, backoff, max_delay, max_failures, repeat, zone, between, jitter, catch_up, overlap,"
-    " ok_after, require, prefer, isolate, on_split and env"
+    " ok_after, require, prefer, isolate, on_split, env and limits"
 )
 WRONG: dict[str, tuple[Any, str]] = {
     "no-mapping": (5, "a mapping of nodes, defaults and drained is needed, not 5"),

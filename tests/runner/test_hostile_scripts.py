@@ -15,7 +15,10 @@ from moat_kv.code import ModuleRoot
 from moat_kv_runner import admin, commands, running
 from tests.runner.bench import LIMIT_S, Bench, bench
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
+
+#: What only a script in the runner's own process can do, or what the test patches there.
+ONLY_INLINE = pytest.mark.parametrize("both_ways", ["inline"], indirect=True)
 
 #: What a script does, and what is said of it.
 ODD = {
@@ -100,6 +103,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
+@ONLY_INLINE
 async def test_script_that_does_not_end_when_it_is_stopped_keeps_its_claim_and_it_is_said(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -120,6 +124,7 @@ async def test_script_that_does_not_end_when_it_is_stopped_keeps_its_claim_and_i
 
 
 @pytest.mark.usefixtures("hasty")
+@ONLY_INLINE
 async def test_script_that_does_not_end_with_its_session_is_refused_and_holds_nothing_up(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -143,6 +148,7 @@ async def test_script_that_does_not_end_with_its_session_is_refused_and_holds_no
 
 
 @pytest.mark.usefixtures("hasty")
+@ONLY_INLINE
 async def test_script_that_does_not_end_is_told_of_when_its_runner_ends(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -218,6 +224,7 @@ async def test_context_that_is_never_entered_can_be_stopped() -> None:
 
 
 @pytest.mark.parametrize("then", ["return 1", "await anyio.sleep_forever()"], ids=["end", "stop"])
+@ONLY_INLINE
 async def test_context_that_is_never_left_is_cancelled_after_a_while(
     then: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,10 +29,12 @@ BEAT = """
 
 
 @asynccontextmanager
-async def process(b: Bench, name: str, backend: str) -> AsyncIterator[anyio.abc.Process]:
+async def process(
+    b: Bench, name: str, backend: str, *more: str
+) -> AsyncIterator[anyio.abc.Process]:
     root = pathlib.Path(__file__).parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "runner")])}
-    command = [sys.executable, node_process.__file__, b.server.url, name, backend]
+    command = [sys.executable, node_process.__file__, b.server.url, name, backend, *more]
     async with await anyio.open_process(command, env=environment, stderr=None) as started:
         try:
             assert started.stdout is not None

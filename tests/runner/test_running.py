@@ -13,7 +13,10 @@ from moat_kv.client import error_record
 from moat_kv_runner import commands
 from tests.runner.bench import LIMIT_S, bench
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
+
+#: What only a script in the runner's own process can do, or what the test patches there.
+ONLY_INLINE = pytest.mark.parametrize("both_ways", ["inline"], indirect=True)
 
 VARIABLES = """
     return [a, b, c, d.x, d.y, _cfg.runner.name]
@@ -60,6 +63,7 @@ LEFT_BEHIND = """
 """
 
 
+@ONLY_INLINE
 async def test_thread_that_does_not_end_is_left_behind_and_writes_nothing(
     tmp_path: pathlib.Path,
 ) -> None:

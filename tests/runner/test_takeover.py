@@ -194,7 +194,7 @@ async def test_lost_session_cancels_all_jobs_and_begins_anew() -> None:
     async with bench() as b:
         modules = await ModuleRoot.as_handler(b.desk)
         await modules.add(P("stored_log"), code="lines = []")
-        node = await b.node("n1")
+        node = await b.node("n1", isolate="inline")
         await b.job("import stored_log\n" + textwrap.dedent(text))
         await b.job("import anyio\nawait anyio.sleep_forever()", path="other", kind="at")
         await b.value(P("starts"), lambda starts: len(starts) == 1)

@@ -115,10 +115,10 @@ async def test_node_that_lacks_a_package_leaves_the_job_to_others(
         asking.append(code.client.name)
         return code.client.name in has_it
 
-    def prepare_of(spec: Any, code: Any, modules: Any) -> Any:
+    def prepare_of(spec: Any, code: Any, modules: Any, **options: Any) -> Any:
         if code.client.name not in has_it:
             raise errors.MissingModule("py:there", "code.job")
-        return prepare(spec, code, modules)
+        return prepare(spec, code, modules, **options)
 
     prepare = readiness.prepare
     monkeypatch.setattr(readiness, "is_fit", fit_of)
@@ -162,7 +162,7 @@ async def test_job_that_no_node_can_run_is_tried_once_by_each(
 
 async def test_procedure_for_another_event_loop_waits(anyio_backend: str) -> None:
     other = {"asyncio": "trio", "trio": "asyncio"}[anyio_backend]
-    async with bench("n1") as b:
+    async with bench("n1", isolate="inline") as b:
         await b.store("needs", "return 1", backend=other)
         await b.job(code=P("needs"))
         state = await b.state(lambda state: state.reason)

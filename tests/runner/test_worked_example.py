@@ -7,7 +7,7 @@ import pytest
 from moat_kv import P
 from tests.runner.bench import bench
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 HANDLERS = """
 async def process_timeout():

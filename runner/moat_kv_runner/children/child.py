@@ -1,0 +1,92 @@
+"""What a forked process does to become a child: nothing of the fork server's is left in it.
+
+Called by `forkserver` right after the fork. Afterwards it has a session and process group of its
+own, a clean environment, six descriptors, its limits, and default signals; then `inside` takes the
+call from the runner and runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import gc
+import os
+import pathlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from moat_kv_runner.children import limits, processes
+
+#: The descriptors beside 0 (nothing), 1 and 2 (both the output).
+CONTROL, BESIDE, NOTICE = 3, 4, 5
+#: What a child knows of its runner's environment.
+ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
+
+#: Events of Python's audit that start a process.
+_STARTING = frozenset(
+    ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen")
+)
+
+
+def become(request: Mapping[str, Any], fds: list[int], *, notice: int, null: int) -> None:
+    """Leave behind what was the fork server's."""
+    os.setsid()
+    processes.set_name("moat-job")
+    _place_descriptors([null, fds[2], fds[2], fds[0], fds[1], notice])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    _set_environment(request["env"])
+    sys.argv = ["moat-job"]
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = _output(1)
+    sys.stderr = _output(2)
+    faulthandler.enable()
+    limits.apply(limits.of(request["limits"]))
+    sys.addaudithook(_tell_starts)
+    gc.enable()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def _place_descriptors(wanted: list[int]) -> None:
+    """Have these as 0, 1, 2, ... and no other."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in wanted]
+    for place, fd in enumerate(high):
+        os.dup2(fd, place, inheritable=place <= 2)
+    os.closerange(len(wanted), max(os.sysconf("SC_OPEN_MAX"), 4096))
+
+
+def _set_environment(env: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+    home = env.get("HOME", "")
+    try:
+        os.chdir(home if home and pathlib.Path(home).is_dir() else "/")
+    except OSError:
+        os.chdir("/")
+
+
+def _output(fd: int) -> Any:
+    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _tell_starts(event: str, _arguments: object) -> None:
+    """The keeper counts this job's processes when there may be more of them."""
+    if event in _STARTING:
+        with contextlib.suppress(OSError):
+            os.write(NOTICE, b"+")
+
+
+def live(request: Mapping[str, Any]) -> int:
+    """Run what the runner asks for; the process's exit code."""
+    from moat_kv_runner.children import inside
+
+    control = socket.socket(fileno=CONTROL)
+    beside = socket.socket(fileno=BESIDE)
+    return inside.live(control, beside, backend=request["backend"])

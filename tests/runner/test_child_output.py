@@ -1,0 +1,89 @@
+"""What children print and log: line by line, bounded, and nobody is held up by it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import anyio
+import pytest
+
+from moat_kv_runner.children import reporting
+from tests.runner.bench import LIMIT_S, bench
+
+pytestmark = pytest.mark.anyio
+
+KINDS = pytest.mark.parametrize("is_async", [True, None, False], ids=["async", "quick", "thread"])
+
+
+@KINDS
+async def test_lines_that_a_child_prints_and_logs_reach_its_runner(
+    is_async: bool | None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    text = """
+        import os, subprocess, sys
+        print("printed\\nin two lines", end="")
+        print(" and more", file=sys.stderr)
+        subprocess.run(["echo", "by another program"])
+        os.write(1, b"not \\xff utf-8\\nand no end")
+        _log.warning("logged\\nin %s lines", 2)
+    """
+    async with bench("n1", isolate="process") as b:
+        await b.job(text, is_async=is_async)
+        await b.state()
+    seen = capsys.readouterr().out
+    for line in ("printed", "by another program", "not \\xff utf-8", "and no end"):
+        assert f"{line}\n" in seen or line in seen.splitlines()
+    records = [each for each in caplog.records if each.name.startswith("moat_kv.job.")]
+    assert [(each.levelno, each.message) for each in records] == [
+        (logging.WARNING, "logged\nin 2 lines")
+    ]
+
+
+FLOOD = {
+    "lines": "while True: print('x' * 50)",
+    "one-line": "while True: os.write(1, b'x' * 65536)",
+    "log": "while True: _log.error('x' * 50)",
+}
+
+
+@pytest.mark.parametrize("case", list(FLOOD))
+async def test_flood_is_cut_and_holds_nobody_up(
+    case: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench("n1", isolate="process") as b:
+        await b.job("import os\n" + FLOOD[case], path="flood", is_async=None)
+        await b.state(lambda state: state.running, path="flood")
+        began = time.monotonic()
+        await anyio.sleep(1)
+        for number in range(5):
+            await b.job("return 1", path=f"other.{number}")
+        for number in range(5):
+            assert (await b.state(path=f"other.{number}")).result == 1
+        assert time.monotonic() - began < LIMIT_S
+        seconds = time.monotonic() - began
+    seen = len(capsys.readouterr().out.splitlines()) + len(caplog.records)
+    assert seen < reporting.BURST_LINES + (seconds + 3) * reporting.LINES_PER_S * 1.2
+
+
+def test_lines_are_cut_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "BURST_LINES", 3)
+    monkeypatch.setattr(reporting, "LINES_PER_S", 0)
+    printed: list[str] = []
+    logged: list[tuple[int, str, str]] = []
+    lines = reporting.Lines(printed.append, lambda *given: logged.append(given))
+    lines.feed(b"a" * 5000)
+    lines.feed(b"a" * 5000)
+    lines.feed(b"rest\nb\n\x1e[30,")
+    lines.feed(b'"n","t"]\nlost\nlost')
+    lines.end()
+    assert printed == ["a" * reporting.LINE_BYTES + " ...", "b"]
+    assert logged == [(30, "n", "t"), (30, "", "2 lines of its output were left out")]
+
+
+def test_line_that_looks_like_a_record_and_is_none_is_printed() -> None:
+    printed: list[str] = []
+    lines = reporting.Lines(printed.append, lambda *given: None)
+    for line in (b"\x1e{", b"\x1e[1]", b'\x1e["1","2","3"]', b"\x1enull"):
+        lines.feed(line + b"\n")
+    assert len(printed) == 4
