@@ -1,4 +1,4 @@
-"""Exact sums in shared models, for a moment; `python -m tests.faults.state_counts` takes its time."""
+"""Exact sums in shared models, for a moment; `python -m tests.faults.state_counts` takes longer."""
 
 from __future__ import annotations
 
