@@ -47,18 +47,42 @@ def is_plain(write: Write) -> bool:
     )
 
 
+class _Launched(Write):
+    """A plain write that was given to the log; with `after` of a `LateWrite` once it is kept."""
+
+    __slots__ = ("after",)
+
+    def __init__(self, write: Write) -> None:
+        super().__init__(
+            write.path, write.value, origin=write.origin, tick=write.tick, idem=write.idem
+        )
+        self.after: int | None = None
+
+
+class _Lane:
+    """The plain writes of one path that are with the log; they get there in order."""
+
+    __slots__ = ("count", "rev")
+
+    def __init__(self) -> None:
+        self.count = 0
+        #: Of the last one that was stored.
+        self.rev = 0
+
+
 class _Flight:
-    """A plain write that was given to the log."""
+    """What became of a plain write that was given to the log."""
 
     __slots__ = ("done", "due", "is_kept", "is_over", "made", "on", "write")
 
     def __init__(
-        self, write: Write, done: base.Done, due: float, made: age.Moment, on: int
+        self, write: _Launched, done: base.Done, due: float, made: age.Moment, on: int
     ) -> None:
         self.write = write
         self.done = done
         self.due = due
         self.made = made
+        #: The newest record of its path that was there when it was made.
         self.on = on
         self.is_over = False
         self.is_kept = False
@@ -95,7 +119,7 @@ class NetworkEngine(base.Engine):
         self.attached = self._was_cut_off = False
         self.trouble = "not in touch with the network yet"
         self._flights: deque[_Flight] = deque()
-        self._in_flight: dict[Path, int] = {}
+        self._in_flight: dict[Path, _Lane] = {}
         self._some_flight = anyio.Event()
 
     # Opening and closing ------------------------------------------------------------------------
@@ -271,37 +295,43 @@ class NetworkEngine(base.Engine):
         head = self._canvas.head(write.path)
         due = anyio.current_time() + self._patience_s
         on = 0 if head is None else head.rev
-        flight = _Flight(write, done, due, self._moment(), on)
+        flight = _Flight(_Launched(write), done, due, self._moment(), on)
         self._flights.append(flight)
         self._some_flight.set()
-        self._in_flight[write.path] = self._in_flight.get(write.path, 0) + 1
+        self._in_flight.setdefault(write.path, _Lane()).count += 1
         self._outbox.published.add(f"{write.origin}:{write.tick}")
-        self._engine.submit((write,), lambda outcome: self._landed(flight, outcome))
+        self._engine.submit((flight.write,), lambda outcome: self._landed(flight, outcome))
 
     def _landed(self, flight: _Flight, outcome: base.Outcome) -> None:
         write, id_ = flight.write, f"{flight.write.origin}:{flight.write.tick}"
         flight.is_over = True
-        self._release(write.path)
         is_stored = not isinstance(outcome, errors.MoatKvError)
+        on = self._stands_on(flight)
+        self._release(write.path, 0 if isinstance(outcome, errors.MoatKvError) else outcome[0].rev)
         if is_stored or not isinstance(outcome, errors.Unknown):
             self._outbox.published.discard(id_)
         if flight.is_kept:
             if is_stored:
                 self._outbox.stored(write.path, id_)
         elif isinstance(outcome, errors.Unknown | errors.Detached):
-            self._outbox.take(write, flight.done, made=flight.made, on=flight.on)
+            self._outbox.take(write, flight.done, made=flight.made, on=on)
         else:
             flight.done(outcome)
         waiting = self._outbox.on_disk(write.path)
         if waiting is not None:
             self._replayer.add(waiting)
 
-    def _release(self, path: Path) -> None:
-        count = self._in_flight[path] - 1
-        if count:
-            self._in_flight[path] = count
-        else:
+    def _release(self, path: Path, rev: int) -> None:
+        """One is over, and stored at `rev`; 0: not stored."""
+        lane = self._in_flight[path]
+        lane.rev = max(lane.rev, rev)
+        lane.count -= 1
+        if not lane.count:
             del self._in_flight[path]
+
+    def _stands_on(self, flight: _Flight) -> int:
+        """The record that it is on top of: those that were launched before it count, too."""
+        return max(flight.on, self._in_flight[flight.write.path].rev)
 
     async def _keep_late_ones(self) -> None:
         flights = self._flights
@@ -318,7 +348,10 @@ class NetworkEngine(base.Engine):
                 continue
             flight = flights.popleft()
             flight.is_kept = True
-            self._outbox.take(flight.write, flight.done, made=flight.made, on=flight.on)
+            # From now on it counts from when it was made: if others write the path before it is
+            # stored, it must not come on top of them by itself.
+            flight.write.after = on = self._stands_on(flight)
+            self._outbox.take(flight.write, flight.done, made=flight.made, on=on)
 
     # Reading ------------------------------------------------------------------------------------
 

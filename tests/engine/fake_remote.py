@@ -134,6 +134,11 @@ class FakeRemote(remote.Remote):
         for done in [done for _, done in hanging] + [done for _, done in unanswered]:
             done(errors.Unknown("the test has cut it"))
 
+    def answer_one(self) -> None:
+        """The first of what hangs is carried out and answered."""
+        writes, done = self._hanging.pop(0)
+        done(self.log.commit(writes))
+
     def answer(self) -> None:
         """What hangs is carried out, and everything is answered."""
         self.hangs = self.is_mute = False

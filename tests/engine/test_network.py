@@ -304,6 +304,44 @@ async def test_an_answer_that_is_late_is_given_from_the_outbox(tmp_path: pathlib
         assert in_conflict(log) == []
 
 
+async def test_what_hung_does_not_undo_what_was_written_after_its_late_answer(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with nodes(tmp_path, "n1", "n2") as (log, (one, two)):
+        await two.set(A, b"before")
+        one.remote.hangs = True
+        outcome = one.submit(A, b"hung")
+        assert is_pending((await until(lambda: outcome))[0][0])
+        log.now += 1.0
+        await two.set(A, b"after")
+        one.remote.answer()
+        await one.settled()
+        assert written(log)[:2] == [b"before", b"after"]
+        assert one.canvas.shown()[A] == two.canvas.shown()[A] == b"after"
+        (conflict,) = in_conflict(log)
+        assert unpacked(conflict) == b"hung"
+
+
+async def test_of_writes_in_flight_together_the_last_one_stays_also_if_it_is_late(
+    tmp_path: pathlib.Path,
+) -> None:
+    """The second was made before the first was stored, which it knew nothing of."""
+    async with nodes(tmp_path, "n1", "n2") as (log, (one, _two)):
+        one.remote.hangs = True
+        first = one.submit(A, b"1")
+        second = one.submit(A, b"2")
+        log.now += 1.0
+        one.remote.answer_one()
+        assert not is_pending((await until(lambda: first))[0][0])
+        assert is_pending((await until(lambda: second))[0][0])
+        one.remote.cut()
+        one.remote.hangs = False
+        one.remote.heal()
+        await one.settled()
+        assert written(log) == [b"1", b"2"]
+        assert in_conflict(log) == []
+
+
 @pytest.mark.parametrize("happened", [True, False])
 @pytest.mark.parametrize("late", [True, False])
 async def test_a_write_of_which_nothing_is_known_is_stored_once(

@@ -43,6 +43,8 @@ ENTRIES = 4
 #: So far apart are writes whose order matters, in seconds.
 APART_S = 0.3
 NOTICE_S, SETTLE_S = 20.0, 30.0
+#: Clients write on for so long after a heal, in seconds.
+WRITE_ON_S = 1.0
 #: An entry whose time is over is gone after so many seconds more.
 GONE_S = 15.0
 PLACES = (*network_writers.PLACES, "clock")
@@ -87,10 +89,11 @@ class Round:
         self._other = self._chance.choice([name for name in box.servers if name != SERVER])
         self._written: dict[str, list[str]] = {}
         # Since when its server is away, and for how long its sessions bear that.
-        self._away_since, self._bears_s = 0.0, live_sessions.HOLDS_S
+        self._timed_at = self._away_since = 0.0
+        self._bears_s = live_sessions.HOLDS_S
 
-    async def play(self) -> None:
-        """Raises what a broken box raises; what is wrong is in the counts."""
+    async def disturb(self) -> None:
+        """Let the date jump. Raises what a broken box raises; what is wrong is in the counts."""
         box, cluster = self._box, self._box.cluster
         self._counts.jumps[self._jump] += 1
         self._counts.when[self._when] += 1
@@ -99,7 +102,7 @@ class Round:
         async with open_client(box.url(SERVER)) as client:
             for seconds in (1, 3600):
                 await client.set(P(f"timed.{self._label}.{seconds}"), seconds, ttl_s=seconds)
-        timed_at = self._away_since = time.monotonic()
+        self._timed_at = self._away_since = time.monotonic()
         others = [name for name in (*box.servers, *box.nodes) if name != SERVER]
         await box.do(cluster.split, [SERVER], others)
         try:
@@ -108,12 +111,15 @@ class Round:
         finally:
             with anyio.CancelScope(shield=True):
                 await box.do(cluster.heal, reset=self._chance.random() < 0.5)
-        settled_s = await network_box.settle(box, SETTLE_S)
+
+    async def check(self) -> None:
+        """Look at what has become of it. Nobody writes meanwhile."""
+        settled_s = await network_box.settle(self._box, SETTLE_S)
         if settled_s >= SETTLE_S:
             self._wrong(f"not in order after {SETTLE_S:g} s")
         await self._check()
         await self._check_sessions(time.monotonic() - self._away_since)
-        await self._check_timed(timed_at)
+        await self._check_timed(self._timed_at)
 
     def _wrong(self, text: str) -> None:
         line = f"{self._label} ({self._jump}, {self._when}): {text}"
@@ -201,7 +207,10 @@ async def play(
         began = time.monotonic()
         for number in range(first, first + rounds):
             async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
-                await Round(box, live, clock, number, counts).play()
+                one = Round(box, live, clock, number, counts)
+                await one.disturb()
+                await anyio.sleep(WRITE_ON_S)
+            await one.check()
             text = network_writers.counts(box, time.monotonic() - began)
             print(f"{number + 1} jumps; {text}; {len(counts.wrong)} wrong", flush=True)
         if await network_box.settle(box, SETTLE_S) >= SETTLE_S:

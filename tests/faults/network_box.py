@@ -133,8 +133,25 @@ async def until_attached(box: Box, wanted: dict[str, bool], limit_s: float) -> f
     return time.monotonic() - began
 
 
+async def until_seen(box: Box, values: Mapping[str, history.Value], limit_s: float) -> None:
+    """Wait until every server shows these values of keys, as stored. Raises TimeoutError."""
+    with anyio.fail_after(limit_s):
+        async with clients_of(box) as clients:
+            for client in clients:
+                for key, value in values.items():
+                    while not await _shows(client, key, value):
+                        await anyio.sleep(_LOOK_S)
+
+
+async def _shows(client: Client, key: str, value: history.Value) -> bool:
+    found = await client.get(P(key))
+    return found.get("value") == value and not found.pending
+
+
 async def settle(box: Box, limit_s: float = SETTLE_S) -> float:
     """Wait until every server is in touch, none has a write that waits, and all trees are equal.
+
+    Nobody writes meanwhile: on a slow machine some write always waits.
 
     Returns how long that took, in seconds; all of `limit_s` and more if it did not come to it.
     """

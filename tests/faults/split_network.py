@@ -43,6 +43,8 @@ from tests.faults.recording import LineGone, Recorded
 KINDS = ("two", "three", "one-way", "flapping", "pair")
 #: All trees are equal so soon after a heal, in seconds.
 HEAL_S = 30.0
+#: Clients write on for so long after it, in seconds.
+WRITE_ON_S = 1.0
 #: A strict write of a minority is refused within this time, in seconds.
 REFUSE_S = 10.0
 #: Every server has noticed on which side it is by then, in seconds.
@@ -110,16 +112,18 @@ class Round:
         self._alone = [box.servers[(index + n) % 3] for n in range(count)]
         self._is_steady = kind != "flapping"
         self._written: dict[str, list[history.Operation]] = {}
+        self._split_at = self._healed_at = 0.0
 
-    async def play(self) -> None:
-        """Raises what a broken box raises; what is wrong is in the counts."""
+    async def disturb(self) -> None:
+        """Split it and heal it. Raises what a broken box raises; what is wrong is in the counts."""
         self._counts.splits[self._kind] += 1
         async with network_box.clients_of(self._box) as clients:
             lines = dict(zip(self._box.servers, map(self._line, clients), strict=True))
-            for key in self._keys("gone"):
-                await lines[self._server].write(key, f"old.{key}")
-            await network_box.settle(self._box, HEAL_S)
-            began = time.monotonic()
+            old = {key: f"old.{key}" for key in self._keys("gone")}
+            for key, value in old.items():
+                await lines[self._server].write(key, value)
+            await network_box.until_seen(self._box, old, HEAL_S)
+            self._split_at = time.monotonic()
             await self._break()
             try:
                 async with anyio.create_task_group() as tasks:
@@ -130,17 +134,22 @@ class Round:
                     else:
                         tasks.start_soon(self._flap)
                     await self._write_all(lines)
-                await self._look_for_sessions(began)
+                await self._look_for_sessions()
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._heal()
-        took_s = await network_box.settle(self._box, HEAL_S)
+        self._healed_at = time.monotonic()
+
+    async def check(self) -> None:
+        """Look at what has become of it. Nobody writes meanwhile."""
+        settled_s = await network_box.settle(self._box, HEAL_S)
+        took_s = time.monotonic() - self._healed_at
         self._counts.slowest_heal_s = max(self._counts.slowest_heal_s, took_s)
-        if took_s >= HEAL_S:
+        if settled_s >= HEAL_S or took_s >= HEAL_S + WRITE_ON_S:
             self._wrong(f"not in order {took_s:.0f} s after the heal: {await self._states()}")
         async with open_client(self._box.url(self._server)) as client:
             await self._check(client)
-        await self._check_sessions(time.monotonic() - began)
+        await self._check_sessions(time.monotonic() - self._split_at)
 
     def _line(self, client: Client) -> Recorded:
         name = f"{self._label}@{client.server.node}"
@@ -276,9 +285,9 @@ class Round:
 
     # Sessions -----------------------------------------------------------------------------------
 
-    async def _look_for_sessions(self, began: float) -> None:
+    async def _look_for_sessions(self) -> None:
         """While it is split: nobody has ended what others have."""
-        if time.monotonic() - began < live_sessions.KEPT_S:
+        if time.monotonic() - self._split_at < live_sessions.KEPT_S:
             for server in self._box.servers:
                 for other in await self._live.missing_at(server):
                     self._wrong(f"{server} does not show what a session at {other} has")
@@ -335,7 +344,9 @@ async def play(
         for number, kind in zip(range(1, rounds + 1), itertools.cycle(kinds), strict=False):
             one = Round(box, live, kind, number, counts, chance.getrandbits(32))
             async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
-                await one.play()
+                await one.disturb()
+                await anyio.sleep(WRITE_ON_S)
+            await one.check()
             text = network_writers.counts(box, time.monotonic() - began)
             faults = f"{len(counts.wrong)} wrong, {len(counts.late)} late"
             print(f"{number} splits, {kind}; {text}; {faults}", flush=True)
