@@ -57,6 +57,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         state = known.state
         self.epoch = state.epoch
         self._feed.resume(state.revision, state.floor, state.contact_at, known.tombstones)
+        self._feed.newest = known.newest
         self._touch = nats_touch.Touch(
             self._line,
             self._names,
@@ -162,7 +163,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         """Whether the stream goes on from what was applied here."""
         if facts.revision < self._feed.revision:
             # A node that led before a split may say so.
-            end = await nats_stream.sure_end(connection, self._names)
+            end = await nats_stream.sure_end(connection, self._names) - 1
             facts = dataclasses.replace(facts, revision=end)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
@@ -172,7 +173,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                 await nats_stream.renew_epoch(connection, self._names, self.epoch)
             _log.warning("NATS: %s", exc)
             return False
-        newest, self._known = self._known.newest, self._known._replace(newest=None)
+        newest = self._feed.newest
         if newest is None:
             return True
         there = await nats_stream.record_at(connection, self._names, newest.rev)
