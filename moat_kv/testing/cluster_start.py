@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 import urllib.request
+from typing import Any
 
 from moat_kv.testing import background, cluster_plan, nats
 
@@ -49,17 +50,32 @@ def wait_for_nats(plan: cluster_plan.Plan, member: cluster_plan.Member, log: pat
 
 def leads(member: cluster_plan.Member, *, is_alone: bool) -> bool:
     """Whether a NATS node says of itself that it leads the network's stream."""
+    copies = _copies(member)
+    return bool(copies) and (is_alone or copies.get("leader") == member.name)
+
+
+def has_led_all_to_the_end(member: cluster_plan.Member) -> bool:
+    """Whether a NATS node leads the network's stream, and says that all others have all of it."""
+    copies = _copies(member)
+    return copies.get("leader") == member.name and all(
+        each.get("current") and not each.get("lag") for each in copies.get("replicas", ())
+    )
+
+
+def _copies(member: cluster_plan.Member) -> dict[str, Any]:
+    """What a NATS node says of the copies of the network's stream; nothing if it has none."""
     url = f"http://127.0.0.1:{member.monitor_port}/jsz?streams=true"
     try:
         with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
             found = json.load(answer)
     except OSError:
-        return False
+        return {}
     for account in found.get("account_details", ()):
         for stream in account.get("stream_detail", ()):
             if stream["name"].lower().endswith(cluster_plan.NETWORK):
-                return is_alone or (stream.get("cluster") or {}).get("leader") == member.name
-    return False
+                cluster: dict[str, Any] = stream.get("cluster") or {"leader": member.name}
+                return cluster
+    return {}
 
 
 def _is_up(plan: cluster_plan.Plan, name: str) -> bool:
