@@ -369,4 +369,4 @@ async def test_what_waits_behind_others_waits_no_longer_than_the_patience() -> N
         assert time.monotonic() - began < 4
     outcomes = dict(answers.outcomes)
     assert {type(outcomes[number]) for number in range(40)} == {errors.Unknown}
-    assert type(outcomes[40]) is errors.Detached
+    assert type(outcomes[40]) in (errors.Detached, errors.Unknown)
