@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from moat_kv import errors
+from moat_kv.engine import nats as nats_engine
 from moat_kv.engine import nats_line, nats_remote, nats_stream, network
 from moat_kv.entry import Record
 from moat_kv.path import P, Path
@@ -228,3 +229,29 @@ async def test_another_connection_is_no_outage(
             rev = (await server.writer.set(B, bytes([number]), expect=rev)).rev
         assert server.engine.attached
     assert "cut off" not in caplog.text
+
+
+async def test_what_was_deleted_and_forgotten_meanwhile_goes_whatever_a_node_says(
+    tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"nats://{own_node.address}/house"
+    away = Server(url, tmp_path / "away.sqlite", "n1")
+    async with away.running():
+        await away.set(A, b"\x01")
+    other = nats_engine.NatsEngine(url, tombstone_s=0.0)
+    async with other.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(other)
+        writer._tick = 100
+        await writer.set(A, None)
+        assert await other.compact() > 1
+        await writer.set(B, b"\x02")
+    look = nats_stream.look_with_floor
+
+    async def not_told(*arguments: Any) -> tuple[nats_stream.Facts, int]:
+        return (await look(*arguments))[0], 0
+
+    monkeypatch.setattr(nats_stream, "look_with_floor", not_told)
+    again = Server(url, tmp_path / "away.sqlite", "n1")
+    async with again.running():
+        await again.until(lambda: again.engine.attached)
+        assert again.replica.values == {B: b"\x02"}
