@@ -262,7 +262,7 @@ class NatsEngine(base.Engine):
         floor, _ = await nats_stream.floor(connection, self._names)
         if facts.revision < self._feed.revision:
             # A node that led before a split may say so.
-            end = await nats_stream.sure_end(connection, self._names)
+            end = await nats_stream.sure_end(connection, self._names) - 1
             facts = dataclasses.replace(facts, revision=end)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)

@@ -89,6 +89,8 @@ class Feed:
         #: The last revision that was applied, or passed over.
         self.revision = 0
         self.floor = 0
+        #: The newest record that was applied: by it can be told whether the log is still the same.
+        self.newest: Record | None = None
         #: The newest time that came with a record, seconds since 1970.
         self.at = 0.0
         self.received_bytes = 0
@@ -130,7 +132,7 @@ class Feed:
     def reset(self) -> None:
         """What was applied is void; `load` begins with nothing."""
         self.resume(0, 0, self.at, {})
-        self.leftovers, self.chains = {}, {}
+        self.leftovers, self.chains, self.newest = {}, {}, None
 
     async def load(
         self, connection: nats_line.Connection, progress: Progress | None = None
@@ -317,7 +319,8 @@ class Feed:
                 chain.note(came)
             records.append(record)
         if records:
-            self.at = max(self.at, records[-1].at)
+            self.newest = records[-1]
+            self.at = max(self.at, self.newest.at)
             self._replica.apply(records)
 
     def know_floor(self, floor: int) -> None:

@@ -43,6 +43,9 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         self._follower: remote.Follower
         self._known = remote.Known()
         self._touch: nats_touch.Touch
+        # Where this connection went on from, 0 for nowhere; and that the next one must not.
+        self._since = 0
+        self._is_void = False
         self._cut = anyio.Event()
         self._probing = anyio.Lock()
         self._probes = 0
@@ -57,10 +60,12 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         state = known.state
         self.epoch = state.epoch
         self._feed.resume(state.revision, state.floor, state.contact_at, known.tombstones)
+        self._feed.newest = known.newest
         self._touch = nats_touch.Touch(
             self._line,
             self._names,
             self._feed,
+            check=self._check_deletions,
             attached=self._caught_up,
             cut_off=self._cut_off,
         )
@@ -110,6 +115,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                 tasks.start_soon(self._touch.measure, connection)
                 async with self._touch.looking_elsewhere(nats_touch.NEW_S):
                     await self._find_log(connection)
+                self._since = self._feed.revision
                 if not self._feed.revision:
                     await self._feed.load(connection, self._progress)
                 publisher = await self._take_up(connection)
@@ -160,9 +166,11 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         self, connection: nats_line.Connection, facts: nats_stream.Facts, floor: int
     ) -> bool:
         """Whether the stream goes on from what was applied here."""
+        if self._is_void:
+            return False
         if facts.revision < self._feed.revision:
             # A node that led before a split may say so.
-            end = await nats_stream.sure_end(connection, self._names)
+            end = await nats_stream.sure_end(connection, self._names) - 1
             facts = dataclasses.replace(facts, revision=end)
         try:
             nats_feed.same_log(self._feed, facts, floor, self._place, self.epoch)
@@ -172,7 +180,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                 await nats_stream.renew_epoch(connection, self._names, self.epoch)
             _log.warning("NATS: %s", exc)
             return False
-        newest, self._known = self._known.newest, self._known._replace(newest=None)
+        newest = self._feed.newest
         if newest is None:
             return True
         there = await nats_stream.record_at(connection, self._names, newest.rev)
@@ -187,6 +195,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
 
     def _begin_anew(self) -> None:
         self._touch.leave("its log is another one now, which is taken anew")
+        self._is_void = False
         self._follower.restart()
         self._feed.reset()
         self._known = remote.Known(self._known.state)
@@ -202,6 +211,14 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         return publisher
 
     # In touch or not ----------------------------------------------------------------------------
+
+    def _check_deletions(self) -> None:
+        """Whether none is forgotten that was not seen here: what a node has said of that at the
+        beginning may have been old, and it has come by now. Raises nats_line.NoAnswer.
+        """
+        if self._since and self._feed.floor > self._since:
+            self._is_void = True
+            raise nats_line.NoAnswer("deletions are forgotten that were not seen here")
 
     def _caught_up(self) -> None:
         self._cut = anyio.Event()

@@ -48,7 +48,10 @@ APPLY_S = 5.0
 
 
 class Touch:
-    """`attached` is told when all that was there before is applied, `cut_off` why it is not."""
+    """`attached` is told when all that was there before is applied, `cut_off` why it is not.
+
+    `check` is asked before `attached`, with each connection, and may raise nats_line.NoAnswer.
+    """
 
     def __init__(
         self,
@@ -56,12 +59,14 @@ class Touch:
         names: nats_subjects.Names,
         feed: nats_feed.Feed,
         *,
+        check: Callable[[], None],
         attached: Callable[[], None],
         cut_off: Callable[[str], None],
     ) -> None:
         self._line = line
         self._names = names
         self._feed = feed
+        self._check = check
         self._attached = attached
         self._cut_off = cut_off
         #: None: not known yet.
@@ -131,6 +136,8 @@ class Touch:
         while True:
             async with self.looking_elsewhere(late_s):
                 await self._probe_until_applied(connection)
+            if not connection.is_of_use:
+                self._check()
             connection.is_of_use, self.trouble = True, None
             if not self.is_in_touch:
                 self.is_in_touch = True

@@ -128,6 +128,17 @@ class Cluster:
                 return each.name
         return None
 
+    def has_whole_copies(self) -> bool:
+        """Whether every NATS node has all of the network's stream, by the leader's word.
+
+        NATS may take long over it after an outage. Until then the loss of another node is a second
+        fault at the same time, and may leave no majority that has everything.
+        """
+        return any(
+            cluster_start.has_led_all_to_the_end(self.plan, each)
+            for each in self.plan.of_kind("nats")
+        )
+
     # Up and down --------------------------------------------------------------------------------
 
     def up(

@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 import urllib.request
+from typing import Any
 
 from moat_kv.testing import background, cluster_netns, cluster_plan, nats
 
@@ -57,16 +58,31 @@ def wait_for_nats(plan: cluster_plan.Plan, member: cluster_plan.Member, log: pat
 
 def leads(plan: cluster_plan.Plan, member: cluster_plan.Member) -> bool:
     """Whether a NATS node says of itself that it leads the network's stream."""
+    copies = _copies(plan, member)
     is_alone = len(plan.of_kind("nats")) == 1
+    return bool(copies) and (is_alone or copies.get("leader") == member.name)
+
+
+def has_led_all_to_the_end(plan: cluster_plan.Plan, member: cluster_plan.Member) -> bool:
+    """Whether a NATS node leads the network's stream, and says that all others have all of it."""
+    copies = _copies(plan, member)
+    return copies.get("leader") == member.name and all(
+        each.get("current") and not each.get("lag") for each in copies.get("replicas", ())
+    )
+
+
+def _copies(plan: cluster_plan.Plan, member: cluster_plan.Member) -> dict[str, Any]:
+    """What a NATS node says of the copies of the network's stream; nothing if it has none."""
     try:
         found = json.loads(_told(plan, member, "jsz?streams=true"))
     except OSError:
-        return False
+        return {}
     for account in found.get("account_details", ()):
         for stream in account.get("stream_detail", ()):
             if stream["name"].lower().endswith(cluster_plan.NETWORK):
-                return is_alone or (stream.get("cluster") or {}).get("leader") == member.name
-    return False
+                cluster: dict[str, Any] = stream.get("cluster") or {"leader": member.name}
+                return cluster
+    return {}
 
 
 def _is_up(plan: cluster_plan.Plan, name: str) -> bool:

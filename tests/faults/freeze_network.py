@@ -58,6 +58,7 @@ class Counts:
 async def freeze(box: Box, wants_leader: bool, counts: Counts, chance: random.Random) -> None:
     """One node, for as long as strict writes need to go on, and some seconds more."""
     await network_box.until_attached(box, dict.fromkeys(box.servers, True), SETTLE_S)
+    await network_box.until_whole(box, SETTLE_S)
     leader = await box.do(box.cluster.leader)
     node_of = {server: await _node_of(box, server) for server in box.servers}
     nodes = sorted(set(node_of.values()), key=lambda node: ((node == leader) != wants_leader, node))

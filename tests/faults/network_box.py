@@ -148,6 +148,16 @@ async def _shows(client: Client, key: str, value: history.Value) -> bool:
     return found.get("value") == value and not found.pending
 
 
+async def until_whole(box: Box, limit_s: float) -> None:
+    """Wait until all NATS nodes have all of the stream again; for so long at most.
+
+    Before that, another fault would not be the only one.
+    """
+    with anyio.move_on_after(limit_s):
+        while not await box.do(box.cluster.has_whole_copies):
+            await anyio.sleep(_LOOK_S)
+
+
 async def settle(box: Box, limit_s: float = SETTLE_S) -> float:
     """Wait until every server is in touch, none has a write that waits, and all trees are equal.
 

@@ -95,6 +95,14 @@ class Stream:
 
 @asynccontextmanager
 async def committing(stream: Stream, patience_s: float = 5.0) -> AsyncIterator[Callable[..., None]]:
+    async with running(stream, patience_s) as committer:
+        yield committer.submit
+
+
+@asynccontextmanager
+async def running(
+    stream: Stream, patience_s: float = 5.0
+) -> AsyncIterator[nats_committing.Committer]:
     async def attached(timeout_s: float) -> nats_publish.Publisher | None:
         return stream  # type: ignore[return-value]
 
@@ -111,8 +119,23 @@ async def committing(stream: Stream, patience_s: float = 5.0) -> AsyncIterator[C
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
-        yield committer.submit
+        yield committer
         committer.close()
+
+
+class SilentStream(Stream):
+    """Answers nothing for so long."""
+
+    def __init__(self, silent_s: float) -> None:
+        super().__init__()
+        self.silent_s = silent_s
+
+    async def together(
+        self, messages: Sequence[nats_publish.Message], wait_s: float
+    ) -> nats_publish.Answer:
+        self.published.append(list(messages))
+        await anyio.sleep(min(wait_s, self.silent_s))
+        return OPEN
 
 
 class Submitter:
@@ -301,3 +324,49 @@ async def test_looking_for_what_explains_a_conflict_takes_no_longer_than_the_pat
         outcomes = await mine.groups([mine.make(A, b"1")], [mine.make(B, b"1")])
         assert [type(outcome) for outcome in outcomes] == [errors.Unknown] * 2
         assert time.monotonic() - began < 2
+
+
+async def test_who_is_cut_off_is_told_at_once_of_what_was_not_sent() -> None:
+    stream = SilentStream(silent_s=0.3)
+    writes, answers = Submitter(lambda *arguments: None), engine_probe.Answers(3)
+    async with running(stream, patience_s=0.6) as committer:
+        committer.submit([writes.make(A, b"1")], answers.done(0))
+        await anyio.sleep(0.05)
+        committer.submit([writes.make(A, b"2", expect=0)], answers.done(1))
+        committer.refuse_unsent("there is no quorum")
+        ((first, refused),) = answers.outcomes
+        assert (first, str(refused)) == (1, str(errors.Detached("there is no quorum")))
+        committer.submit([writes.make(B, b"1")], answers.done(2))
+        await answers.wait()
+    (_, _), (sent, unknown), (late, unsent) = answers.outcomes
+    assert (sent, type(unknown)) == (0, errors.Unknown)
+    assert (late, type(unsent)) == (2, errors.Detached)
+    assert {message.subject for group in stream.published for message in group} == {
+        NAMES.subject(A)
+    }
+
+
+async def test_who_is_in_touch_again_sends_again() -> None:
+    stream = Stream()
+    async with running(stream) as committer:
+        committer.refuse_unsent("there is no quorum")
+        mine = Submitter(committer.submit)
+        assert [type(each) for each in await mine.groups([mine.make(A, b"1")])] == [errors.Detached]
+        committer.accept()
+        assert revs((await mine.groups([mine.make(A, b"1")]))[0]) == [1]
+
+
+async def test_what_waits_behind_others_waits_no_longer_than_the_patience() -> None:
+    stream = SilentStream(silent_s=10.0)
+    writes, answers = Submitter(lambda *arguments: None), engine_probe.Answers(41)
+    async with running(stream, patience_s=0.5) as committer:
+        began = time.monotonic()
+        for number in range(40):  # a batch, then parts of it
+            committer.submit([writes.make(Path(number), b"1")], answers.done(number))
+        await anyio.sleep(0.01)
+        committer.submit([writes.make(Path(1), b"2")], answers.done(40))
+        await answers.wait()
+        assert time.monotonic() - began < 4
+    outcomes = dict(answers.outcomes)
+    assert {type(outcomes[number]) for number in range(40)} == {errors.Unknown}
+    assert type(outcomes[40]) in (errors.Detached, errors.Unknown)

@@ -69,6 +69,7 @@ class Net:
             self,  # type: ignore[arg-type]
             NAMES,
             self.feed,
+            check=lambda: None,
             attached=lambda: self.told.append("attached"),
             cut_off=self.told.append,
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import anyio
 import pytest
 
 from moat_kv import errors
-from moat_kv.engine import nats_line, nats_remote, network
+from moat_kv.engine import nats as nats_engine
+from moat_kv.engine import nats_line, nats_remote, nats_stream, network
 from moat_kv.entry import Record
 from moat_kv.path import P, Path
 from moat_kv.testing import engine_probe, nats
@@ -27,8 +30,8 @@ class Server:
 
     def __init__(self, url: str, file: pathlib.Path, name: str) -> None:
         self.replica = engine_probe.DictReplica()
-        remote = nats_remote.NatsRemote(url, name=name)
-        self.engine = network.NetworkEngine(remote, file, origin=f"{name}:log")
+        self.remote = nats_remote.NatsRemote(url, name=name)
+        self.engine = network.NetworkEngine(self.remote, file, origin=f"{name}:log")
         self.writer = engine_probe.Writer(self.engine)
 
     def running(self) -> AbstractAsyncContextManager[None]:
@@ -201,3 +204,69 @@ async def test_a_server_with_a_wrong_date_forgets_no_deletion_too_early(
         assert abs(gone.at - right()) < 5
         assert await server.engine.compact() == 0
         assert server.engine.now() < right() + 5
+
+
+async def test_a_node_that_led_until_lately_is_not_believed(
+    tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just after a split it answers for the stream as it knows it."""
+    server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
+    look = nats_stream.look_with_floor
+
+    async def behind(*arguments: Any) -> tuple[nats_stream.Facts, int]:
+        facts, floor = await look(*arguments)
+        return dataclasses.replace(facts, revision=facts.revision - 2), floor
+
+    async with server.running():
+        for value in (b"\x01", b"\x02", b"\x03"):
+            await server.set(A, value)
+        epoch = server.engine.epoch
+        monkeypatch.setattr(nats_stream, "look_with_floor", behind)
+        assert server.remote._connection is not None
+        server.remote._connection.lost.set()
+        await server.set(A, b"\x04")
+        await server.until(lambda: server.engine.attached and not server.replica.covers)
+        assert server.engine.epoch == epoch
+        history = await server.engine.history(A, limit=9)
+        assert [record.value for record in history] == [b"\x04", b"\x03", b"\x02", b"\x01"]
+
+
+async def test_another_connection_is_no_outage(
+    tmp_path: pathlib.Path, own_node: nats.Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
+    async with server.running():
+        rev = 0
+        for number in range(3):
+            await server.until(lambda: server.remote._connection is not None)
+            assert server.remote._connection is not None
+            server.remote._connection.lost.set()
+            rev = (await server.writer.set(B, bytes([number]), expect=rev)).rev
+        assert server.engine.attached
+    assert "cut off" not in caplog.text
+
+
+async def test_what_was_deleted_and_forgotten_meanwhile_goes_whatever_a_node_says(
+    tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"nats://{own_node.address}/house"
+    away = Server(url, tmp_path / "away.sqlite", "n1")
+    async with away.running():
+        await away.set(A, b"\x01")
+    other = nats_engine.NatsEngine(url, tombstone_s=0.0)
+    async with other.running(engine_probe.DictReplica()):
+        writer = engine_probe.Writer(other)
+        writer._tick = 100
+        await writer.set(A, None)
+        assert await other.compact() > 1
+        await writer.set(B, b"\x02")
+    look = nats_stream.look_with_floor
+
+    async def not_told(*arguments: Any) -> tuple[nats_stream.Facts, int]:
+        return (await look(*arguments))[0], 0
+
+    monkeypatch.setattr(nats_stream, "look_with_floor", not_told)
+    again = Server(url, tmp_path / "away.sqlite", "n1")
+    async with again.running():
+        await again.until(lambda: again.engine.attached)
+        assert again.replica.values == {B: b"\x02"}
