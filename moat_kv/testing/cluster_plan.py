@@ -203,6 +203,16 @@ def make_in_namespaces(nodes: int, servers: int, prefix: str, folder: pathlib.Pa
     return Plan(members=tuple(members), links=tuple(links), token="", dead_port=0, netns=prefix)
 
 
+def lay_out(plan: Plan, folder: pathlib.Path) -> None:
+    """Make the files of a new cluster."""
+    for member in plan.members:
+        place = folder / member.name
+        place.mkdir()
+        if member.kind == "nats":
+            (place / "nats.conf").write_text(nats_config(plan, member, place))
+    save(plan, folder)
+
+
 def nats_config(plan: Plan, member: Member, folder: pathlib.Path) -> str:
     """The text of a NATS node's configuration file."""
     store = json.dumps(str(folder / "jetstream"))

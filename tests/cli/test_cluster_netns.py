@@ -162,9 +162,21 @@ def test_namespaces_that_are_gone_are_made_again_with_their_cuts(plan: cluster_p
     assert reaches(plan, "s2", "nats1")
 
 
-def test_slow_lines_are_refused(plan: cluster_plan.Plan) -> None:
-    with pytest.raises(cluster_netns.NetnsFailed, match="slow lines cannot be had"):
-        cluster_netns.arrange(dataclasses.replace(plan, delay_s=0.2))
+def test_what_namespaces_cannot_do_is_refused_and_changes_nothing(
+    plan: cluster_plan.Plan, tmp_path: pathlib.Path
+) -> None:
+    box = cluster.Cluster(tmp_path)
+    cluster_plan.save(plan, tmp_path)
+    with pytest.raises(cluster.ClusterError, match="not to be had with namespaces"):
+        box.slow(0.2)
+    with pytest.raises(cluster.ClusterError, match="not to be had with namespaces"):
+        box.heal(reset=True)
+    assert box.plan == plan
+    box.split(["s1"], ["nats1", "s2"])
+    assert not reaches(plan, "s1", "nats1")
+    assert reaches(plan, "s2", "nats1")
+    box.heal()
+    assert reaches(plan, "s1", "nats1")
 
 
 def test_an_up_that_fails_leaves_no_namespace(

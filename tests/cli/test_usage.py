@@ -108,7 +108,9 @@ async def test_an_unknown_option_is_bad_usage_everywhere(offline: Moat, words: l
         pytest.param("server 3", "a server's name starts with a letter", id="server's name"),
         pytest.param("server n1 --host 0.0.0.0", "there is no login", id="open to all"),
         pytest.param("server n1 --sync 1h", "'1h' is no time", id="duration"),
-        pytest.param("server n1 --engine x", "no engine 'x'; there is: memory", id="engine"),
+        pytest.param(
+            "server n1 --port 0 --engine x", "no engine 'x'; there is: memory", id="engine"
+        ),
         pytest.param("data a --config /no/such", "/no/such: there is no such file", id="config"),
         pytest.param("data a --url http://x", "is no address of a server", id="url"),
     ],
