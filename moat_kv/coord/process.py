@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -126,8 +127,8 @@ class Process:
     def _keep(self) -> None:
         try:
             ground.drive(recovery.keep(self))
-        except errors.MoatKvError as exc:
-            logger.info("the client was closed before the process was stopped: %s", exc)
+        except (errors.MoatKvError, CancelledError, RuntimeError) as exc:
+            logger.info("the client was closed before the process was stopped: %r", exc)
 
     # What it can have ---------------------------------------------------------------------------
 
