@@ -147,8 +147,13 @@ async def keep_mapped(
     # Until this is done the part is there twice, under one key, and counts once.
     ops = [*others, *([client.op_delete(kept[0])] if kept is not None else [])]
     if ops:
-        await claiming.patiently(client, lambda: _whole(lambda: client.batch(ops)))
+        await write(client, ops)
     return rev
+
+
+async def write(client: Client, ops: Sequence[writes.WriteOp]) -> None:
+    """Writes that may be done twice, all or nothing; also trouble that lasts is waited out."""
+    await claiming.patiently(client, lambda: _whole(lambda: client.batch(ops)))
 
 
 async def replace(

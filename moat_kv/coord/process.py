@@ -101,7 +101,7 @@ class Process:
             self.client.call_soon(self.asynchronous.watching.stop)
             keeper, self._keeper = self._keeper, None
             if keeper is not None:
-                keeper.join()
+                keeper.join(aio_process.STOP_S)  # it may wait for a server that is away
             self.client.run(self.asynchronous.stop)
 
     def __enter__(self) -> Self:
