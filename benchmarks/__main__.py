@@ -13,6 +13,7 @@ import anyio
 
 from benchmarks import (
     calls,
+    coord,
     echo,
     loading,
     machine,
@@ -39,6 +40,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "start": loading.start,
     "mirror": mirroring.mirror,
     "state": state.state,
+    "lock": coord.lock,
+    "count": coord.count,
 }
 
 #: What people have found out about the figures; goes to the end of the page.

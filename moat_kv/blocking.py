@@ -245,6 +245,17 @@ class Client:
         """Call any async function in the client's loop, such as a mirror entry's `update`."""
         return self._caller.call(function, *args, **kwargs)
 
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Have a plain function called in the client's loop, without waiting for that.
+
+        Not at all if the loop is at its end.
+        """
+
+        async def call() -> None:
+            function()
+
+        self._caller.call_soon(call)
+
     def bound(
         self,
         *,

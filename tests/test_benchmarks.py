@@ -25,6 +25,8 @@ PEERS = {
     "start": ["echo", "SQLite"],
     "mirror": ["echo"],
     "state": ["myosin"] if state.has_myosin() else [],
+    "lock": [],
+    "count": [],
 }
 
 

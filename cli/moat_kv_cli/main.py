@@ -31,6 +31,7 @@ kv = command.LazyGroup(
         "module": f"{_HERE}.module:module",
         "run": f"{_HERE}.run:run",
         "job": f"{_HERE}.run:job",
+        "lock": f"{_HERE}.lock:lock",
         "error": f"{_HERE}.error:error",
         "conflict": f"{_HERE}.conflict:conflict",
         "model": f"{_HERE}.model:model",

@@ -5,8 +5,34 @@ of phonon; aggregates. `docs/coord.md` tells what is promised.
 """
 
 from moat_kv.coord.aio.election import Leader
+from moat_kv.coord.cache import LruCache
+from moat_kv.coord.fields import Diff, Last, ListAppend, Max, Min, SetAppend, Sum, WindowedList
 from moat_kv.coord.lock import Barrier, Election, Lock
+from moat_kv.coord.model import Model
 from moat_kv.coord.process import Process
+from moat_kv.coord.reference import Reference
+from moat_kv.coord.update import ConflictFreeUpdate, Update
 from moat_kv.errors import AlreadyLocked, LockLost
 
-__all__ = ["AlreadyLocked", "Barrier", "Election", "Leader", "Lock", "LockLost", "Process"]
+__all__ = [
+    "AlreadyLocked",
+    "Barrier",
+    "ConflictFreeUpdate",
+    "Diff",
+    "Election",
+    "Last",
+    "Leader",
+    "ListAppend",
+    "Lock",
+    "LockLost",
+    "LruCache",
+    "Max",
+    "Min",
+    "Model",
+    "Process",
+    "Reference",
+    "SetAppend",
+    "Sum",
+    "Update",
+    "WindowedList",
+]

@@ -7,16 +7,19 @@ number of threads may use one.
 from __future__ import annotations
 
 import atexit
+import logging
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from moat_kv import blocking, errors
 from moat_kv.client import opening
 from moat_kv.client.session import Session
+from moat_kv.coord import ground, loop_thread, recovery, reference
 from moat_kv.coord import lock as lock_module
-from moat_kv.coord import loop_thread
 from moat_kv.coord.aio import lock as aio_lock
 from moat_kv.coord.aio import process as aio_process
 from moat_kv.notgiven import NotGiven
@@ -24,6 +27,10 @@ from moat_kv.path import Path
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from moat_kv.coord.updating import UpdateLogic
+
+logger = logging.getLogger(__name__)
 
 
 class Process:
@@ -47,6 +54,9 @@ class Process:
         backend: str = "asyncio",
     ) -> None:
         blocking.refuse_event_loop()
+        self._keeper: threading.Thread | None = None
+        #: Called before all else when the process stops.
+        self.on_stop: list[Callable[[], None]] = []
         self._stack = ExitStack()
         with self._stack:
             self.client = self._client(server, backend)
@@ -54,7 +64,10 @@ class Process:
             self.asynchronous = aio_process.Process(
                 self.client.asynchronous, ttl_s=ttl_s, grace_s=grace_s
             )
+            self.asynchronous.call_soon = self.client.call_soon
             self.client.run(self.asynchronous.start)
+            #: Where its updates run.
+            self.ground: ground.Ground = ground.BlockingGround(self.client)
             self._stack = self._stack.pop_all()
         atexit.register(self.stop)
 
@@ -81,8 +94,15 @@ class Process:
         atexit.unregister(self.stop)
         stack, self._stack = self._stack, ExitStack()
         with stack:
-            if not self.asynchronous.stopped:
-                self.client.run(self.asynchronous.stop)
+            if self.asynchronous.stopped:
+                return
+            for finish in self.on_stop:
+                finish()
+            self.client.call_soon(self.asynchronous.watching.stop)
+            keeper, self._keeper = self._keeper, None
+            if keeper is not None:
+                keeper.join(aio_process.STOP_S)  # it may wait for a server that is away
+            self.client.run(self.asynchronous.stop)
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +114,21 @@ class Process:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def know(self, kind: type[UpdateLogic]) -> None:
+        """It has updates of that kind, and can execute those that others left.
+
+        A thread sees to that from the first on; what it executes is executed there.
+        """
+        if self.asynchronous.watching.know(self, kind):
+            self._keeper = threading.Thread(target=self._keep, name="moat-kv recovery", daemon=True)
+            self._keeper.start()
+
+    def _keep(self) -> None:
+        try:
+            ground.drive(recovery.keep(self))
+        except (errors.MoatKvError, CancelledError, RuntimeError) as exc:
+            logger.info("the client was closed before the process was stopped: %r", exc)
 
     # What it can have ---------------------------------------------------------------------------
 
@@ -124,6 +159,11 @@ class Process:
         """See `moat_kv.coord.aio.Process.semaphore`."""
         made = self.asynchronous.semaphore(name, seats, timeout_s=timeout_s, value=value)
         return lock_module.Lock(self.client, made)
+
+    def create_reference(self, resource: str | Path, block: bool = True) -> reference.Reference:
+        """See `moat_kv.coord.aio.Process.create_reference`."""
+        made = self.client.run(self.asynchronous.create_reference, resource, block)
+        return reference.Reference(self, made)
 
     def election(
         self, name: str | Path, value: Any = None, *, timeout_s: float = math.inf

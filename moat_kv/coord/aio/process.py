@@ -23,8 +23,17 @@ from moat_kv import config, errors
 from moat_kv.client import claiming, opening
 from moat_kv.client.client import Client
 from moat_kv.client.session import Session
-from moat_kv.coord import line, resource, rules
-from moat_kv.coord.aio import barrier, election
+from moat_kv.coord import (
+    ground,
+    holding,
+    line,
+    recovery,
+    resource,
+    rules,
+    unsettled,
+    watching,
+)
+from moat_kv.coord.aio import barrier, election, reference
 from moat_kv.coord.aio import lock as lock_module
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
@@ -32,10 +41,16 @@ from moat_kv.path import Path
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from moat_kv.coord.updating import UpdateLogic
+
 logger = logging.getLogger(__name__)
 
 #: How long the end waits for what is still to be cleaned up, in seconds; the session's end does it.
 STOP_S = 2.0
+
+
+def _call_now(function: Callable[[], None]) -> None:
+    function()
 
 
 class Process:
@@ -69,8 +84,17 @@ class Process:
         self.id = secrets.token_hex(8)
         #: The locks that are held.
         self.holds: set[lock_module.Lock] = set()
-        #: Called when there is a new session in the place of one that was lost.
-        self.on_renewal: list[Callable[[], Awaitable[None]]] = []
+        #: The resources that it refers to.
+        self.holdings = holding.Holdings(self)
+        #: Where its updates run, unless a blocking process has them.
+        self.ground: ground.Ground = ground.AsyncGround()
+        #: Has a function called in the event loop, soon. From any thread.
+        self.call_soon: Callable[[Callable[[], None]], None] = _call_now
+        self.watching = watching.Watching(self)
+        #: What failed and is tried again.
+        self.unsettled = unsettled.Unsettled(self.watching.tell)
+        #: Called before all else when the process stops.
+        self.on_stop: list[Callable[[], Awaitable[None]]] = []
         self.client: Client
         self.places: config.Places
         self.session: Session
@@ -116,9 +140,12 @@ class Process:
 
     async def stop(self) -> None:
         """Let go of everything. Doing it again changes nothing."""
-        running, self._running = self._running, None
-        if running is None:
+        if self._running is None:
             return
+        for finish in self.on_stop:
+            await finish()
+        running, self._running = self._running, None
+        self.watching.stop()
         self._opened.set()
         with anyio.move_on_after(STOP_S, shield=True):
             for held in list(self.holds):
@@ -126,7 +153,10 @@ class Process:
             while self._leaving:
                 self._left = anyio.Event()
                 await self._left.wait()
-        running.cancel()
+        if running is not None:
+            running.cancel()
+        if len(self.unsettled):
+            logger.error("process %s stops with %d unsettled", self.id, len(self.unsettled))
         await self.session.close()
 
     async def _run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -139,6 +169,7 @@ class Process:
                         await self._renew()
         finally:
             self._running = None
+            self.watching.stop()
 
     async def _open_session(self) -> Session:
         session = self.client.session(**self._times)
@@ -154,10 +185,9 @@ class Process:
         for scope in list(self._waiting):
             scope.cancel()
         old, self.session = self.session, await self._open_session()
-        await old.close()
-        for renew in self.on_renewal:
-            await renew()
         self._opened.set()
+        self.tasks.start_soon(claiming.patiently, self.client, self.holdings.renew)
+        await old.close()
 
     async def live_session(self) -> Session:
         """The session, or, if that was lost, the next one."""
@@ -179,6 +209,18 @@ class Process:
                     await function(*args)
             finally:
                 self._waiting.discard(scope)
+
+    # Its updates --------------------------------------------------------------------------------
+
+    @property
+    def asynchronous(self) -> Process:
+        """This one; a blocking process has one, too."""
+        return self
+
+    def know(self, kind: type[UpdateLogic]) -> None:
+        """It has updates of that kind, and can execute those that others left."""
+        if self.watching.know(self, kind):
+            self.tasks.start_soon(recovery.keep, self)
 
     # What it can have ---------------------------------------------------------------------------
 
@@ -224,6 +266,16 @@ class Process:
             raise ValueError(f"a semaphore has at least one seat, not {seats}")
         mode = rules.Mode(kind=rules.SEATS, seats=seats)
         return lock_module.Lock(self, name, mode=mode, timeout_s=timeout_s, value=value)
+
+    async def create_reference(
+        self, resource: str | Path, block: bool = True
+    ) -> reference.Reference:
+        """Be counted among those who use a resource. `block`: whether its locks wait for others.
+
+        Raises Detached if the server is cut off.
+        """
+        held = await self.holdings.enter(resource)
+        return reference.Reference(self, held, block=block)
 
     def election(
         self, name: str | Path, value: Any = None, *, timeout_s: float = math.inf

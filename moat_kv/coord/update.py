@@ -1,0 +1,55 @@
+"""Updates for plain threads."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from moat_kv.coord import ground, updating
+
+
+class Update(updating.UpdateLogic):
+    """Derive from it, say `merge` and `execute`, and put what comes into an `LruCache`.
+
+    It refers to its resource from the first; a further one of the same process costs no request.
+    """
+
+    kind: ClassVar[str] = "Update"
+
+    def _start(self, *, is_new: bool) -> None:
+        super()._start(is_new=is_new)
+        if is_new and not self._course.join():
+            ground.drive(self._course.hold())
+
+    def cache(self) -> None:
+        """Keep its state in the tree from now on; what `init_cache` does in a cache."""
+        self.init_cache = True
+        ground.drive(self._course.begin())
+
+    def refresh(self, other: updating.UpdateLogic) -> None:
+        """Merge another one into this, whose session goes on. RuntimeError if it is over.
+
+        With `init_cache` it is in the tree when this returns; if it raises, nothing was merged.
+        """
+        if not ground.drive(self._course.refresh(other)):
+            raise RuntimeError(f"the session of {self.resource_id} is over")
+
+    def end_session(self, block: bool | None = None) -> bool:
+        """Execute it, or leave it to those who hold the resource; whether it was executed.
+
+        Raises what `execute` raises: it is kept and tried again in the background, and may be
+        ended again here. AlreadyLocked, Detached, Disconnected: it goes on.
+        """
+        return ground.drive(self._course.end(self.block if block is None else block))
+
+
+class ConflictFreeUpdate(Update):
+    """One whose parts are merged by their types: numbers added, lists joined, mappings merged.
+
+    What waits for others is gathered by the server (`patch`). Only `execute` has to be said.
+    """
+
+    kind: ClassVar[str] = "ConflictFreeUpdate"
+    conflict_free: ClassVar[bool] = True
+
+    def merge(self, other: updating.UpdateLogic) -> None:
+        updating.combine(self, other)

@@ -1,0 +1,26 @@
+"""Some events, one of four processes killed; the command `tests.faults.click_events` has more."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from tests.faults import click_events
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+
+
+@pytest.mark.parametrize(("events", "safe"), [(20_000, False), (1_200, True)], ids=["fast", "safe"])
+async def test_totals_are_exact_though_a_process_is_killed(
+    tmp_path: pathlib.Path, events: int, safe: bool
+) -> None:
+    found = await click_events.run(tmp_path, events, safe=safe)
+    assert click_events.judged(found, events, safe=safe) == []
+
+
+async def test_a_lost_click_would_be_seen() -> None:
+    found = click_events.Totals(clicks=749, impressions=100, acknowledged=125, took_s=1, left=1)
+    assert len(click_events.judged(found, 1_000, safe=True)) == 3
+    found = click_events.Totals(clicks=750, impressions=200, acknowledged=125, took_s=1, left=0)
+    assert click_events.judged(found, 1_000, safe=False)
