@@ -97,8 +97,9 @@ async def _alone(place: peers.Place, *, cache: bool) -> outcome.Figure:
         series = await rounds.alternate(contestants, place.scale.rounds)
     finally:
         State().reset()
-    aim = None
+    aim, note = None, "myosin is not installed"
     if MYOSIN in series:
+        note = f"myosin takes {series.median(MYOSIN) * 1e6:.0f} µs"
         times = series.ratio(MYOSIN, OURS)
         aim = outcome.Aim(
             text=f"at least {AIM:g} times as fast as myosin 0.2.3",
@@ -107,7 +108,7 @@ async def _alone(place: peers.Place, *, cache: bool) -> outcome.Figure:
             at_least=True,
         )
     what = "checkout and commit of a model, " + ("kept as a file" if cache else "in memory")
-    return calls.figure(what, "s", series, aim=aim)
+    return calls.figure(what, "s", series, aim=aim, note=note)
 
 
 async def _shared(place: peers.Place) -> outcome.Figure:

@@ -221,7 +221,7 @@ class Course:
             mapped = self._update.conflict_free and last_here
             if not await self._store(None, others, mapped=mapped) and others:
                 # All of it was taken over already, so there is nothing to leave but the reference.
-                await self._on.io(self._client.batch, others)
+                await self._on.io(ending.write, self._client, others)
         except BaseException:
             self._process.holdings.rejoin(holding)
             raise

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import anyio
+
 from moat_kv import errors
 from moat_kv.client import claiming, writes
 from moat_kv.client.client import Client
@@ -43,19 +45,34 @@ class Beside(enum.Enum):
 async def once(
     client: Client, act: Callable[[], Awaitable[_T]], done: Callable[[], Awaitable[_T | None]]
 ) -> _T:
-    """Do something that must not be done twice; after a break of the line `done` is asked first."""
-    tried = False
+    """Do something that must not be done twice.
+
+    Where it is not known whether it happened, `done` is asked until it is, also while the server is
+    cut off: whoever is told of a failure may rely on that nothing has happened.
+    """
+    in_doubt = False
 
     async def ask() -> _T:
-        nonlocal tried
-        if tried:
-            found = await done()
+        nonlocal in_doubt
+        if in_doubt:
+            found = await claiming.patiently(client, done)
             if found is not None:
                 return found
-        tried = True
-        return await act()
+            in_doubt = False
+        try:
+            return await _whole(act)
+        except (errors.Unknown, errors.RequestTimeout):
+            in_doubt = True
+            raise
 
     return await claiming.patiently(client, ask, claiming.BREAKS)
+
+
+async def _whole(act: Callable[[], Awaitable[_T]]) -> _T:
+    """One request with its answer: who is cancelled in between would not know what happened."""
+    with anyio.CancelScope(shield=True):
+        result = await act()
+    return result  # noqa: RET504  # for mypy a scope may end here without one
 
 
 async def written(client: Client, path: Path, serial: str) -> int | None:
@@ -130,8 +147,13 @@ async def keep_mapped(
     # Until this is done the part is there twice, under one key, and counts once.
     ops = [*others, *([client.op_delete(kept[0])] if kept is not None else [])]
     if ops:
-        await claiming.patiently(client, lambda: client.batch(ops), claiming.BREAKS)
+        await write(client, ops)
     return rev
+
+
+async def write(client: Client, ops: Sequence[writes.WriteOp]) -> None:
+    """Writes that may be done twice, all or nothing; also trouble that lasts is waited out."""
+    await claiming.patiently(client, lambda: _whole(lambda: client.batch(ops)))
 
 
 async def replace(

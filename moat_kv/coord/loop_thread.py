@@ -43,5 +43,5 @@ def running_portal(backend: str) -> Iterator[BlockingPortal]:
     try:
         yield portal
     finally:
-        portal.call(portal.stop, False)
+        portal.call(portal.stop, True)  # also calls that wait for a server
         thread.join()

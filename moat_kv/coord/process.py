@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -100,7 +101,7 @@ class Process:
             self.client.call_soon(self.asynchronous.watching.stop)
             keeper, self._keeper = self._keeper, None
             if keeper is not None:
-                keeper.join()
+                keeper.join(aio_process.STOP_S)  # it may wait for a server that is away
             self.client.run(self.asynchronous.stop)
 
     def __enter__(self) -> Self:
@@ -126,8 +127,8 @@ class Process:
     def _keep(self) -> None:
         try:
             ground.drive(recovery.keep(self))
-        except errors.MoatKvError as exc:
-            logger.info("the client was closed before the process was stopped: %s", exc)
+        except (errors.MoatKvError, CancelledError, RuntimeError) as exc:
+            logger.info("the client was closed before the process was stopped: %r", exc)
 
     # What it can have ---------------------------------------------------------------------------
 

@@ -78,17 +78,20 @@ async def _settle_one(process: Process, on: Ground, name: str | Path, lock: Lock
 async def _settle(
     process: Process, lock: Lock, part: stock.Part | None, todo: stock.Todo | None
 ) -> bool:
+    """Whether it came to its end; what fails stays, and is seen to later."""
     left = todo or part
     assert left is not None
-    update = process.watching.kinds[left.kind]._made(process.watching.host, left.state)
-    course = update._course
-    course.take_up(part, todo)
+    watching = process.watching
     try:
+        update = watching.kinds[left.kind]._made(watching.host, left.state)
+        course = update._course
+        course.take_up(part, todo)
         await course.settle_alone(lock)
     except errors.MoatKvError:
         raise
     except Exception:
-        # It is on its own list now, with its state in the tree.
-        logger.exception("executing what was left of %s failed", update.resource_id)
-        return todo is None
+        # If it could be executed, it is on its own list now, with its state in the tree.
+        logger.exception("what was left at %s of kind %s failed", lock.name, left.kind)
+        watching.look_again()
+        return False
     return True

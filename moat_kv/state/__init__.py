@@ -7,7 +7,6 @@ from moat_kv.errors import Detached, StaleFence, Unknown
 from moat_kv.state import metrics
 from moat_kv.state.attributes import attribute, between, matches
 from moat_kv.state.context import AsyncState, State, Subscription
-from moat_kv.state.delivery import asettle, settle
 from moat_kv.state.errors import (
     AlreadyHeld,
     CacheError,
@@ -24,6 +23,7 @@ from moat_kv.state.errors import (
 )
 from moat_kv.state.model import Instance, StateModel, model_of
 from moat_kv.state.registry import Models
+from moat_kv.state.settling import asettle, settle
 from moat_kv.state.sharing import Attachment, attach
 
 __all__ = [

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from moat_kv.state import committing, delivery, entering, grounds, loading, loops, metrics, registry
+from moat_kv.state import committing, entering, grounds, loading, loops, metrics, registry, venues
 from moat_kv.state.model import Instance, StateModel
 from moat_kv.state.slot import Slot, Subscriber
 
@@ -80,7 +80,7 @@ class _Common:
         attributes = (attribute,) if isinstance(attribute, str) else attribute
         slot = self._models.find(model)
         subscriber = Subscriber(
-            venue=delivery.here(), callback=callback, attributes=attributes, old=old
+            venue=venues.here(), callback=callback, attributes=attributes, old=old
         )
         slot.subscribe(subscriber)
         return Subscription(slot, subscriber)

@@ -2,16 +2,14 @@
 
 `slot` puts notices in as it takes new states; a `State` that held the lock makes them ready when it
 has let go of it. Each model has an `Outgoing`, which hands one call after the other to the
-subscriber's `Venue`: the event loop it subscribed from, or, if that does not run, `background`,
-one thread for all. A subscriber that fails is logged and counted, and the next one has its turn.
+subscriber's `Venue` (`venues`): the event loop it subscribed from, or, if that does not run, one
+thread for all. A subscriber that fails is logged and counted, and the next one has its turn.
 """
 
 from __future__ import annotations
 
-import atexit
 import inspect
 import logging
-import queue
 import threading
 import time
 import weakref
@@ -20,13 +18,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio.lowlevel
-
-from moat_kv.state import copying, loops
+from moat_kv.state import copying, venues
 
 if TYPE_CHECKING:
-    import asyncio
-
+    from moat_kv.state import loops
     from moat_kv.state.model import StateModel
     from moat_kv.state.slot import Slot, Subscriber
 
@@ -34,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 #: So many changes of a model wait for slow subscribers; those after them are told as one.
 WAITING_LIMIT = 1_000
-#: How long the end of the process waits for subscribers, in seconds.
-AT_EXIT_S = 5.0
 
 
 @dataclass(kw_only=True)
@@ -49,7 +42,7 @@ class Notice:
     only: Subscriber | None
 
 
-class _Call:
+class Call:
     """One subscriber's turn."""
 
     def __init__(self, outgoing: Outgoing, subscriber: Subscriber, notice: Notice) -> None:
@@ -121,8 +114,8 @@ class Outgoing:
         self._mutex = threading.Lock()
         self._notices: deque[Notice] = deque()
         # The calls of the notice that is being told, and the one that runs.
-        self._calls: deque[_Call] = deque()
-        self._running: _Call | None = None
+        self._calls: deque[Call] = deque()
+        self._running: Call | None = None
         self._wakers: list[loops.Waker] = []
 
     @property
@@ -176,15 +169,15 @@ class Outgoing:
                 elif call.has_begun or call.venue.is_running():
                     return
                 else:
-                    call.venue = background  # its loop ended before its turn came
+                    call.venue = venues.background  # its loop ended before its turn came
             if not call.venue.run(call):
-                call.venue = background
-                background.run(call)
+                call.venue = venues.background
+                venues.background.run(call)
             return
         for waker in wakers:
             waker.wake()
 
-    def _next(self) -> _Call | None:
+    def _next(self) -> Call | None:
         while not self._calls:
             if not self._notices or not self._notices[0].ready:
                 return None
@@ -192,7 +185,7 @@ class Outgoing:
             slot = self.slot
             whom = slot.subscribers if notice.only is None else (notice.only,)
             self._calls.extend(
-                _Call(self, each, notice) for each in whom if self._wants(each, notice)
+                Call(self, each, notice) for each in whom if self._wants(each, notice)
             )
         return self._calls.popleft()
 
@@ -200,10 +193,10 @@ class Outgoing:
         try:
             return subscriber.cares(notice.new, notice.old)
         except Exception as exc:
-            _Call(self, subscriber, notice).failed(exc)
+            Call(self, subscriber, notice).failed(exc)
             return False
 
-    def finished(self, call: _Call) -> None:
+    def finished(self, call: Call) -> None:
         with self._mutex:
             if self._running is not call:
                 return  # it had been given up
@@ -226,155 +219,3 @@ class Outgoing:
                 return False
             self._wakers.append(waker)
             return True
-
-
-# Where calls are run ------------------------------------------------------------------------------
-
-
-class Venue:
-    """Runs calls, one after the other or side by side; never in the caller's stack."""
-
-    def run(self, call: _Call) -> bool:
-        """Have it run soon; False: this cannot."""
-        raise NotImplementedError
-
-    def is_running(self) -> bool:
-        """Whether what was accepted will be run."""
-        return True
-
-    def is_over(self) -> bool:
-        """Whether it will never run anything any more."""
-        return False
-
-
-class LoopVenue(Venue):
-    """An event loop."""
-
-    def __init__(self, loop: loops.Loop) -> None:
-        self._loop = loop
-
-    def run(self, call: _Call) -> bool:
-        return self._loop.spawn(call.run)
-
-    def is_running(self) -> bool:
-        return self._loop.is_running()
-
-    def is_over(self) -> bool:
-        return self._loop.is_over()
-
-
-class Background(Venue):
-    """One thread, started when it is first needed; async callbacks run in a loop of its own."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
-        self._mutex = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def run(self, call: _Call) -> bool:
-        with self._mutex:
-            if self._thread is None or not self._thread.is_alive():
-                name = "moat-kv state subscribers"
-                self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-                self._thread.start()
-        self._calls.put(call)
-        return True
-
-    def is_here(self) -> bool:
-        """Whether the thread that asks is this one."""
-        return self._thread is threading.current_thread()
-
-    def _work(self) -> None:
-        import asyncio
-
-        runner: asyncio.Runner | None = None
-
-        def run_async(result: Awaitable[Any]) -> Any:
-            nonlocal runner
-            if runner is None:
-                runner = asyncio.Runner()
-            return runner.run(_awaited(result))
-
-        while True:
-            self._calls.get().run_in_thread(run_async)
-
-
-async def _awaited(result: Awaitable[Any]) -> Any:
-    return await result
-
-
-background = Background()
-
-
-def here() -> Venue:
-    """The venue of whoever subscribes: the event loop that runs, else the background thread."""
-    loop = loops.current_loop()
-    return background if loop is None else LoopVenue(loop)
-
-
-# Waiting for them ---------------------------------------------------------------------------------
-
-#: All that may have something to tell.
-_all: weakref.WeakSet[Slot] = weakref.WeakSet()
-#: How often a wait looks whether a loop has ended that it waits for, in seconds.
-_LOOK_S = 0.2
-
-
-def register(slot: Slot) -> None:
-    _all.add(slot)
-
-
-def _busy() -> list[Slot]:
-    return [slot for slot in list(_all) if not slot.outgoing.is_idle()]
-
-
-def settle(timeout_s: float | None = None) -> bool:
-    """Wait until all subscribers have been told of all changes so far; False: not in that time.
-
-    Raises RuntimeError in an event loop (use `asettle`) and in a subscriber.
-    """
-    if loops.has_loop():
-        raise RuntimeError("settle() would stop the event loop that runs here; await asettle()")
-    if background.is_here():
-        raise RuntimeError("a subscriber cannot wait for itself")
-    return _settle(loops.Deadline(timeout_s))
-
-
-def _settle(deadline: loops.Deadline) -> bool:
-    for slot in _busy():
-        while True:
-            waker = loops.ThreadWaker()
-            if not slot.outgoing.wake_when_idle(waker):
-                break
-            if waker.wait(_look(deadline)):
-                break
-            if deadline.left_s == 0:
-                return False
-    return True
-
-
-async def asettle(timeout_s: float | None = None) -> bool:
-    """`settle` in an event loop."""
-    deadline = loops.Deadline(timeout_s)
-    for slot in _busy():
-        while True:
-            waker = loops.TaskWaker()
-            if not slot.outgoing.wake_when_idle(waker):
-                break
-            if await waker.wait(_look(deadline)):
-                break
-            if deadline.left_s == 0:
-                return False
-    await anyio.lowlevel.checkpoint()
-    return True
-
-
-def _look(deadline: loops.Deadline) -> float:
-    left_s = deadline.left_s
-    return _LOOK_S if left_s is None else min(left_s, _LOOK_S)
-
-
-@atexit.register
-def _at_exit() -> None:
-    if not _settle(loops.Deadline(AT_EXIT_S)):
-        logger.warning("subscribers had not been told everything when the process ended")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from moat_kv.state import delivery, errors, slot
+from moat_kv.state import errors, settling, slot
 from moat_kv.state.model import Instance, StateModel
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Models:
         """A new slot has its state and can be found."""
         with self._mutex:
             self._slots[made.cls].setdefault(made.id, made)
-        delivery.register(made)
+        settling.register(made)
 
     def sharing_of(self, cls: type[StateModel]) -> Sharing | None:
         """What shares a class's models, if anything does."""

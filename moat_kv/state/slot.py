@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moat_kv.state import cache_files, copying, delivery, locks, metrics, model
+from moat_kv.state import cache_files, copying, delivery, locks, metrics, model, venues
 
 if TYPE_CHECKING:
     from moat_kv.state.model import StateModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Subscriber:
     """Who is told of changes; see `subscribing`."""
 
-    venue: delivery.Venue
+    venue: venues.Venue
     callback: Any
     attributes: tuple[str, ...]
     old: bool
@@ -103,7 +103,7 @@ class Slot:
     def install(self, new: StateModel, rev: int | None, *, later: bool = False) -> int:
         """Make this the runtime state; `rev` None: the next one. Returns its revision.
 
-        Subscribers are told; with `later`, when `delivery.release` is called.
+        Subscribers are told; with `later`, when `Outgoing.release` is called.
         """
         with self.mutex:
             old, self._present = self._present, new

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 from typing import Any
 
+import anyio.from_thread
 import pytest
 
-from moat_kv import coord
+from moat_kv import blocking, coord
 from moat_kv.coord import unsettled
-from moat_kv.testing.server import RunningServer
+from moat_kv.testing.server import RunningServer, running_server
 from tests.coord import widgets
 from tests.coord.widgets import PlainClicks
 
@@ -154,3 +156,30 @@ def test_async_methods_are_refused_in_a_thread(both: Both) -> None:
 
     with pytest.raises(TypeError, match="must be a plain function"):
         Wrong(both[0], "w").end_session()
+
+
+def test_a_process_whose_client_was_closed_ends_its_thread(served: RunningServer) -> None:
+    with blocking.open_client(served.url) as client:
+        process = coord.Process(client)
+        assert PlainClicks(process, "w", doc={"clicks": 1}).end_session()
+        keeper = process._keeper
+        assert keeper is not None
+    keeper.join(30)
+    assert not keeper.is_alive()
+    process.stop()
+
+
+def test_a_process_stops_though_its_server_is_away(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moat_kv.coord.aio.process.STOP_S", 0.2)
+    monkeypatch.setattr(unsettled, "FIRST_S", 0.01)
+    with anyio.from_thread.start_blocking_portal() as portal:
+        serving = running_server(socket=tmp_path / "s")
+        with portal.wrap_async_context_manager(serving) as running:
+            process = coord.Process(running.url)
+            widgets.FAIL["w"] = 1
+            with pytest.raises(OSError, match="away"):
+                PlainClicks(process, "w", doc={"clicks": 1}).end_session()
+        process.stop()
+    assert widgets.total() == 0 or widgets.FAIL["w"] == 0

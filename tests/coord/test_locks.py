@@ -322,3 +322,40 @@ async def test_a_process_without_a_server_says_so() -> None:
     with pytest.raises(errors.CannotConnect):
         async with aio.Process("unix:///nowhere/at/all"):
             raise AssertionError("started")
+
+
+async def test_one_who_waits_for_a_barrier_or_lock_can_be_cancelled_while_it_enters() -> None:
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        aio.Process(proxy.url, ttl_s=60, grace_s=60) as one,
+        aio.Process(running.url) as other,
+    ):
+        proxy.hold_answers()
+        with anyio.move_on_after(0.2):
+            await one.lock("me").acquire()
+        # The ticket was made, and its owner does not know.
+        await waiting_at(other, "me", 1)
+        proxy.release_answers()
+        await waiting_at(other, "me", 0)
+
+
+async def test_a_lock_whose_session_ended_while_it_was_entered_is_entered_anew() -> None:
+    async with two() as (running, one, _other):
+        running.server.sessions.end(running.server.sessions._live[one.session.id], "by the test")
+        lock = one.lock("me")
+        with anyio.fail_after(30):
+            await lock.acquire()
+        assert lock.held
+        await one.client.set(P("x"), 1, fence=lock.guard)
+        await lock.release()
+
+
+async def test_a_process_whose_client_was_closed_is_over() -> None:
+    async with running_server() as running:
+        async with open_client(running.url) as client:
+            process = aio.Process(client)
+            await process.start()
+        await process.stop()
+        assert process.stopped
+        process.leave_soon(None, None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Exact sums in shared models, for a moment; `python -m tests.faults.state_counts` takes longer."""
+"""Exact sums in shared models; `python -m tests.faults.state_counts` counts for longer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from collections import Counter as Tally
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from tests.faults import serving, state_counts
@@ -21,7 +22,12 @@ async def test_processes_count_exactly_while_the_server_is_killed(tmp_path: path
             await anyio.sleep(0.3)
             return await state_counts.kills(server, 1, random.Random(1))
 
-        outcome = await state_counts.shared("3 processes", [server.url] * 3, 150, faults=kill)
+        outcome = await state_counts.shared("3 processes", [server.url] * 3, 60, faults=kill)
+    assert outcome.is_exact, str(outcome)
+
+
+async def test_eight_threads_alone_count_exactly() -> None:
+    outcome = await anyio.to_thread.run_sync(state_counts.alone, 8, 5_000)
     assert outcome.is_exact, str(outcome)
 
 

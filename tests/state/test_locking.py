@@ -17,7 +17,9 @@ from moat_kv.state import (
     State,
     StateModel,
     WouldDeadlock,
+    grounds,
     locks,
+    registry,
 )
 
 
@@ -263,3 +265,73 @@ async def test_who_is_granted_the_lock_while_being_cancelled_passes_it_on() -> N
             scope.cancel()
             lock.release()
     assert not lock.is_held
+
+
+# When letting go fails --------------------------------------------------------------------------
+
+
+class Stubborn:
+    """The part of a shared entry that locks, and will not let go."""
+
+    is_plain = True
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    async def lock(self, ground: grounds.Ground, timeout_s: float | None) -> None:
+        pass
+
+    async def unlock(self, ground: grounds.Ground) -> None:
+        raise self._error
+
+
+def test_a_lock_that_cannot_be_released_is_logged_and_the_others_are_released(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    slot = registry.models.find(B)
+    slot.entry = Stubborn(OSError("no line"))  # type: ignore[assignment]
+    with State(A, B, C):
+        pass
+    assert "the lock of B could not be released: no line" in caplog.text
+    slot.entry = None
+    with State(A, B, C, timeout_s=1):
+        pass
+
+
+def test_an_interrupted_release_still_lets_go_of_all() -> None:
+    slot = registry.models.find(B)
+    slot.entry = Stubborn(KeyboardInterrupt())  # type: ignore[assignment]
+    state = State(A, B, C)
+    state.__enter__()
+    with pytest.raises(KeyboardInterrupt):
+        state.__exit__(None, None, None)
+    slot.entry = None
+    with State(A, B, C, timeout_s=1):
+        pass
+
+
+def test_what_waits_on_blocking_ground_is_a_fault_of_ours() -> None:
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(AssertionError, match="has waited"):
+        grounds.drive(waits())
+
+
+def test_a_lock_that_comes_free_on_the_way_to_the_queue_is_taken() -> None:
+    answers = [False]
+
+    class Late(locks.ModelLock):
+        def try_acquire(self, *, in_loop: bool) -> bool:
+            return answers.pop() if answers else super().try_acquire(in_loop=in_loop)
+
+    late = Late()
+    assert late.acquire(0, in_loop=False)
+    assert late.is_held
+    late.release()
+    answers.append(False)
+
+    async def in_task() -> bool:
+        return await late.acquire_async(0)
+
+    assert anyio.run(in_task)

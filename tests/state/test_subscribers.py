@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from moat_kv.state import State, asettle, delivery, metrics, settle
+from moat_kv.state import State, asettle, delivery, metrics, settle, venues
 from tests.state.models import Counter
 
 
@@ -50,7 +50,7 @@ def test_async_subscribers_of_a_plain_thread_run_in_the_background_too() -> None
 
     async def callback(counter: Counter) -> None:
         await asyncio.sleep(0.001)
-        told.append((counter.n, delivery.background.is_here()))
+        told.append((counter.n, venues.background.is_here()))
 
     State().subscribe(Counter, callback)
     bump(3)
@@ -275,7 +275,7 @@ def test_when_its_loop_has_ended_a_subscriber_is_called_in_the_background(backen
     told: list[bool] = []
 
     async def subscribe() -> None:
-        State().subscribe(Counter, lambda counter: told.append(delivery.background.is_here()))
+        State().subscribe(Counter, lambda counter: told.append(venues.background.is_here()))
 
     anyio.run(subscribe, backend=backend)
     bump()
@@ -288,7 +288,7 @@ def test_when_its_loop_stops_before_its_turn_too() -> None:
     loop = asyncio.new_event_loop()
 
     async def subscribe() -> None:
-        State().subscribe(Counter, lambda counter: told.append(delivery.background.is_here()))
+        State().subscribe(Counter, lambda counter: told.append(venues.background.is_here()))
         loop.call_soon(stop)
 
     def stop() -> None:
@@ -364,7 +364,7 @@ def test_the_end_of_the_process_waits_for_subscribers() -> None:
 
 
 def test_but_not_for_ever() -> None:
-    script = "from moat_kv.state import delivery\ndelivery.AT_EXIT_S = 0.1\n"
+    script = "from moat_kv.state import settling\nsettling.AT_EXIT_S = 0.1\n"
     began = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", script + _SCRIPT.format(sleep_s=60)],

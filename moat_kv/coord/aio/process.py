@@ -169,6 +169,7 @@ class Process:
                         await self._renew()
         finally:
             self._running = None
+            self.watching.stop()
 
     async def _open_session(self) -> Session:
         session = self.client.session(**self._times)
