@@ -619,3 +619,38 @@ async def test_a_note_of_a_failure_that_cannot_be_made_is_no_other_failure(
 
         monkeypatch.setattr(one.client, "get", get)
         await ending.note_failure(one.client, one.path_of("w"), todo)
+
+
+async def test_a_new_session_waits_for_the_name_that_the_old_one_still_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "AGAIN_S", 0.05)
+    async with two() as (_, one, _other):
+        await Clicks(one, "w", doc={"clicks": 1}).end_session()
+        with anyio.fail_after(30):
+            while True:
+                async with one.client.watch_group(one.watching.group) as states:
+                    if one.id in ((await states.__anext__()) or {}):
+                        break
+        old = one.session
+        monkeypatch.setattr(old, "close", lambda: anyio.sleep(0.3))
+        old._lose("by the test")
+        await until(lambda: one.session is not old)
+        await anyio.sleep(0.5)
+        assert not one.client.closed
+        await Clicks(one, "w", doc={"clicks": 1}).end_session()
+        assert widgets.total() == 2
+
+
+async def test_nobody_waits_for_a_client_that_was_closed() -> None:
+    async with running_server() as running, open_client(running.url) as client:
+        async with open_client(running.url) as other:
+            process = aio.Process(other)
+            await process.start()
+            update = Clicks(process, "w", doc={"clicks": 1})
+            await update._course.hold()
+        assert other.closed
+        with anyio.fail_after(10):
+            with pytest.raises(errors.Disconnected):
+                await update.end_session()
+        assert not client.closed
