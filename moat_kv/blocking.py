@@ -233,6 +233,10 @@ class Client:
         return self._client.connected
 
     @property
+    def closed(self) -> bool:
+        return self._client.closed
+
+    @property
     def kept_writes(self) -> int:
         return self._client.kept_writes
 

@@ -99,12 +99,17 @@ async def patiently(
     ask: Callable[[], Awaitable[_T]],
     passing: tuple[type[Exception], ...] = PASSING,
 ) -> _T:
-    """Ask until there is an answer; for what may safely be asked again."""
+    """Ask until there is an answer; for what may safely be asked again.
+
+    Where the client is closed meanwhile nothing passes any more: then what came last is raised.
+    """
     wait_s, longest_s = RETRY_S
     while True:
         try:
             return await ask()
         except passing as exc:
+            if client.closed:
+                raise
             logger.info("trying again: %s", exc)
         with anyio.move_on_after(wait_s):
             await line_change(client)

@@ -67,6 +67,11 @@ class Client(reading.ReadCalls, writing.WriteCalls):
         return self._link.connected
 
     @property
+    def closed(self) -> bool:
+        """Whether it is over: there will be no line any more."""
+        return self._link.closed
+
+    @property
     def task_group(self) -> anyio.abc.TaskGroup:
         """For tasks that live as long as the client; they are cancelled before the line goes."""
         return self.shared.task_group

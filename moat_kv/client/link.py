@@ -337,6 +337,11 @@ class Link:
             stream.ended(errors.Disconnected(reason))
         self._up.set()
 
+    @property
+    def closed(self) -> bool:
+        """There will be no line any more."""
+        return self._closed is not None
+
     def close(self) -> None:
         """End the line, and everything that waits for one."""
         self._give_up("the client was closed")

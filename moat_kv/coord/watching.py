@@ -102,12 +102,18 @@ class Watching:
     async def _attend(self) -> None:
         """Be a member, in each session anew."""
         process = self._process
-        while True:
-            session = await process.live_session()
-            join = functools.partial(process.client.join, self.group, process.id, session=session)
+        while not process.stopped:
             try:
+                session = await process.live_session()
+                join = functools.partial(
+                    process.client.join, self.group, process.id, session=session
+                )
                 await claiming.patiently(process.client, join)
             except errors.SessionExpired:
+                continue
+            except errors.NameTaken:
+                # By the session before this one, which the server has not ended yet.
+                await anyio.sleep(AGAIN_S)
                 continue
             await session.lost.wait()
 

@@ -1,4 +1,4 @@
-"""A server in a thread of its own, for what blocks."""
+"""A server in a thread of its own, for what blocks; and nothing executed before a test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import anyio.from_thread
 import pytest
 
 from moat_kv.testing.server import RunningServer, running_server
+from tests.coord import widgets
 
 
 @pytest.fixture
@@ -18,3 +19,9 @@ def served(tmp_path: FilePath) -> Iterator[RunningServer]:
         portal.wrap_async_context_manager(running_server(socket=tmp_path / "s")) as running,
     ):
         yield running
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    widgets.DONE.clear()
+    widgets.FAIL.clear()

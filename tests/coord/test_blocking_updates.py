@@ -18,12 +18,6 @@ from tests.coord import widgets
 from tests.coord.widgets import PlainClicks
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    widgets.DONE.clear()
-    widgets.FAIL.clear()
-
-
 @pytest.fixture(params=["asyncio", "trio"])
 def both(
     served: RunningServer, request: pytest.FixtureRequest

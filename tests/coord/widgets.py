@@ -62,3 +62,27 @@ class FreeClicks(aio.ConflictFreeUpdate):
 def total(name: str = "w") -> int:
     """The clicks that were executed for a widget."""
     return sum(doc.get("clicks", 0) for id_, doc, _ in DONE if id_ == name)
+
+
+class Own(aio.Update):
+    """With attributes of its own, in the two ways of clearing them."""
+
+    def __init__(self, *args: Any, foo: int = 0, **kwargs: Any) -> None:
+        self.foo = foo
+        super().__init__(*args, **kwargs)
+
+    def state(self) -> dict[str, Any]:
+        return {"foo": self.foo}
+
+    def clear(self) -> dict[str, Any]:
+        return {"foo": 0}
+
+    def merge(self, other: Own) -> None:
+        self.foo += other.foo
+
+    def execute(self) -> None:
+        DONE.append((self._id, {"foo": self.foo}, str(self.execution_id)))
+
+
+class Widget:
+    """Stands for a class of a database."""

@@ -36,7 +36,7 @@ from tests.faults.serving import ServerProcess, served
 PROCESSES = 4
 WIDGETS = 500
 #: Fewer than there are widgets, so that some go out while others hold them.
-ENTRIES = 495
+ENTRIES = 499
 #: How long a process may be silent before others take over what it had, in seconds.
 TTL_S = 3.0
 #: What the killed one had is found and executed by then, in seconds.

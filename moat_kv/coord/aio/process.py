@@ -186,8 +186,14 @@ class Process:
             scope.cancel()
         old, self.session = self.session, await self._open_session()
         self._opened.set()
-        self.tasks.start_soon(claiming.patiently, self.client, self.holdings.renew)
+        self.tasks.start_soon(self._hold_again)
         await old.close()
+
+    async def _hold_again(self) -> None:
+        try:
+            await claiming.patiently(self.client, self.holdings.renew)
+        except errors.MoatKvError as exc:
+            logger.info("the references are not made anew: %s", exc)
 
     async def live_session(self) -> Session:
         """The session, or, if that was lost, the next one."""
