@@ -24,7 +24,7 @@ from moat_kv.code.modules import ModuleRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
 from moat_kv_runner import claims, code_errors, group_state, job, messages, script_config
-from moat_kv_runner.children import lease, process_run
+from moat_kv_runner.children import abilities, lease, nursery, process_run
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -183,6 +183,10 @@ class Service:
 
         Raises NameTaken if another runner has this name in the group.
         """
+        abilities.tell_gaps()
+        abilities.raise_file_limit()
+        if self._isolate == "process":
+            nursery.NURSERY.start()  # ready when the first job is
         with self._listening(), contextlib.closing(self.lease):
             while True:
                 try:

@@ -51,6 +51,14 @@ def usable_folder() -> pathlib.Path | None:
     return folder if is_usable else None
 
 
+def limits_memory(folder: pathlib.Path) -> bool:
+    """Whether groups below this one can be given a limit of memory."""
+    try:
+        return "memory" in (folder / "cgroup.subtree_control").read_text().split()
+    except OSError:
+        return False
+
+
 class Cgroup:
     """One child's group; made by its keeper, which is not in it."""
 
