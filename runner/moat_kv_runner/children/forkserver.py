@@ -114,6 +114,7 @@ class ForkServer:
         pid = os.fork()
         if not pid:
             _live(request, for_child, notice_write, self._null, group)
+        keeper.come_first()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for fd in (*for_child, notice_write):
             os.close(fd)
