@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Where jobs run that do not say: `process` or `inline`.
-ISOLATE = __import__("os").environ.get("MKV_ISO", "inline")
+ISOLATE = "inline"
 #: When a runner ends in good order, it sees itself to the end of its children; its keepers wait so
 #: long for that, in seconds.
 LEASE_END_S = 15.0
