@@ -33,7 +33,7 @@ from moat_kv_runner import (
     placing,
     script_config,
 )
-from moat_kv_runner.children import lease, process_run
+from moat_kv_runner.children import abilities, lease, nursery, process_run
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Where jobs run that do not say: `process` or `inline`.
-ISOLATE = __import__("os").environ.get("MKV_ISO", "inline")
+ISOLATE = "inline"
 #: When a runner ends in good order, it sees itself to the end of its children; its keepers wait so
 #: long for that, in seconds.
 LEASE_END_S = 15.0
@@ -245,6 +245,10 @@ class Service:
 
         Raises NameTaken if another runner has this name in the group.
         """
+        abilities.tell_gaps()
+        abilities.raise_file_limit()
+        if self._isolate == "process":
+            nursery.NURSERY.start()  # ready when the first job is
         with self._listening(), contextlib.closing(self.lease):
             while True:
                 try:

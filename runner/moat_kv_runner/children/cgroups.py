@@ -51,6 +51,14 @@ def usable_folder() -> pathlib.Path | None:
     return folder if is_usable else None
 
 
+def limits_memory(folder: pathlib.Path) -> bool:
+    """Whether groups below this one can be given a limit of memory."""
+    try:
+        return "memory" in (folder / "cgroup.subtree_control").read_text().split()
+    except OSError:
+        return False
+
+
 class Cgroup:
     """One child's group; made by its keeper, which is not in it."""
 
@@ -70,9 +78,9 @@ class Cgroup:
             made._write("memory.max", str(int(allowed.memory_mb * 1024 * 1024)))
         return made
 
-    def enter(self) -> None:
-        """Be in it, with all that this process will fork. Raises OSError."""
-        self._write("cgroup.procs", "0")
+    def add(self, pid: int) -> None:
+        """Have a process in it, with all that it will fork; takes some 10 ms. Raises OSError."""
+        self._write("cgroup.procs", str(pid))
 
     def members(self) -> set[int]:
         try:

@@ -8,6 +8,7 @@ call from the runner and runs it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import fcntl
 import gc
@@ -26,6 +27,9 @@ from moat_kv_runner.children import limits, processes
 CONTROL, BESIDE, NOTICE = 3, 4, 5
 #: What a child knows of its runner's environment.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
+
+#: Told to the keeper when the job wants more processes than it may have.
+OVER = b"!"
 
 #: Events of Python's audit that start a process.
 _STARTING = frozenset(
@@ -47,8 +51,9 @@ def become(request: Mapping[str, Any], fds: list[int], *, notice: int, null: int
     sys.stdout = _output(1)
     sys.stderr = _output(2)
     faulthandler.enable()
-    limits.apply(limits.of(request["limits"]))
-    sys.addaudithook(_tell_starts)
+    allowed = limits.of(request["limits"])
+    limits.apply(allowed)
+    sys.addaudithook(_Gate(os.getppid(), int(allowed.processes)).check)
     gc.enable()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
@@ -76,11 +81,25 @@ def _output(fd: int) -> Any:
     return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _tell_starts(event: str, _arguments: object) -> None:
-    """The keeper counts this job's processes when there may be more of them."""
-    if event in _STARTING:
+class _Gate:
+    """Looks at each start of a process before it happens.
+
+    The keeper counts too, and is told to count soon; but a loop that forks would be far ahead of
+    it by the time that it looks.
+    """
+
+    def __init__(self, keeper: int, most: int) -> None:
+        self._keeper = keeper
+        self._most = most
+
+    def check(self, event: str, _arguments: object) -> None:
+        if event not in _STARTING:
+            return
+        is_over = 0 < self._most <= len(processes.descendants(self._keeper))
         with contextlib.suppress(OSError):
-            os.write(NOTICE, b"+")
+            os.write(NOTICE, OVER if is_over else b"+")
+        if is_over:
+            raise BlockingIOError(errno.EAGAIN, f"the job has {self._most} processes, its limit")
 
 
 def live(request: Mapping[str, Any]) -> int:

@@ -24,6 +24,8 @@ from moat_kv_runner.children import nursery, reporting, wire
 
 logger = logging.getLogger(__name__)
 
+#: How often a child that does not come to be is asked for.
+TRIES = 3
 #: How long what a child has printed last may take to be read, in seconds.
 DRAIN_S = 0.5
 #: The grace of a child that has nothing more to do, in seconds.
@@ -56,8 +58,15 @@ class ChildProcess:
         self._keeper: socket.socket | None = None
         self._orders: list[bytes] = []
         self._waiting: deque[bytes] = deque()
+        # What was sent to a child that may not be there.
+        self._unconfirmed: list[bytes] = []
         self._news = anyio.Event()
         self._lines = reporting.Lines(self._printed, self._logged)
+
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether another run may begin in it."""
+        return not (self.is_ending or self.over.is_set() or self.problem is not None)
 
     # For runs -----------------------------------------------------------------------------------
 
@@ -69,6 +78,9 @@ class ChildProcess:
     def stop(self, grace_s: float, *, term: bool = True) -> None:
         """End it and all that it has started: asked (`term`), and killed after the grace."""
         self.is_ending = True
+        self._order(grace_s, term=term)
+
+    def _order(self, grace_s: float, *, term: bool) -> None:
         order = wire.packet("stop", grace_s=grace_s, term=term)
         if self._keeper is None:
             self._orders.append(order)
@@ -81,8 +93,16 @@ class ChildProcess:
     async def live(self, request: dict[str, Any], lease_fd: int) -> None:
         """Start it, and see to it until nothing is left of it."""
         try:
-            with contextlib.ExitStack() as held:
-                await self._live(held, request, lease_fd)
+            for _ in range(TRIES):
+                with contextlib.ExitStack() as held:
+                    await self._live(held, request, lease_fd)
+                if self.pid is not None or self.is_ending:
+                    break
+                # The fork server went with what it was asked; there will be another one.
+                logger.warning("%s: its process was not started; trying again", self._name)
+                self._waiting.extendleft(reversed(self._unconfirmed))
+                self._unconfirmed.clear()
+                self.problem = None
         except OSError as exc:
             self.problem = f"its process could not be started: {exc}"
         finally:
@@ -138,6 +158,7 @@ class ChildProcess:
             report = wire.unpacked(data)
             if report.kind == "pid":
                 self.pid = report.fields["pid"]
+                self._unconfirmed.clear()
             elif report.kind == "stuck":
                 text = "%s: the system does not let go of its processes %s"
                 logger.warning(text, self._name, report.fields["pids"])
@@ -149,7 +170,10 @@ class ChildProcess:
         try:
             while True:
                 while self._waiting:
-                    await _send_all(control, self._waiting.popleft())
+                    frame = self._waiting.popleft()
+                    if self.pid is None:
+                        self._unconfirmed.append(frame)
+                    await _send_all(control, frame)
                 self._news = anyio.Event()
                 await self._news.wait()
         except OSError:
@@ -174,7 +198,7 @@ class ChildProcess:
     def _misbehaved(self, why: str) -> None:
         if self.problem is None:
             self.problem = why
-        self.stop(EXIT_S, term=False)
+        self._order(EXIT_S, term=False)
 
     async def _answer_imports(self, beside: socket.socket) -> None:
         reader = wire.Reader()

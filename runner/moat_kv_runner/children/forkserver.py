@@ -113,12 +113,17 @@ class ForkServer:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         pid = os.fork()
         if not pid:
-            _live(request, for_child, notice_write, self._null, group)
+            _live(request, for_child, notice_write, self._null)
+        keeper.come_first()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for fd in (*for_child, notice_write):
             os.close(fd)
         with contextlib.suppress(OSError):  # without a runner the child is ended at once
             runner.send(wire.packet("pid", pid=pid))
+        if group is not None:
+            # Beside the child, which has not come to run anything by then.
+            with contextlib.suppress(OSError):
+                group.add(pid)
         keeper.Keeper(
             runner,
             pid,
@@ -168,13 +173,10 @@ def _live(
     fds: list[int],
     notice: int,
     null: int,
-    group: cgroups.Cgroup | None,
 ) -> NoReturn:
     """In the child."""
     status = 70
     try:
-        if group is not None:
-            group.enter()
         child.become(request, fds, notice=notice, null=null)
         status = child.live(request)
     except BaseException:

@@ -276,7 +276,7 @@ class Children:
             return self._started(str(path), request)
         key = (spec.share, backend)
         child = self._shared.get(key)
-        if child is None or child.over.is_set() or child.is_ending:
+        if child is None or not child.can_be_joined:
             child = self._started(f"share {spec.share}", request)
             self._shared[key], self._requests[key] = child, request
         elif self._requests[key] != request:
