@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nats import errors as nats_errors
-from nats.aio import msg as nats_msg
 
 from moat_kv import waiting
-from moat_kv.engine import nats_line
+from moat_kv.engine import nats_client, nats_line
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ class Publisher:
         self._connection.when_lost.append(self._lost)
         try:
             inbox = f"{self._inbox}.*"
-            self._subscription = await self._client.subscribe(inbox, cb=self._answered)
+            self._subscription = await self._client.listen(inbox, self._answered)
         except (nats_errors.Error, OSError) as exc:
             raise nats_line.NoAnswer(str(exc)) from exc
 
@@ -142,6 +141,7 @@ class Publisher:
         self, sending: list[tuple[Message, dict[str, str], bool]], wait_s: float
     ) -> list[Answer]:
         self._answers, self._complete = {}, self._make_waiter()
+        commands = []
         try:
             for message, headers, wants_answer in sending:
                 reply = ""
@@ -149,7 +149,10 @@ class Publisher:
                     self._number += 1
                     reply = f"{self._inbox}.{self._number}"
                     self._answers[reply] = None
-                await self._client.publish(message.subject, message.body, reply, headers)
+                commands.append(
+                    nats_client.publication(message.subject, message.body, reply, headers)
+                )
+            self._client.send(b"".join(commands))
         except (nats_errors.Error, OSError) as exc:
             # Part of it may have been sent; nobody will tell.
             reason = str(exc) or type(exc).__name__
@@ -168,21 +171,22 @@ class Publisher:
     def _lost(self) -> None:
         self._complete.set()
 
-    async def _answered(self, message: nats_msg.Msg) -> None:
-        if message.subject not in self._answers:
+    def _answered(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        to = subject.decode()
+        if to not in self._answers:
             return  # too late; whoever sent it has looked for it in the stream
-        self._answers[message.subject] = _answer(message)
+        self._answers[to] = _answer(data, headers)
         if None not in self._answers.values():
             self._complete.set()
 
 
-def _answer(message: nats_msg.Msg) -> Answer:
-    status = (message.headers or {}).get("Status")
+def _answer(data: bytes, headers: bytes | None) -> Answer:
+    status = nats_client.headers_of(headers).get("Status")
     if status is not None:
         # 503: nobody listens there; the stream has no leader, or JetStream is not up.
         return Refused(reason=f"no stream takes it (status {status})", passing=True)
     try:
-        found: dict[str, Any] = json.loads(message.data)
+        found: dict[str, Any] = json.loads(data)
     except ValueError:
         return Open(reason="an answer that is not understood")
     if "error" not in found:
