@@ -62,12 +62,13 @@ class Client(nats_client.Client):
             self._pending, self._pending_data_size = [], 0
         self._transport.write(command)
 
-    async def _process_msg(
+    async def came(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
+        """Hand a message to who listens; `headers` as they came. For the parser."""
         took = self._listeners.get(sid)
         if took is None:
-            await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
+            await self._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
             return
         try:
             took(subject, reply, data, headers)
@@ -86,9 +87,50 @@ class Client(nats_client.Client):
 
 
 class _Parser(parser.Parser):
+    """Takes messages out of what has come, whole ones only; all other lines are nats-py's."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._rest: list[bytes] = []  # of a message that is not all there
+        self._rest_bytes = self._needed_bytes = 0
+
     async def parse(self, data: bytes = b"") -> None:
-        await super().parse(data)
-        for told in self.nc.rests:
+        if self._rest:
+            self._rest.append(data)
+            self._rest_bytes += len(data)
+            if self._rest_bytes < self._needed_bytes:
+                return
+            data = b"".join(self._rest)
+            self._rest = []
+        nc: Client = self.nc
+        start = 0
+        while (end := data.find(b"\r\n", start)) >= 0:
+            is_plain = data.startswith(b"MSG ", start)
+            if not is_plain and not data.startswith(b"HMSG ", start):
+                await super().parse(data[start : end + 2])
+                start = end + 2
+                continue
+            # `MSG subject sid [reply] size`, `HMSG subject sid [reply] head-size size`
+            words = data[start:end].split()
+            begin = end + 2
+            try:
+                sid, stop = int(words[2]), begin + int(words[-1])
+                head = begin if is_plain else begin + int(words[-2])
+            except (ValueError, IndexError):
+                raise nats_errors.ProtocolError from None
+            if stop + 2 > len(data):
+                self._needed_bytes = stop + 2 - start
+                break
+            reply = words[3] if len(words) == (5 if is_plain else 6) else b""
+            headers = None if is_plain else data[begin:head]
+            await nc.came(sid, words[1], reply, data[head:stop], headers)
+            start = stop + 2
+        else:
+            self._needed_bytes = 0
+        if start < len(data):
+            self._rest = [data[start:] if start else data]
+            self._rest_bytes = len(self._rest[0])
+        for told in nc.rests:
             told()
 
 

@@ -126,6 +126,10 @@ class Committer:
 
     def _take(self) -> list[nats_group.Item]:
         """The next groups that have no path in common but as guards."""
+        if len(self._waiting) == 1:
+            only = self._waiting.popleft()
+            only.outcome = judge.unfit(only.writes)
+            return [only]
         taken: list[nats_group.Item] = []
         written: set[Path] = set()
         guarding: set[Path] = set()

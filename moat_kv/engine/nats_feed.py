@@ -149,14 +149,16 @@ class Feed:
             return True
         waiter = self._make_waiter()
         self._waiters.append((rev, waiter))
+        timer = None
+        if timeout_s is not None:
+            timer = asyncio.get_running_loop().call_later(timeout_s, waiter.set)
         try:
-            async with asyncio.timeout(timeout_s):
-                await waiter.wait()
-        except TimeoutError:
-            return False
+            await waiter.wait()
         finally:
+            if timer is not None:
+                timer.cancel()
             self._waiters = [each for each in self._waiters if each[1] is not waiter]
-        return True
+        return self.revision >= rev
 
     # Applying -----------------------------------------------------------------------------------
 
