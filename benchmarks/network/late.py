@@ -14,7 +14,6 @@ from benchmarks.network import sizes as network_sizes
 from moat_kv import Client, errors
 from moat_kv.testing import nats as testing_nats
 
-REPLICAS = 3
 #: Time between a client's calls, in seconds.
 PAUSE_S = 0.005
 
@@ -56,15 +55,16 @@ async def late(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.F
     gaps: list[float] = []
     pending = 0
     async with AsyncExitStack() as stack:
-        running = stack.enter_context(nodes.nodes(place, REPLICAS))
+        running = stack.enter_context(nodes.nodes(place, sizes.kill_nodes))
         # The server is on a node that stays; clients are on lines of their own.
         server = stack.enter_context(place.server(engine=nodes.url(running[0])))
         asking = await stack.enter_async_context(nodes.bare_client(running[0]))
         clients = [await stack.enter_async_context(server.client()) for _ in range(3)]
         await clients[0].set(entries.path(0), entries.VALUE)
         for number in range(sizes.kills):
-            victim = running[1 + number % 2]
-            await asking.have_lead(f"moat-{nodes.NETWORK}", victim)
+            victim = running[-1 - number % max(1, len(running) - 1)]
+            if len(running) > 1:
+                await asking.have_lead(f"moat-{nodes.NETWORK}", victim)
             reads, writes = Caller(), Caller()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(reads.get, clients[0])
@@ -72,12 +72,13 @@ async def late(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.F
                 begun = time.perf_counter()
                 await anyio.sleep(min(2.0, sizes.kill_s))
                 killed = time.perf_counter()
-                await anyio.to_thread.run_sync(victim.kill)
+                await _silence(victim, sizes)
                 await _until_stored(clients[2])
                 gaps.append(time.perf_counter() - killed)
                 await anyio.sleep(max(0.0, sizes.kill_s - gaps[-1]))
                 tasks.cancel_scope.cancel()
-            await anyio.to_thread.run_sync(_restart, victim, running)
+            if len(running) > 1:
+                await anyio.to_thread.run_sync(_restart, victim, running)
             before.append(rounds.median(reads.took(begun, killed)))
             waiting = reads.took(killed, killed + gaps[-1])
             during.append(rounds.median(waiting))
@@ -91,8 +92,8 @@ async def late(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.F
             ours=rounds.median(during),
             note=(
                 f"the slowest took {max(slowest) * 1e3:.1f} ms; the median before was "
-                f"{rounds.median(before) * 1e6:.0f} µs; the leading one of {REPLICAS} NATS nodes "
-                f"was killed {sizes.kills} times, a strict set came through "
+                f"{rounds.median(before) * 1e6:.0f} µs; the leading one of {sizes.kill_nodes} NATS "
+                f"nodes was killed {sizes.kills} times, a strict set came through "
                 f"{min(gaps):.1f} to {max(gaps):.1f} s later"
             ),
         ),
@@ -103,6 +104,17 @@ async def late(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.F
             note=f"{pending} were answered `pending`",
         ),
     ]
+
+
+async def _silence(victim: testing_nats.Node, sizes: network_sizes.Sizes) -> None:
+    if sizes.kill_nodes > 1:
+        await anyio.to_thread.run_sync(victim.kill)
+        return
+    victim.freeze()
+    try:
+        await anyio.sleep(sizes.kill_s)
+    finally:
+        victim.thaw()
 
 
 async def _until_stored(client: Client) -> None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import nats
 from nats.aio import client as nats_client
 from nats.aio import msg as nats_msg
@@ -161,3 +162,8 @@ async def bare_client(node: testing_nats.Node) -> AsyncIterator[BareClient]:
         yield BareClient(client)
     finally:
         await client.close()
+        # nats-py leaves the socket to whoever takes what is unsent.
+        writer = getattr(client._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+            await anyio.lowlevel.checkpoint()

@@ -141,7 +141,7 @@ async def redis(place: peers.Place) -> AsyncIterator[Redis | None]:
     with peers.process(command):
         # One line as everybody here has one: the pool would open one for each call under way.
         pool = module.BlockingConnectionPool(host="127.0.0.1", port=port, timeout=None)
-        async with module.Redis(connection_pool=pool) as client:
+        async with module.Redis.from_pool(pool) as client:
             await _until(client.ping)
             yield Redis(client)
 

@@ -34,6 +34,8 @@ class Sizes:
     """How often the leading NATS node is killed."""
     kill_s: float
     """How long is looked after each, in seconds."""
+    kill_nodes: int
+    """How many NATS nodes there are; an only one is frozen for that time instead."""
 
     def with_rounds(self, rounds: int) -> Sizes:
         return dataclasses.replace(self, rounds=rounds)
@@ -53,6 +55,7 @@ FULL = Sizes(
     idle_s=5.0,
     kills=3,
     kill_s=12.0,
+    kill_nodes=3,
 )
 
 TINY = Sizes(
@@ -68,5 +71,6 @@ TINY = Sizes(
     clients=(1, 3),
     idle_s=0.2,
     kills=1,
-    kill_s=0.5,
+    kill_s=1.5,
+    kill_nodes=1,
 )
