@@ -95,6 +95,9 @@ class _Parser(parser.Parser):
         self._rest_bytes = self._needed_bytes = 0
 
     async def parse(self, data: bytes = b"") -> None:
+        nc: Client = self.nc
+        # Whoever sends lives; its answer to a ping comes behind all that it has sent before.
+        nc._pings_outstanding = 0
         if self._rest:
             self._rest.append(data)
             self._rest_bytes += len(data)
@@ -102,7 +105,6 @@ class _Parser(parser.Parser):
                 return
             data = b"".join(self._rest)
             self._rest = []
-        nc: Client = self.nc
         start = 0
         while (end := data.find(b"\r\n", start)) >= 0:
             is_plain = data.startswith(b"MSG ", start)

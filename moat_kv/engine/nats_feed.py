@@ -75,6 +75,8 @@ class Feed:
         # Who waits for which revision.
         self._waiters: list[tuple[int, waiting.Waiter]] = []
         self.count = 0
+        #: Called after records have been applied or passed over.
+        self.on_applied: Callable[[], None] = lambda: None
         self._consumer: nats_consumer.Consumer | None = None
 
     @property
@@ -190,6 +192,7 @@ class Feed:
         for rev, waiter in self._waiters:
             if rev <= self.revision:
                 waiter.set()
+        self.on_applied()
 
     def _apply(self, ready: Sequence[nats_record.Delivered]) -> None:
         records = []

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,9 @@ class Open:
 
 Answer = Stored | Refused | Open
 
+Told = Callable[[int, int], None]
+"""Told that the message at this place, from 0, is stored, and at which sequence."""
+
 
 class Publisher:
     """Publishes over one connection; `open` first."""
@@ -98,7 +101,10 @@ class Publisher:
         self._client = connection.client
         self._inbox = self._client.new_inbox()
         self._number = 0
+        # In the order in which the messages were sent.
         self._answers: dict[str, Answer | None] = {}
+        self._first = 0
+        self._told: Told | None = None
         self._make_waiter = waiting.maker()
         self._complete = self._make_waiter()
 
@@ -120,10 +126,19 @@ class Publisher:
             with contextlib.suppress(nats_errors.Error, OSError):
                 await self._subscription.unsubscribe()
 
-    async def singly(self, messages: Sequence[Message], wait_s: float = ACK_S) -> list[Answer]:
-        """Send all without waiting in between, in this order; what became of each."""
+    async def singly(
+        self, messages: Sequence[Message], wait_s: float = ACK_S, told: Told | None = None
+    ) -> list[Answer]:
+        """Send all without waiting in between, in this order; what became of each.
+
+        `told` hears of those that are stored while the others are still under way.
+        """
         sending = [(message, message.headers(), True) for message in messages]
-        return await self._send(sending, wait_s)
+        self._told = told
+        try:
+            return await self._send(sending, wait_s)
+        finally:
+            self._told = None
 
     async def together(self, messages: Sequence[Message], wait_s: float = ACK_S) -> Answer:
         """Send all as one atomic batch, at most 1,000; what became of it."""
@@ -142,6 +157,7 @@ class Publisher:
         self, sending: list[tuple[Message, dict[str, str], bool]], wait_s: float
     ) -> list[Answer]:
         self._answers, self._complete = {}, self._make_waiter()
+        self._first = self._number + 1
         commands = []
         try:
             for message, headers, wants_answer in sending:
@@ -178,9 +194,11 @@ class Publisher:
         to = subject.decode()
         if to not in self._answers:
             return  # too late; whoever sent it has looked for it in the stream
-        self._answers[to] = _answer(data, headers)
+        self._answers[to] = answer = _answer(data, headers)
         if None not in self._answers.values():
             self._complete.set()
+        if self._told is not None and isinstance(answer, Stored):
+            self._told(int(to.rpartition(".")[2]) - self._first, answer.rev)
 
 
 def _answer(data: bytes, headers: bytes | None) -> Answer:

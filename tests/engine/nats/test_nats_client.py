@@ -91,6 +91,13 @@ async def test_what_a_listener_raises_does_not_end_the_line(
     assert "no such thing" in caplog.text
 
 
+async def test_a_node_that_sends_is_not_taken_for_dead() -> None:
+    client = Listening()
+    client._pings_outstanding = 2
+    await client._ps.parse(BYTES[:30])
+    assert client._pings_outstanding == 0
+
+
 async def test_nothing_is_sent_without_a_line() -> None:
     with pytest.raises(nats_errors.ConnectionClosedError):
         nats_client.Client().send(b"PING\r\n")
