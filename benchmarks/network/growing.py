@@ -86,9 +86,10 @@ async def _of_servers(
     idle = await _idle([server.pid for server in running], sizes.idle_s)
     nats_idle = await _idle([nats], sizes.idle_s)
     sets = rounds.median([await _timed(client, number) for number in range(sizes.calls)])
-    before = sum(server.cpu_s() for server in running[1:])
+    before, nats_before = sum(server.cpu_s() for server in running[1:]), peers.cpu_s(nats)
     seen = rounds.median([await group.change(client, number) for number in range(sizes.calls)])
     follower_s = sum(server.cpu_s() for server in running[1:]) - before
+    nats_each = (peers.cpu_s(nats) - nats_before) / sizes.calls
     each = follower_s / max(1, count - 1) / sizes.calls
     memory = rounds.median([_own_bytes(server.pid) for server in running])
     return outcome.Figure(
@@ -98,7 +99,8 @@ async def _of_servers(
         note=(
             f"a strict set takes {sets * 1e3:.2f} ms; a server has {memory / 2**20:.0f} MiB of its "
             f"own and, idle, {idle / count:.2%} of a core; NATS {nats_idle:.1%}; a record costs "
-            f"each server that follows, with one watcher, {each * 1e6:.0f} µs of processor"
+            f"each server that follows, with one watcher, {each * 1e6:.0f} µs of processor, and "
+            f"NATS {nats_each * 1e6:.0f} µs"
         ),
     )
 
