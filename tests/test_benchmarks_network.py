@@ -19,6 +19,7 @@ PEERS: dict[str, list[str]] = {
     "set": ["nats-py"],
     "sets": ["nats-py"],
     "seen": ["nats-py"],
+    "cost": ["nats-py"],
     "newcomer": ["nats-py"],
     "behind": ["nats-py"],
     "tree": [],

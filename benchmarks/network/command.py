@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "set": writing.set_,
     "sets": writing.sets,
     "seen": writing.seen,
+    "cost": writing.cost,
     "newcomer": reading.newcomer,
     "behind": reading.behind,
     "tree": reading.tree,

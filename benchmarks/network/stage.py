@@ -26,6 +26,9 @@ PATHS = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
+    server: peers.RunningServer
+    nats: list[int]
+    """The process ids of the nodes."""
     client: Client
     bare: nodes.BareClient
     etcd: rivals.Etcd | None
@@ -78,6 +81,8 @@ async def set_up(place: peers.Place, replicas: int) -> AsyncIterator[Stage]:
                 await bare.have_lead(stream, running[0])
         async with server.client() as client:
             yield Stage(
+                server=server,
+                nats=[node.pid for node in running],
                 client=client,
                 bare=bare,
                 etcd=await stack.enter_async_context(rivals.etcd(place, replicas)),
@@ -119,10 +124,14 @@ async def set_up_onlookers(
         await tasks.start(onlooker.watch, watching)
         if etcd is not None:
             await tasks.start(etcd.watch)
-        paths = entries.paths(PATHS)
-        yield (
-            Stage(client=client, bare=bare, etcd=etcd, redis=None, paths=paths),
-            onlooker,
-            other_bare,
+        on = Stage(
+            server=server,
+            nats=[node.pid for node in running],
+            client=client,
+            bare=bare,
+            etcd=etcd,
+            redis=None,
+            paths=entries.paths(PATHS),
         )
+        yield on, onlooker, other_bare
         tasks.cancel_scope.cancel()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 from benchmarks import outcome, peers, rounds
 from benchmarks.network import nodes, stage
 from benchmarks.network import sizes as network_sizes
 from benchmarks.network.stage import ETCD, NATS, OURS, REDIS
+
+#: Processor times are counted in hundredths of a second; less cannot be told from nothing.
+LEAST_S = 1e-9
 
 
 async def set_(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.Figure]:
@@ -77,6 +81,51 @@ def _onlookers(
     return {
         name: (lambda change=change: _median(change, calls)) for name, change in changes.items()
     }
+
+
+async def cost(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.Figure]:
+    """What a strict set takes of the processors, and whose; alone and with several in flight."""
+    figures = []
+    for replicas in sizes.replicas:
+        async with stage.set_up(place, replicas) as on:
+            for in_flight, calls in ((1, sizes.calls), (sizes.in_flight, sizes.flight_calls)):
+                ours, bare = Shares(on, on.set, calls), Shares(on, on.publish, calls)
+                plays = {OURS: ours.play(in_flight), NATS: bare.play(in_flight)}
+                series = await rounds.alternate(plays, max(1, sizes.rounds // 3))
+                what = f"processor of a strict set, {in_flight} in flight, {_copies(replicas)}"
+                figures.append(figure(what, "s", series, None, f"{ours}; {NATS}: {bare}"))
+    return figures
+
+
+class Shares:
+    """Processor time of a call by who takes it, one figure a round."""
+
+    def __init__(self, on: stage.Stage, call: rounds.Call, calls: int) -> None:
+        self._on = on
+        self._call = call
+        self._calls = calls
+        self._found: dict[str, list[float]] = {"client": [], "server": [], "NATS": []}
+
+    def play(self, in_flight: int) -> rounds.Round:
+        """A round; how many seconds a call takes of all of them together."""
+
+        async def play() -> float:
+            before = self._now()
+            await rounds.rate(self._call, self._calls, in_flight)
+            spent = [b - a for a, b in zip(before, self._now(), strict=True)]
+            for found, seconds in zip(self._found.values(), spent, strict=True):
+                found.append(seconds / self._calls)
+            return max(LEAST_S, sum(spent) / self._calls)
+
+        return play
+
+    def _now(self) -> list[float]:
+        on = self._on
+        return [time.process_time(), on.server.cpu_s(), sum(peers.cpu_s(pid) for pid in on.nats)]
+
+    def __str__(self) -> str:
+        medians = {who: rounds.median(found) for who, found in self._found.items()}
+        return ", ".join(f"{who} {seconds * 1e6:.0f} µs" for who, seconds in medians.items())
 
 
 def _contestants(
