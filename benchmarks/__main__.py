@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks NAME ...`, or `all`."""
+"""The command: `python -m benchmarks NAME ...`, or `all`; `network ...`: see `network.command`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from benchmarks import (
     watching,
 )
 from benchmarks import scale as scale_module
+from benchmarks.network import command as network_command
+from benchmarks.network import report as network_report
 
 Benchmark = Callable[[peers.Place], Awaitable[list[outcome.Figure]]]
 
@@ -55,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure the server and client beside plain peers, in turns.",
-        epilog=f"benchmarks:\n{about}  all       Every one of these.",
+        epilog=f"benchmarks:\n{about}  all       Every one of these.\n"
+        "  network   Servers that share a tree, with options of its own: `network --help`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", choices=[*BENCHMARKS, "all"])
@@ -72,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; the exit code. An aim that is missed is no failure."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["network"]:
+        return network_command.main(arguments[1:])
     options = _parser().parse_args(arguments)
     sizes = scale_module.TINY if options.tiny else scale_module.FULL
     if options.rounds is not None:
@@ -95,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.markdown is not None:
         remarks = REMARKS.read_text(encoding="utf-8") if REMARKS.exists() else ""
         page = report.markdown(run, remarks)
-        pathlib.Path(options.markdown).write_text(page, encoding="utf-8")
+        file = pathlib.Path(options.markdown)
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        network = network_report.kept(before)
+        file.write_text(f"{page}\n{network}" if network else page, encoding="utf-8")
     return 0
 
 

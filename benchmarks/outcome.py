@@ -25,6 +25,15 @@ class Aim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A ratio round by round: its median, and between which figures half of the rounds are."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """One line of the table."""
 
@@ -37,6 +46,8 @@ class Figure:
     original: float | None = None
     """What MoaT-KV took for it."""
     aim: Aim | None = None
+    ratio: Spread | None = None
+    """How many times the first peer's figure ours is."""
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Place:
 
     @contextmanager
     def server(
-        self, *, data: pathlib.Path | None = None, engine: str = "sqlite"
+        self, *, data: pathlib.Path | None = None, engine: str = "sqlite", name: str = "bench"
     ) -> Iterator[RunningServer]:
         """`moat kv server`, as anybody starts it; without `data` in a new folder."""
         data = data or self.new("data")
@@ -58,18 +58,18 @@ class Place:
         settings = self.new("config")
         settings.write_text("")
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "moat_kv_cli", "kv", "server", "bench"]
+        command = [sys.executable, "-m", "moat_kv_cli", "kv", "server", name]
         command += ["--config", str(settings), "--data", str(data), "--engine", engine]
         command += ["--port", "0", "--unix", str(unix), "--ready-fd", str(writing)]
         began = time.perf_counter()
-        with _process(command, pass_fds=[writing]) as process:
+        with process(command, pass_fds=[writing]) as child:
             os.close(writing)
             with os.fdopen(reading) as ready:
                 urls = ready.read().split()
             if not urls:
-                raise RuntimeError(f"the server did not start (exit code {process.wait()})")
+                raise RuntimeError(f"the server did not start (exit code {child.wait()})")
             url = next(url for url in urls if url.startswith("unix:") == self.unix)
-            yield RunningServer(url, data, process.pid, time.perf_counter() - began)
+            yield RunningServer(url, data, child.pid, time.perf_counter() - began)
 
     # The others ---------------------------------------------------------------------------------
 
@@ -78,9 +78,9 @@ class Place:
         """A client of an echo server of its own."""
         unix = self.new("echo")
         command = [sys.executable, "-m", "benchmarks.echo", str(unix)]
-        with _process(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            port = int(process.stdout.readline())
+        with process(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            port = int(child.stdout.readline())
             async with echo.open_echo(port, str(unix) if self.unix else None) as client:
                 yield client
 
@@ -91,12 +91,12 @@ class Place:
         if program is None:
             yield None
             return
-        folder, unix, port = self.new("redis"), self.new("socket"), _free_port()
+        folder, unix, port = self.new("redis"), self.new("socket"), free_port()
         folder.mkdir()
         command = [program, "--dir", str(folder), "--bind", "127.0.0.1", "--port", str(port)]
         command += ["--unixsocket", str(unix), "--save", "", "--daemonize", "no"]
         command += ["--appendonly", "yes", "--appendfsync", "always", "--logfile", "redis.log"]
-        with _process(command):
+        with process(command):
             with anyio.fail_after(REDIS_START_S):
                 while not unix.exists():  # noqa: ASYNC110  # Redis tells nobody when it is ready
                     await anyio.sleep(0.02)
@@ -116,6 +116,10 @@ class RunningServer:
     def client(self) -> contextlib.AbstractAsyncContextManager[moat_kv.Client]:
         return moat_kv.open_client(self.url, name="bench", config=config.Config())
 
+    def cpu_s(self) -> float:
+        """See `cpu_s`."""
+        return cpu_s(self.pid)
+
     def memory_bytes(self) -> int:
         """What it has in memory at present."""
         done = subprocess.run(
@@ -124,25 +128,42 @@ class RunningServer:
         return int(done.stdout) * 1024
 
 
+def cpu_s(pid: int) -> float:
+    """The processor time that a process has taken so far, in seconds. Linux only."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def _process(
-    command: list[str], *, pass_fds: list[int] | None = None, stdout: int = subprocess.DEVNULL
+def process(
+    command: list[str],
+    *,
+    pass_fds: list[int] | None = None,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
+    """A child in this checkout, until the context ends. Its errors are shown, but for `stderr`."""
     root = pathlib.Path(__file__).parent.parent
-    process = subprocess.Popen(
-        command, pass_fds=pass_fds or [], stdout=stdout, text=True, cwd=root, env=_environment(root)
+    child = subprocess.Popen(
+        command,
+        pass_fds=pass_fds or [],
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        cwd=root,
+        env=_environment(root),
     )
     try:
-        yield process
+        yield child
     finally:
-        process.terminate()
+        child.terminate()
         try:
-            process.wait(END_S)
+            child.wait(END_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+            child.kill()
+            child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
 
 
 def _environment(root: pathlib.Path) -> dict[str, str]:
@@ -152,7 +173,8 @@ def _environment(root: pathlib.Path) -> dict[str, str]:
     return kept
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listened on a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

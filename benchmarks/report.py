@@ -125,8 +125,7 @@ def _introduction(run: Run) -> list[str]:
         "awaited call a request), `SQLite` the same table with the same settings and nobody in "
         "front of it, `Redis` its own server and a client as plain as the echo's. `MoaT-KV` is "
         "what the original took on a machine of this kind, measured once; it keeps nothing on "
-        "disk. etcd is not here: what Python can speak without gRPC is its JSON gateway, which "
-        "would be slower than etcd is.\n",
+        "disk. etcd is beside several servers, in the other part of this page.\n",
         f"Contestants take turns, {sizes.rounds} rounds each; figures are medians over the rounds, "
         "ratios medians of the ratios round by round. An entry is a path of three names with "
         '`{"temp": 21.5, "unit": "C"}`.\n',

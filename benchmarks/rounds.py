@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import anyio
 
+from benchmarks import outcome
+
 Round = Callable[[], Awaitable[float]]
 """One round of one contestant; gives its figure."""
 
@@ -34,6 +36,15 @@ def ratio(figures: Sequence[float], others: Sequence[float]) -> float:
     return median(a / b for a, b in zip(figures[-count:], others[-count:], strict=True))
 
 
+def spread(figures: Sequence[float], others: Sequence[float]) -> outcome.Spread:
+    """The ratios round by round. Both have as many rounds."""
+    ratios = [a / b for a, b in zip(figures, others, strict=True)]
+    if len(ratios) < 2:
+        return outcome.Spread(median=ratios[0], low=ratios[0], high=ratios[0])
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return outcome.Spread(median=middle, low=low, high=high)
+
+
 class Series(dict[str, list[float]]):
     """Each contestant's figures, one a round."""
 
@@ -49,10 +60,12 @@ class Series(dict[str, list[float]]):
         return Series({other: figures for other, figures in self.items() if other != name})
 
 
-async def alternate(contestants: Mapping[str, Round], rounds: int) -> Series:
-    """Let all contestants take turns, after one round each that does not count."""
+async def alternate(
+    contestants: Mapping[str, Round], rounds: int, *, warm_up: bool = True
+) -> Series:
+    """Let all contestants take turns, after one round each that does not count (`warm_up`)."""
     series = Series({name: [] for name in contestants})
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         order = list(contestants.items())
         for name, play in reversed(order) if number % 2 else order:
             gc.collect()

@@ -86,6 +86,8 @@ class Judge:
 
 def unfit(writes: Sequence[Write]) -> errors.MoatKvError | None:
     """What is wrong with a group whatever the log holds, or None."""
+    if len(writes) == 1 and not writes[0].guards:
+        return None
     guarding = {guard.path for write in writes for guard in write.guards}
     size = len(writes) + len(guarding)
     if size > BATCH_LIMIT:

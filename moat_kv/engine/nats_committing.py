@@ -1,9 +1,9 @@
 """Groups of writes on their way into the stream: judged here, ordered there, answered when applied.
 
-`engine.nats` hands over what is submitted. What waits is taken together as long as no path comes
-twice: a few single writes go as messages of their own, more of them, groups and guarded writes as
-one atomic batch. The next are taken when all of these are answered, so groups enter the log in
-their order, and one message is under way per path.
+`engine.nats` hands over what is submitted. What waits is taken together (`nats_group.take`), no
+path twice: a few single writes go as messages of their own and are answered one by one, more of
+them, groups and guarded writes as one atomic batch. The next are taken when all of these are
+answered, so groups enter the log in their order, and one message is under way per path.
 
 Judged against the applied tree; the last sequences that go with the messages make it hold in the
 log. Where another server was quicker, what came is applied and the group judged anew. Where no
@@ -48,8 +48,6 @@ SINGLY = 12
 LOOK_S = 0.25
 #: A question for a last sequence is given up after so long, in seconds: it can be asked again.
 LOOK_UP_S = 2.0
-#: One batch takes so many bytes at most; one group goes in whole, however large it is.
-BATCH_BYTES = 4 << 20
 #: Waited after a conflict that nothing visible explains, or a passing refusal, in seconds.
 PAUSE_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -90,6 +88,9 @@ class Committer:
         self._report = report
         self._patience_s = patience_s
         self._waiting: deque[nats_group.Item] = deque()
+        #: Of the present round, what is stored and not applied, by revision.
+        self._stored_at: deque[tuple[int, nats_group.Item]] = deque()
+        feed.on_applied = self._answer_applied
         self._open = True
         # What has not been sent yet is not kept waiting.
         self._is_refusing = False
@@ -140,11 +141,10 @@ class Committer:
                 await self._wake.wait()
                 self._wake = self._make_waiter()
                 continue
-            items = self._take()
+            items = nats_group.take(self._waiting)
             await self._settle(items)
             for item in items:
-                assert item.outcome is not None
-                item.done(item.outcome)
+                item.tell()
 
     async def _end_overdue(self) -> None:
         """Answer what has waited for too long behind others, and so was not sent."""
@@ -152,27 +152,6 @@ class Committer:
             await anyio.sleep(LOOK_S)
             while self._waiting and self._left_s([self._waiting[0]]) <= 0:
                 self._waiting.popleft().done(errors.Detached("NATS stores nothing at present"))
-
-    def _take(self) -> list[nats_group.Item]:
-        """The next groups that have no path in common but as guards."""
-        taken: list[nats_group.Item] = []
-        written: set[Path] = set()
-        guarding: set[Path] = set()
-        size_bytes = 0
-        while self._waiting and size_bytes < BATCH_BYTES:
-            item = self._waiting[0]
-            item.outcome = judge.unfit(item.writes)
-            paths = {write.path for write in item.writes}
-            guards = {guard.path for write in item.writes for guard in write.guards}
-            size = len(written | paths) + len(guarding | guards)
-            touches = not written.isdisjoint(paths | guards) or not guarding.isdisjoint(paths)
-            if taken and (touches or size > base.BATCH_LIMIT):
-                break
-            written |= paths
-            guarding |= guards
-            size_bytes += sum([len(write.value or b"") for write in item.writes])
-            taken.append(self._waiting.popleft())
-        return taken
 
     # One round after the other ------------------------------------------------------------------
 
@@ -204,6 +183,7 @@ class Committer:
                 self._give_up(todo)
         finally:
             self._feed.chains.clear()
+            self._stored_at.clear()
 
     def _left_s(self, items: Sequence[nats_group.Item]) -> float:
         return min(item.since for item in items) + self._patience_s - time.monotonic()
@@ -334,8 +314,8 @@ class Committer:
             for item in part:
                 item.sent = True
             wait_s = min(nats_publish.ACK_S, max(0.1, left_s))
-            if len(part) <= SINGLY and all(len(i.messages) == 1 and not i.guards for i in part):
-                answers = await publisher.singly([i.messages[0][1] for i in part], wait_s)
+            if self._may_go_singly(part):
+                answers = await self._singly(publisher, part, wait_s)
                 pairs += [([item], answer) for item, answer in zip(part, answers, strict=True)]
             else:
                 pairs.append((part, await publisher.together(nats_group.messages(part), wait_s)))
@@ -353,7 +333,33 @@ class Committer:
                 await self._not_stored(part, other)
         return len(stored) < len(pairs)
 
+    def _may_go_singly(self, items: Sequence[nats_group.Item]) -> bool:
+        return len(items) <= SINGLY and all(
+            len(item.messages) == 1 and not item.guards for item in items
+        )
+
+    async def _singly(
+        self, publisher: nats_publish.Publisher, items: Sequence[nats_group.Item], wait_s: float
+    ) -> list[nats_publish.Answer]:
+        """Send each by itself; those that are stored and applied are answered at once."""
+
+        def told(place: int, rev: int) -> None:
+            self._stored_at.append((rev, items[place]))
+            self._answer_applied()
+
+        return await publisher.singly([item.messages[0][1] for item in items], wait_s, told)
+
+    def _answer_applied(self) -> None:
+        waiting = self._stored_at
+        while waiting and waiting[0][0] <= self._feed.revision:
+            rev, item = waiting.popleft()
+            if item.outcome is None:
+                item.outcome = self._outcome(item, rev)
+                item.tell()
+
     def _stored(self, items: Sequence[nats_group.Item], rev: int) -> None:
+        if len(items) == 1 and items[0].outcome is not None:
+            return  # answered meanwhile
         rev -= sum(len(item.messages) for item in items) - 1
         for item in items:
             item.outcome = self._outcome(item, rev)

@@ -16,10 +16,16 @@ from typing import Any, NamedTuple
 
 import anyio
 from nats import errors as nats_errors
-from nats.aio import msg as nats_msg
 
 from moat_kv import errors
-from moat_kv.engine import age, nats_line, nats_record, nats_stream, nats_subjects
+from moat_kv.engine import (
+    age,
+    nats_client,
+    nats_line,
+    nats_record,
+    nats_stream,
+    nats_subjects,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -127,11 +133,10 @@ class Consumer:
             asked["filter_subjects"] = list(subjects)
         stream = self._names.stream
         try:
-            self._subscription = await self._client.subscribe(
-                inbox, cb=self._came, pending_msgs_limit=0, pending_bytes_limit=0
-            )
+            self._subscription = await self._client.listen(inbox, self._came)
         except (nats_errors.Error, OSError) as exc:
             raise nats_line.NoAnswer(str(exc)) from exc
+        self._client.rests.append(self._hand_on)
         name = inbox.rpartition(".")[2]
         self._heard_at = time.monotonic()
         # (A filter in the subject of this request would be over the limit for long paths.)
@@ -164,25 +169,29 @@ class Consumer:
     async def stop(self) -> None:
         """Take nothing more from it; NATS forgets it by itself."""
         self._over.set()
+        if self._hand_on in self._client.rests:
+            self._client.rests.remove(self._hand_on)
         if self._subscription is not None and not self._connection.lost.is_set():
             with contextlib.suppress(nats_errors.Error, OSError):
                 await self._subscription.unsubscribe()
 
-    async def _came(self, message: nats_msg.Msg) -> None:
-        """Called by nats-py for each message, in order."""
+    def _came(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         if self._over.is_set():
             return
         try:
-            place = nats_record.place(message.reply) if message.reply else None
+            place = nats_record.place(reply.decode()) if reply else None
             if place is None:
-                await self._told(message)
+                self._told(reply, headers)
             else:
-                self._take(place, message)
-        except Exception as exc:  # raised where it is awaited; nats-py would only report it
-            self._failure = exc
-            self._over.set()
+                self._take(place, subject, data)
+        except Exception as exc:  # raised where it is awaited
+            self._fail(exc)
 
-    def _take(self, place: nats_record.Place, message: nats_msg.Msg) -> None:
+    def _fail(self, exc: Exception) -> None:
+        self._failure = exc
+        self._over.set()
+
+    def _take(self, place: nats_record.Place, subject: bytes, data: bytes) -> None:
         self._number += 1
         if place.number != self._number:
             _log.info("NATS: a message is missing before revision %d", place.rev)
@@ -190,26 +199,30 @@ class Consumer:
             return
         if self._number > self._there:
             self.clock = (place.at, age.up_s())
-        self._items.append(item_of(self._names, place, message.subject, message.data))
+        self._items.append(item_of(self._names, place, subject.decode(), data))
         self._remaining = place.remaining
-        waiting = self._subscription.pending_msgs if self._subscription is not None else 0
-        if not waiting or len(self._items) >= SLICE:
-            self._heard_at = time.monotonic()
+        if len(self._items) >= SLICE:
             self._hand_on()
 
     def _hand_on(self) -> None:
+        """What has come so far; also called when there is no more for the moment."""
         items, self._items = self._items, []
-        if items:
+        if not items:
+            return
+        self._heard_at = time.monotonic()
+        try:
             self._deliver(items, self._remaining)
+        except Exception as exc:
+            self._fail(exc)
 
-    async def _told(self, message: nats_msg.Msg) -> None:
+    def _told(self, reply: bytes, raw: bytes | None) -> None:
         """A heartbeat, or the question whether we are still with it."""
         self._hand_on()
         self._heard_at = time.monotonic()
-        headers = message.headers or {}
-        answer_to = message.reply or headers.get("Nats-Consumer-Stalled")
+        headers = nats_client.headers_of(raw)
+        answer_to = reply.decode() or headers.get("Nats-Consumer-Stalled")
         if answer_to:
-            await self._client.publish(answer_to, b"")
+            self._client.send(nats_client.publication(answer_to, b"", "", {}))
         delivered = headers.get("Nats-Last-Consumer")
         if delivered is not None and int(delivered) != self._number:
             _log.info("NATS: messages are missing at the end")

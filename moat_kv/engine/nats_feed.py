@@ -109,6 +109,8 @@ class Feed:
         # Somebody may have waited for too long.
         self._late = anyio.Event()
         self.count = 0
+        #: Called after records have been applied or passed over.
+        self.on_applied: Callable[[], None] = lambda: None
         self._consumer: nats_consumer.Consumer | None = None
         # It was made, and has not ended yet.
         self._is_fed = False
@@ -248,15 +250,17 @@ class Feed:
         waiter = self._make_waiter()
         self._waiters.append((rev, waiter, time.monotonic()))
         late = asyncio.get_running_loop().call_later(LATE_S, self._be_late)
+        timer = None
+        if timeout_s is not None:
+            timer = asyncio.get_running_loop().call_later(timeout_s, waiter.set)
         try:
-            async with asyncio.timeout(timeout_s):
-                await waiter.wait()
-        except TimeoutError:
-            return False
+            await waiter.wait()
         finally:
             late.cancel()
+            if timer is not None:
+                timer.cancel()
             self._waiters = [each for each in self._waiters if each[1] is not waiter]
-        return True
+        return self.revision >= rev
 
     def _be_late(self) -> None:
         self._late.set()
@@ -299,6 +303,7 @@ class Feed:
         for rev, waiter, _ in self._waiters:
             if rev <= self.revision:
                 waiter.set()
+        self.on_applied()
 
     def _apply(self, ready: Sequence[nats_record.Delivered]) -> None:
         records = []

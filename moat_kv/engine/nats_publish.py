@@ -15,15 +15,14 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nats import errors as nats_errors
-from nats.aio import msg as nats_msg
 
 from moat_kv import waiting
-from moat_kv.engine import nats_line
+from moat_kv.engine import nats_client, nats_line
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ _BATCH_COMMIT = "Nats-Batch-Commit"
 
 #: Another record is there, or on its way (the second says no number).
 _CONFLICTS = (10071, 10164)
+_STORED = re.compile(rb'\{"stream":"[^"]*", ?"seq":(\d+)\}')
 _SEQUENCE = re.compile(r"wrong last sequence: (\d+)")
 
 
@@ -89,6 +89,9 @@ class Open:
 
 Answer = Stored | Refused | Open
 
+Told = Callable[[int, int], None]
+"""Told that the message at this place, from 0, is stored, and at which sequence."""
+
 
 class Publisher:
     """Publishes over one connection; `open` first."""
@@ -98,7 +101,10 @@ class Publisher:
         self._client = connection.client
         self._inbox = self._client.new_inbox()
         self._number = 0
+        # In the order in which the messages were sent.
         self._answers: dict[str, Answer | None] = {}
+        self._first = 0
+        self._told: Told | None = None
         self._make_waiter = waiting.maker()
         self._complete = self._make_waiter()
 
@@ -109,7 +115,7 @@ class Publisher:
         self._connection.when_lost.append(self._lost)
         try:
             inbox = f"{self._inbox}.*"
-            self._subscription = await self._client.subscribe(inbox, cb=self._answered)
+            self._subscription = await self._client.listen(inbox, self._answered)
         except (nats_errors.Error, OSError) as exc:
             raise nats_line.NoAnswer(str(exc)) from exc
 
@@ -120,10 +126,19 @@ class Publisher:
             with contextlib.suppress(nats_errors.Error, OSError):
                 await self._subscription.unsubscribe()
 
-    async def singly(self, messages: Sequence[Message], wait_s: float = ACK_S) -> list[Answer]:
-        """Send all without waiting in between, in this order; what became of each."""
+    async def singly(
+        self, messages: Sequence[Message], wait_s: float = ACK_S, told: Told | None = None
+    ) -> list[Answer]:
+        """Send all without waiting in between, in this order; what became of each.
+
+        `told` hears of those that are stored while the others are still under way.
+        """
         sending = [(message, message.headers(), True) for message in messages]
-        return await self._send(sending, wait_s)
+        self._told = told
+        try:
+            return await self._send(sending, wait_s)
+        finally:
+            self._told = None
 
     async def together(self, messages: Sequence[Message], wait_s: float = ACK_S) -> Answer:
         """Send all as one atomic batch, at most 1,000; what became of it."""
@@ -142,6 +157,8 @@ class Publisher:
         self, sending: list[tuple[Message, dict[str, str], bool]], wait_s: float
     ) -> list[Answer]:
         self._answers, self._complete = {}, self._make_waiter()
+        self._first = self._number + 1
+        commands = []
         try:
             for message, headers, wants_answer in sending:
                 reply = ""
@@ -149,16 +166,21 @@ class Publisher:
                     self._number += 1
                     reply = f"{self._inbox}.{self._number}"
                     self._answers[reply] = None
-                await self._client.publish(message.subject, message.body, reply, headers)
+                commands.append(
+                    nats_client.publication(message.subject, message.body, reply, headers)
+                )
+            self._client.send(b"".join(commands))
         except (nats_errors.Error, OSError) as exc:
             # Part of it may have been sent; nobody will tell.
             reason = str(exc) or type(exc).__name__
             return [Open(reason=reason) for *_, wants_answer in sending if wants_answer]
         if None in self._answers.values():
-            # (asyncio's own, without a task for the line: this is the way of every write.)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._complete.wait()
+            # (A context for the time limit takes ten times as long; this is every write's way.)
+            timer = asyncio.get_running_loop().call_later(wait_s, self._complete.set)
+            try:
+                await self._complete.wait()
+            finally:
+                timer.cancel()
         lost = self._connection.lost.is_set()
         silent = Open(reason="the connection was lost" if lost else "no acknowledgement in time")
         found = [answer or silent for answer in self._answers.values()]
@@ -168,21 +190,27 @@ class Publisher:
     def _lost(self) -> None:
         self._complete.set()
 
-    async def _answered(self, message: nats_msg.Msg) -> None:
-        if message.subject not in self._answers:
+    def _answered(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        to = subject.decode()
+        if to not in self._answers:
             return  # too late; whoever sent it has looked for it in the stream
-        self._answers[message.subject] = _answer(message)
+        self._answers[to] = answer = _answer(data, headers)
         if None not in self._answers.values():
             self._complete.set()
+        if self._told is not None and isinstance(answer, Stored):
+            self._told(int(to.rpartition(".")[2]) - self._first, answer.rev)
 
 
-def _answer(message: nats_msg.Msg) -> Answer:
-    status = (message.headers or {}).get("Status")
+def _answer(data: bytes, headers: bytes | None) -> Answer:
+    usual = _STORED.fullmatch(data)
+    if usual is not None:
+        return Stored(rev=int(usual[1]))
+    status = nats_client.headers_of(headers).get("Status")
     if status is not None:
         # 503: nobody listens there; the stream has no leader, or JetStream is not up.
         return Refused(reason=f"no stream takes it (status {status})", passing=True)
     try:
-        found: dict[str, Any] = json.loads(message.data)
+        found: dict[str, Any] = json.loads(data)
     except ValueError:
         return Open(reason="an answer that is not understood")
     if "error" not in found:

@@ -97,8 +97,13 @@ def place(reply: str) -> Place | None:
     `$JS.ACK.STREAM.CONSUMER.TIMES.REV.NUMBER.NANOSECONDS.REMAINING`, or with two tokens more before
     the stream's name (domain and account) and perhaps one more at the end.
     """
-    tokens = reply.split(".")
-    if tokens[:2] != ["$JS", "ACK"] or len(tokens) < 9:
+    if not reply.startswith("$JS.ACK."):
         return None
-    rev, number, nanoseconds, remaining = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
+    tokens = reply.split(".")
+    if len(tokens) == 9:
+        rev, number, nanoseconds, remaining = tokens[5:]
+    elif len(tokens) > 10:
+        rev, number, nanoseconds, remaining = tokens[7:11]
+    else:
+        return None
     return Place(int(rev), int(number), int(nanoseconds) / 1e9, int(remaining))

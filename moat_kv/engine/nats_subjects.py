@@ -62,6 +62,7 @@ class Names:
         #: What a server follows: all but the guards.
         self.followed = (self.root, f"{self.root}.>", f"{base}.log.>")
         self._subjects: dict[Path, str] = {}
+        self._paths: dict[str, Path] = {}
 
     def subject(self, path: Path) -> str:
         """The subject of an entry."""
@@ -75,9 +76,15 @@ class Names:
 
     def path(self, subject: str) -> Path | None:
         """The path of an entry's subject; None for any other subject. Raises BadPath."""
-        if subject.startswith(self._below_root):
-            return path_of(subject[len(self._below_root) :])
-        return Path() if subject == self.root else None
+        found = self._paths.get(subject)
+        if found is None:
+            if not subject.startswith(self._below_root):
+                return Path() if subject == self.root else None
+            found = path_of(subject[len(self._below_root) :])
+            if len(self._paths) >= _CACHED:
+                self._paths.clear()
+            self._paths[subject] = found
+        return found
 
     def message(self, topic: Path) -> str:
         """The subject of a fleeting message."""

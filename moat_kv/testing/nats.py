@@ -44,6 +44,12 @@ def program() -> str:
     return found
 
 
+def version() -> str:
+    """Of nats-server. Raises NatsFailed."""
+    done = subprocess.run([program(), "--version"], capture_output=True, check=True, text=True)
+    return done.stdout.split()[-1].removeprefix("v")
+
+
 class Node:
     """One nats-server. `extra` is text for its configuration file, `domain` its JetStream's.
     Without `sync` it syncs to disk every two minutes only, which is quicker for tests that pull

@@ -49,9 +49,18 @@ class Stream:
         self.is_silent = False
 
     async def singly(
-        self, messages: Sequence[nats_publish.Message], wait_s: float
+        self,
+        messages: Sequence[nats_publish.Message],
+        wait_s: float,
+        told: nats_publish.Told | None = None,
     ) -> list[nats_publish.Answer]:
-        return [await self.together([message], wait_s) for message in messages]
+        answers = []
+        for place, message in enumerate(messages):
+            answer = await self.together([message], wait_s)
+            if told is not None and isinstance(answer, nats_publish.Stored):
+                told(place, answer.rev)
+            answers.append(answer)
+        return answers
 
     async def together(
         self, messages: Sequence[nats_publish.Message], wait_s: float
@@ -150,13 +159,14 @@ class Submitter:
         return Write(path, value, origin="me:1", tick=self._tick, expect=expect)
 
     async def groups(self, *groups: Sequence[Write]) -> list[list[Record] | errors.MoatKvError]:
+        """Their outcomes, in the order of the groups."""
         answers = engine_probe.Answers(len(groups))
         for number, writes in enumerate(groups):
             self._submit(writes, answers.done(number))
         await answers.wait()
         return [
             outcome if isinstance(outcome, errors.MoatKvError) else list(outcome)
-            for _, outcome in answers.outcomes
+            for _, outcome in sorted(answers.outcomes, key=lambda answer: answer[0])
         ]
 
 
