@@ -96,8 +96,10 @@ class _Parser(parser.Parser):
 
     async def parse(self, data: bytes = b"") -> None:
         nc: Client = self.nc
-        # Whoever sends lives; its answer to a ping comes behind all that it has sent before.
-        nc._pings_outstanding = 0
+        if len(data) >= nats_client.DEFAULT_BUFFER_SIZE:
+            # There is more, and behind it may be the answer to a ping. (That something comes is not
+            # enough: what we send may hang all the same.)
+            nc._pings_outstanding = 0
         if self._rest:
             self._rest.append(data)
             self._rest_bytes += len(data)

@@ -91,11 +91,12 @@ async def test_what_a_listener_raises_does_not_end_the_line(
     assert "no such thing" in caplog.text
 
 
-async def test_a_node_that_sends_is_not_taken_for_dead() -> None:
+@pytest.mark.parametrize(("size", "left"), [(30, 2), (32_768, 0)], ids=["little", "much"])
+async def test_an_answer_to_a_ping_may_be_behind_much_that_comes(size: int, left: int) -> None:
     client = Listening()
     client._pings_outstanding = 2
-    await client._ps.parse(BYTES[:30])
-    assert client._pings_outstanding == 0
+    await client._ps.parse(b"MSG moat.a 1 40000\r\n".ljust(size, b"x"))
+    assert client._pings_outstanding == left
 
 
 async def test_nothing_is_sent_without_a_line() -> None:
