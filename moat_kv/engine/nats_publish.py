@@ -154,7 +154,8 @@ class Publisher:
             # Part of it may have been sent; nobody will tell.
             reason = str(exc) or type(exc).__name__
             return [Open(reason=reason) for *_, wants_answer in sending if wants_answer]
-        if None in self._answers.values():
+        # (Whoever has told `_lost` does not tell it again.)
+        if None in self._answers.values() and not self._connection.lost.is_set():
             # (asyncio's own, without a task for the line: this is the way of every write.)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
