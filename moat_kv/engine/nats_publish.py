@@ -174,7 +174,8 @@ class Publisher:
             # Part of it may have been sent; nobody will tell.
             reason = str(exc) or type(exc).__name__
             return [Open(reason=reason) for *_, wants_answer in sending if wants_answer]
-        if None in self._answers.values():
+        # (Whoever has told `_lost` does not tell it again.)
+        if None in self._answers.values() and not self._connection.lost.is_set():
             # (A context for the time limit takes ten times as long; this is every write's way.)
             timer = asyncio.get_running_loop().call_later(wait_s, self._complete.set)
             try:
