@@ -54,6 +54,8 @@ class Sharing:
         self._entries: dict[Path, shared_entry.SharedEntry] = {}
         self._followed: set[str] = set()
         self._scopes: list[anyio.CancelScope] = []
+        # Whoever calls `attach` need not keep what it returns: it keeps the client open.
+        self.attachment: Attachment | None = None
         self.reach: reach.Reach
 
     def wants(self, cls: type[StateModel]) -> bool:
@@ -195,6 +197,7 @@ class Attachment:
 
     async def _start(self, client: Client) -> Sharing:
         sharing = Sharing(client, self._models, self._classes)
+        sharing.attachment = self
         await sharing.start()
         return sharing
 
