@@ -492,3 +492,9 @@ def test_a_script_that_forgets_to_detach_ends_all_the_same(served: RunningServer
         [sys.executable, "-c", _FORGETFUL, served.url], capture_output=True, text=True, timeout=30
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("3\n", "", 0)
+    # Its lock went at once, not with its session.
+    models = Models()
+    with attach(served.url, within=models):
+        load(models)
+        with State(Counter, within=models, timeout_s=0.5):
+            pass
