@@ -82,6 +82,7 @@ def _look(deadline: loops.Deadline) -> float:
 
 
 @atexit.register
-def _at_exit() -> None:
+def at_exit() -> None:
+    """Give subscribers their time at the end of the process."""
     if not _settle(loops.Deadline(AT_EXIT_S)):
         logger.warning("subscribers had not been told everything when the process ended")

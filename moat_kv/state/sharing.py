@@ -7,6 +7,7 @@ the network (`shared_entry`), and follows the entries. All of it runs in the cli
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
@@ -23,7 +24,16 @@ from moat_kv.client import results as kv_results
 from moat_kv.client.client import Client
 from moat_kv.coord import aio, loop_thread
 from moat_kv.path import Path
-from moat_kv.state import grounds, kept_lock, loops, reach, registry, shared_entry, stored
+from moat_kv.state import (
+    grounds,
+    kept_lock,
+    loops,
+    reach,
+    registry,
+    settling,
+    shared_entry,
+    stored,
+)
 from moat_kv.state.model import StateModel
 
 if TYPE_CHECKING:
@@ -54,6 +64,8 @@ class Sharing:
         self._entries: dict[Path, shared_entry.SharedEntry] = {}
         self._followed: set[str] = set()
         self._scopes: list[anyio.CancelScope] = []
+        # Whoever calls `attach` need not keep what it returns: it keeps the client open.
+        self.attachment: Attachment | None = None
         self.reach: reach.Reach
 
     def wants(self, cls: type[StateModel]) -> bool:
@@ -183,6 +195,14 @@ class Attachment:
                 raise
             self._sharing = sharing
             self._stack = self._stack.pop_all()
+        atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        settling.at_exit()  # subscribers may commit in turn
+        try:
+            self.detach()
+        except kv_errors.MoatKvError as exc:
+            logger.debug("the client had ended before: %s", exc)
 
     def _open(self) -> blocking.Client:
         target = self._target
@@ -195,11 +215,13 @@ class Attachment:
 
     async def _start(self, client: Client) -> Sharing:
         sharing = Sharing(client, self._models, self._classes)
+        sharing.attachment = self
         await sharing.start()
         return sharing
 
     def detach(self) -> None:
         """Share no more. Models that are loaded go on alone. Doing it again changes nothing."""
+        atexit.unregister(self._at_exit)
         sharing, self._sharing = self._sharing, None
         stack, self._stack = self._stack, ExitStack()
         with stack:

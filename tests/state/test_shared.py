@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -469,3 +471,30 @@ async def test_what_fails_while_attaching_leaves_nothing(
     assert models.sharings == ()
     async with State(Counter, within=models) as state:
         await state.commit(state.checkout(Counter))
+
+
+_FORGETFUL = """
+import sys
+from moat_kv.state import State, StateModel, attach
+class Counter(StateModel):
+    n: int = 0
+attach(sys.argv[1])
+with State() as state:
+    state.load(Counter())
+    state.subscribe(Counter, lambda counter: print(counter.n, flush=True))
+with State(Counter) as state:
+    state.commit(Counter(n=3))
+"""
+
+
+def test_a_script_that_forgets_to_detach_ends_all_the_same(served: RunningServer) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _FORGETFUL, served.url], capture_output=True, text=True, timeout=30
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("3\n", "", 0)
+    # Its lock went at once, not with its session.
+    models = Models()
+    with attach(served.url, within=models):
+        load(models)
+        with State(Counter, within=models, timeout_s=0.5):
+            pass
