@@ -35,7 +35,7 @@ Both = tuple[coord.Process, coord.Process]
 def test_the_last_thread_to_end_executes_what_all_have_merged(both: Both) -> None:
     def work(process: coord.Process) -> None:
         cache = coord.LruCache[PlainClicks](max_entries=2)
-        for number in range(60):
+        for number in range(18):
             cache.set(number % 3, PlainClicks(process, number % 3, doc={"clicks": 1}))
         cache.expire_all()
 
@@ -44,7 +44,7 @@ def test_the_last_thread_to_end_executes_what_all_have_merged(both: Both) -> Non
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(doc["clicks"] for _, doc, _ in widgets.DONE) == 240
+    assert sum(doc["clicks"] for _, doc, _ in widgets.DONE) == 72
 
 
 def test_threads_share_a_cache(both: Both) -> None:
@@ -52,7 +52,7 @@ def test_threads_share_a_cache(both: Both) -> None:
     cache = coord.LruCache[PlainClicks](max_entries=2, background=True)
 
     def work() -> None:
-        for number in range(60):
+        for number in range(18):
             cache.set(number % 3, PlainClicks(one, number % 3, doc={"clicks": 1}))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -63,7 +63,7 @@ def test_threads_share_a_cache(both: Both) -> None:
     cache.expire_all()
     cache.flush()
     cache.flush()
-    assert sum(doc["clicks"] for _, doc, _ in widgets.DONE) == 240
+    assert sum(doc["clicks"] for _, doc, _ in widgets.DONE) == 72
 
 
 def test_an_update_refers_to_its_resource_from_the_first(both: Both) -> None:

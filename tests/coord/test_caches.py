@@ -127,7 +127,7 @@ async def test_ends_and_keeps_survive_breaks_of_the_line_once() -> None:
             await proxy.cut()
 
         chance = random.Random(5)
-        for number in range(12):
+        for number in range(6):
             kind: Any = (Clicks, FreeClicks)[number % 2]
             cache = aio.LruCache[Any]()
             # A line that has held for a while is tried again at once.
@@ -140,4 +140,4 @@ async def test_ends_and_keeps_survive_breaks_of_the_line_once() -> None:
         await until(lambda: not len(one.unsettled))
         await FreeClicks(other, "w", doc={}).end_session()
         await keeper.end_session()
-        await eventually_total(36)
+        await eventually_total(18)
