@@ -252,6 +252,38 @@ async def test_context_is_left_when_the_job_is_stopped() -> None:
         assert await b.get("left") == 1
 
 
+MEDDLING = {
+    "directory": "os.chdir('/tmp'); os.umask(0o777)",
+    "signals": "import signal\nfor n in (1, 2, 10, 15, 17): signal.signal(n, signal.SIG_IGN)",
+    "patches": "anyio.sleep = anyio.Event = anyio.create_task_group = None",
+    "closes-connection": "_client.shared.link.close()",
+    "closes-output": "os.close(1); os.close(2); print('x')",
+    "closes-streams": "import sys\nsys.stdout.close(); sys.stderr.close()",
+    "limits": "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))",
+    "watches": "for n in range(50): await _self.watch(_P(':'), max_depth=-1)",
+    "environment": "os.environ.clear()",
+    "exit-handler": "import atexit, time\natexit.register(time.sleep, 600)",
+    "no-exit": "os._exit = lambda code: None",
+    "threads": "import threading, time\n"
+    "for n in range(20): threading.Thread(target=time.sleep, args=(600,)).start()",
+}
+
+
+@pytest.mark.parametrize("case", list(MEDDLING))
+async def test_meddling_with_its_own_process_is_felt_by_nobody_else(case: str) -> None:
+    handlers = [signal.getsignal(number) for number in range(1, 18)]
+    here, sleep = os.getcwd(), anyio.sleep  # noqa: PTH109
+    async with bench("n1", isolate="process") as b:
+        await b.job(f"import anyio, os\n{MEDDLING[case]}", path="meddler", delay=1000)
+        await b.job("return 'fine'", path="other")
+        assert (await b.state(path="other")).result == "fine"
+        await b.state(path="meddler")
+        await b.job("return 'fine'", path="later")
+        assert (await b.state(path="later")).result == "fine"
+        assert (os.getcwd(), anyio.sleep) == (here, sleep)  # noqa: PTH109
+        assert [signal.getsignal(number) for number in range(1, 18)] == handlers
+
+
 HELD = (
     DAEMON
     + """

@@ -71,7 +71,12 @@ async def test_job_that_does_not_end_takes_its_share_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(running, "STOP_S", 0.5)
-    stuck = "import time\nawait _client.set(_P('stuck'), 1)\ntime.sleep(600)"
+    stuck = """
+        import anyio, time
+        with anyio.CancelScope(shield=True):
+            await _client.set(_P("stuck"), 1)
+        time.sleep(600)
+    """
     async with bench("n1", isolate="process") as b:
         text = "import anyio\nawait _client.set(_P('fine'), 1)\nawait anyio.sleep_forever()"
         await b.job(text, path="fine", share="s", delay=1000)

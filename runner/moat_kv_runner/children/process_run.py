@@ -231,7 +231,7 @@ class ProcessRun:
         if end is None:
             return "its process was killed with its keeper"
         if end.get("killed") == "processes":
-            return f"it had more than {self._allowed.processes:g} processes, its limit"
+            return f"it wanted more than {self._allowed.processes:g} processes, its limit"
         if child.problem is not None and end.get("killed") == "grace":
             return child.problem
         status = end.get("status")
