@@ -31,6 +31,8 @@ def switch(room: Thermostat) -> None:
         return
     with State(Thermostat.instance(room.id)) as state:
         newest = state.checkout(Thermostat, room.id)
+        if wanted(newest) == newest.heating:
+            return  # what we were told of is over: it was switched for a later state
         newest.heating = wanted(newest)
         state.commit(newest)
     print(f"{room.id}: heater {'on' if newest.heating else 'off'}", flush=True)
