@@ -269,6 +269,9 @@ class Client:
         """A view whose every write carries this fence or session."""
         return Client(self._portal, self._client.bound(fence=fence, session=_session(session)))
 
+    def bind_line(self, fence: writes.Guard, token: str) -> None:
+        self._caller.call(self._client.bind_line, fence, token)
+
     # Reading ------------------------------------------------------------------------------------
 
     def get(self, path: Path, *, strict: bool = False) -> results.Result:

@@ -8,7 +8,7 @@ import time
 import anyio
 import pytest
 
-from moat_kv_runner.children import reporting
+from moat_kv_runner.children import child_process, reporting
 from tests.runner.bench import LIMIT_S, bench
 
 pytestmark = pytest.mark.anyio
@@ -87,3 +87,11 @@ def test_line_that_looks_like_a_record_and_is_none_is_printed() -> None:
     for line in (b"\x1e{", b"\x1e[1]", b'\x1e["1","2","3"]', b"\x1enull"):
         lines.feed(line + b"\n")
     assert len(printed) == 4
+
+
+def test_what_comes_too_fast_is_taken_later() -> None:
+    allowance = child_process.Allowance(1000, 100)
+    assert allowance.pause_s(900) == 0
+    assert allowance.pause_s(100) == 0
+    assert 0.9 < allowance.pause_s(100) <= 1.0
+    assert 1.9 < allowance.pause_s(100) <= 2.0

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections import deque
 from typing import Any, Protocol
 
@@ -28,8 +29,28 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 #: How long what a child has printed last may take to be read, in seconds.
 DRAIN_S = 0.5
+#: What a child may say, beside what it prints: a result, and some questions, in bytes.
+BURST_BYTES = 4 * 1024 * 1024
+BYTES_PER_S = 64 * 1024
 #: The grace of a child that has nothing more to do, in seconds.
 EXIT_S = 1.0
+
+
+class Allowance:
+    """How fast something may come: so much at once after a silence, and so much in a second."""
+
+    def __init__(self, burst: float, per_s: float) -> None:
+        self._burst = burst
+        self._per_s = per_s
+        self._left = burst
+        self._at = time.monotonic()
+
+    def pause_s(self, amount: float) -> float:
+        """This much has come; for how many seconds to take no more."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_s) - amount
+        self._at = now
+        return max(0.0, -self._left / self._per_s)
 
 
 class RunOfChild(Protocol):
@@ -180,9 +201,10 @@ class ChildProcess:
             return  # its end is told elsewhere
 
     async def _read(self, control: socket.socket) -> None:
-        reader = wire.Reader()
+        reader, allowance = wire.Reader(), Allowance(BURST_BYTES, BYTES_PER_S)
         try:
             while data := await _receive(control):
+                await anyio.sleep(allowance.pause_s(len(data)))
                 for frame in reader.feed(data):
                     run = self.runs.get(frame.run)
                     if run is not None:
@@ -201,9 +223,10 @@ class ChildProcess:
         self._order(EXIT_S, term=False)
 
     async def _answer_imports(self, beside: socket.socket) -> None:
-        reader = wire.Reader()
+        reader, allowance = wire.Reader(), Allowance(BURST_BYTES, BYTES_PER_S)
         try:
             while data := await _receive(beside):
+                await anyio.sleep(allowance.pause_s(len(data)))
                 for frame in reader.feed(data):
                     answer = module_facts(self._modules, str(frame.fields.get("name")))
                     await _send_all(beside, wire.packed("module", **answer))

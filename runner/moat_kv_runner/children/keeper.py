@@ -18,8 +18,7 @@ import socket
 import time
 from typing import Any
 
-from moat_kv_runner.children import cgroups, lease, limits, processes, wire
-from moat_kv_runner.children.child import OVER
+from moat_kv_runner.children import cgroups, child, lease, limits, processes, wire
 
 #: How often a child's processes are counted while nothing is known to happen, in seconds; a child
 #: says when it starts some, unless it does so behind Python's back.
@@ -38,7 +37,7 @@ class Keeper:
     def __init__(
         self,
         runner: socket.socket,
-        child: int,
+        pid: int,
         *,
         notice: int,
         wakeup: int,
@@ -47,7 +46,7 @@ class Keeper:
         cgroup: cgroups.Cgroup | None,
     ) -> None:
         self._runner: socket.socket | None = runner
-        self._child = child
+        self._child = pid
         self._notice = notice
         self._wakeup = wakeup
         self._lease = granted
@@ -129,7 +128,7 @@ class Keeper:
         told = _drain(self._notice)
         if not told:
             poll.unregister(self._notice)
-        elif OVER in told:
+        elif child.OVER in told:
             self._kill("processes")
         self._count_at = time.monotonic()
         self._count_wait_s = GROWING_S

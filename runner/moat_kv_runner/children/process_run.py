@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: So many questions of a run may wait for their answers.
+ASKING_LIMIT = 100
+
 _numbers = itertools.count(1)
 
 
@@ -61,6 +64,7 @@ class ProcessRun:
         self._answers: anyio.abc.TaskGroup
         self._done = anyio.Event()
         self._is_stopping = False
+        self._asking = 0
 
     @property
     def pid(self) -> int | None:
@@ -170,6 +174,9 @@ class ProcessRun:
         if self._done.is_set():
             return
         if frame.kind == "ask":
+            self._asking += 1
+            if self._asking > ASKING_LIMIT:
+                raise ValueError(f"more than {ASKING_LIMIT} questions at once")
             self._answers.start_soon(self._answer, frame.fields["id"], frame.fields["what"])
         elif frame.kind == "result":
             self._take_result(frame.fields["packed"])
@@ -207,6 +214,7 @@ class ProcessRun:
                 error = errors.UnknownAction(what[:64])
         except (errors.MoatKvError, messages.LostClaim) as exc:
             error = exc
+        self._asking -= 1
         if self._child is not None:
             self._child.send("answer", self._number, id=id, **calls.answer_facts(error))
 
@@ -251,6 +259,7 @@ class ProcessRun:
         if child is not None:
             child.runs.pop(self._number, None)
             if not child.runs and not child.over.is_set():
+                child.send("exit", 0)
                 child.stop(child_process.EXIT_S, term=False)
 
 
