@@ -13,6 +13,7 @@ writes stay in order.
 from __future__ import annotations
 
 import logging
+import math
 import pathlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -48,15 +49,16 @@ def is_plain(write: Write) -> bool:
 
 
 class _Launched(Write):
-    """A plain write that was given to the log; with `after` of a `LateWrite` once it is kept."""
+    """A plain write that was given to the log; once it is kept, with what a `LateWrite` has."""
 
-    __slots__ = ("after",)
+    __slots__ = ("after", "at")
 
     def __init__(self, write: Write) -> None:
         super().__init__(
             write.path, write.value, origin=write.origin, tick=write.tick, idem=write.idem
         )
         self.after: int | None = None
+        self.at: float | None = None
 
 
 class _Lane:
@@ -349,8 +351,10 @@ class NetworkEngine(base.Engine):
             flight = flights.popleft()
             flight.is_kept = True
             # From now on it counts from when it was made: if others write the path before it is
-            # stored, it must not come on top of them by itself.
+            # stored, it must not come on top of them by itself; nor, stored late, win over what was
+            # made after it.
             flight.write.after = on = self._stands_on(flight)
+            flight.write.at = self.now() - age.age_s(flight.made, self._moment(), math.inf)
             self._outbox.take(flight.write, flight.done, made=flight.made, on=on)
 
     # Reading ------------------------------------------------------------------------------------

@@ -73,6 +73,13 @@ def test_servers_of_a_network_see_each_others_writes(
             watching.communicate()
 
 
+def _own_state(place: pathlib.Path) -> str:
+    (row,) = [
+        each for each in json.loads(moat(place, "net", "list", "-o", "json").stdout) if each["own"]
+    ]
+    return str(row["state"])
+
+
 def test_servers_list_each_other_and_tell_who_was_away(tmp_path: pathlib.Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     for place in (first, second):
@@ -91,6 +98,9 @@ def test_servers_list_each_other_and_tell_who_was_away(tmp_path: pathlib.Path) -
             kept = moat(first, "data", "a", "set", "-e", ":", "1")
             assert (kept.returncode, kept.stdout) == (0, "")
             assert kept.stderr == "moat: kept on n1; not in the network yet\n"
+            until = time.monotonic() + 20
+            while _own_state(first) == "attached":
+                assert time.monotonic() < until
             node.start()
             while "(pending)" in moat(first, "data", ":", "list").stdout:
                 assert time.monotonic() < until + 20

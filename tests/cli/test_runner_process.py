@@ -58,7 +58,7 @@ def test_one_process_runs_jobs_of_all_kinds(place: pathlib.Path) -> None:
         results = [result_of(place, *words, "at", "j").stdout for words in kinds]
         assert results == ["42\n", "42\n", "pi  42\n"]
         info = json.loads(moat(place, "run", "info", "-o", "json").stdout)
-        assert info["nodes"] == {"pi": ["all", "any", "at"]}
+        assert info["nodes"]["pi"]["roles"] == ["all", "any", "at"]
         assert info["jobs"][0]["state"] == "done"
         runner.send_signal(signal.SIGINT)
         out, err = runner.communicate(timeout=20)

@@ -322,6 +322,24 @@ async def test_what_hung_does_not_undo_what_was_written_after_its_late_answer(
         assert unpacked(conflict) == b"hung"
 
 
+async def test_what_hung_wins_over_nothing_that_was_made_after_it(tmp_path: pathlib.Path) -> None:
+    async with nodes(tmp_path, "n1", "n2") as (log, (one, two)):
+        one.remote.hangs = True
+        outcome = one.submit(A, b"hung")
+        assert is_pending((await until(lambda: outcome))[0][0])
+        two.remote.cut()
+        log.now += 1.0
+        assert is_pending(await two.set(A, b"later"))
+        log.now += 9.0
+        one.remote.answer()
+        await one.settled()
+        two.remote.heal()
+        await two.settled()
+        assert one.canvas.shown()[A] == two.canvas.shown()[A] == b"later"
+        (conflict,) = in_conflict(log)
+        assert unpacked(conflict) == b"hung"
+
+
 async def test_of_writes_in_flight_together_the_last_one_stays_also_if_it_is_late(
     tmp_path: pathlib.Path,
 ) -> None:

@@ -91,6 +91,7 @@ class Young:
     """A connection to a cluster whose nodes do not know each other yet."""
 
     is_clustered = True
+    domain = None
 
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals
