@@ -166,9 +166,11 @@ class Committer:
                 todo = [item for item in todo if item.outcome is None]
                 if not todo:
                     return
-                publisher = await self._attached(max(0.0, self._left_s(todo)))
+                publisher = await self._attached(0.0)
                 if publisher is None:
-                    self._give_up(todo)
+                    # What was judged is judged anew afterwards: it may be another matter by then.
+                    if await self._attached(max(0.0, self._left_s(todo))) is None:
+                        self._give_up(todo)
                     continue
                 # A batch that met another server's write is tried again in ever smaller parts.
                 seen = self._feed.revision
