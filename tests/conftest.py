@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -19,6 +22,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run a test marked `anyio` once on each event loop that users may choose."""
     backend: str = request.param
     return backend
+
+
+@pytest.fixture
+def short_folder() -> Iterator[pathlib.Path]:
+    """An empty folder with a short name: the path of a Unix socket has room for 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="moat-") as name:
+        yield pathlib.Path(name)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

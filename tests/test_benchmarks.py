@@ -36,9 +36,12 @@ def test_every_benchmark_is_tested_here() -> None:
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_benchmark_gives_sane_figures(
-    name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: pathlib.Path,
+    short_folder: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tmp_path / "run"
+    folder = short_folder / "run"
     folder.mkdir()
     arguments = [name, "--tiny", "--json", str(tmp_path / "out.json"), "--folder", str(folder)]
     assert command.main(arguments) == 0

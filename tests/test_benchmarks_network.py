@@ -35,9 +35,12 @@ def test_every_benchmark_of_networks_is_tested_here() -> None:
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_benchmark_of_networks_gives_sane_figures(
-    name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: pathlib.Path,
+    short_folder: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tmp_path / "run"
+    folder = short_folder / "run"
     folder.mkdir()
     file = tmp_path / "out.json"
     arguments = ["network", name, "--tiny", "--json", str(file), "--folder", str(folder)]
