@@ -107,7 +107,7 @@ def test_the_page_shows_ratios_aims_and_who_is_missing(tmp_path: pathlib.Path) -
     assert "- strict set: something." in page
     assert "Not installed, and so not in the table: etcd (not here)." in page
     assert report.COMMAND in page
-    assert page.endswith("## What people found\n")
+    assert page.endswith("\n\n## What people found\n")
     file = tmp_path / "run.json"
     file.write_text(run.as_json())
     assert report.read(str(file)) == run

@@ -111,7 +111,7 @@ def markdown(run: Run, remarks: str) -> str:
         *(f"- {line}." for line in _notes(run.figures)),
         "",
     ]
-    return "\n".join(parts) + remarks
+    return "\n".join(parts) + ("\n" + remarks if remarks else "")
 
 
 def _aims(figures: Sequence[outcome.Figure]) -> list[str]:
