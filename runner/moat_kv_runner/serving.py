@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -213,7 +214,9 @@ class Service:
             if facts != self.facts:
                 self.facts = facts
                 for root in self._roots:
-                    await self._join_as(root)
+                    # Without a line it can wait; it is no reason to end the jobs.
+                    tell = functools.partial(self._join_as, root)
+                    await claiming.patiently(self.client, tell)
 
     async def _join_as(self, root: JobRoot) -> None:
         await self.client.join(

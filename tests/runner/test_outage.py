@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from moat_kv import P, errors, open_client
 from moat_kv.client import session as session_module
 from moat_kv.client import writes
 from moat_kv.testing.server import RunningServer, running_server
-from moat_kv_runner import messages
+from moat_kv_runner import messages, node_facts
 from moat_kv_runner.script_client import ScriptClient
 from tests.client.proxy import Proxy, proxied
 from tests.client.waiting import until
@@ -48,6 +49,26 @@ WRITES = {
     "mirror": "async with _client.mirror(_P('m')) as m:\n    pass\n"
     "await m.follow(_P('a'), create=True).update(1, wait=False)",
 }
+
+
+async def test_load_that_changes_meanwhile_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count()
+    monkeypatch.setattr(node_facts, "LOOK_S", 0.01)
+    monkeypatch.setattr(node_facts, "own_load", lambda: next(looks) % 10 / 10)
+    async with outage() as (b, node, proxy):
+        await b.job("import anyio\nawait anyio.sleep_forever()")
+        fence = (await b.state(lambda state: state.running)).fence
+        await proxy.cut(refuse=True)
+        await until(lambda: not node.client.connected)
+        seen = next(looks)
+        await anyio.sleep(0.3)
+        proxy.accept()
+        await until(lambda: node.client.connected)
+        await until(lambda: next(looks) > seen + 20)
+        state = await b.state(lambda state: True)
+        assert state.running
+        assert state.fence == fence
+
 
 WHEN_DOWN = """
 _log.warning("is ready")
