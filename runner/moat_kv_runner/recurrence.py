@@ -41,7 +41,10 @@ def zone(name: str | None) -> tzinfo:
     Raises ValueError.
     """
     if name is None:
-        return tzlocal.get_localzone()
+        try:
+            return tzlocal.get_localzone()
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as exc:
+            raise ValueError(f"this machine's time zone cannot be told ({exc}); name one") from exc
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):

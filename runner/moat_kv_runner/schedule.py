@@ -149,7 +149,9 @@ def _shifted(spec: Spec, found: Due, key: bytes) -> Due:
     """Into the next window, and by its jitter."""
     if found.at is None:
         return found
-    at = recurrence.open_from(windows_of(spec), recurrence.zone(spec.zone), found.at)
+    at = found.at
+    if spec.between:
+        at = recurrence.open_from(windows_of(spec), recurrence.zone(spec.zone), at)
     return found._replace(at=at + jitter_s(key, found.at, spec.jitter))
 
 
