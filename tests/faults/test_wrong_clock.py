@@ -28,7 +28,7 @@ def ask(child: subprocess.Popen[str]) -> list[float]:
 
 def is_installed() -> bool:
     try:
-        wrong_clock.library()
+        wrong_clock.find()
     except wrong_clock.NotInstalled:
         return False
     return True
@@ -62,8 +62,8 @@ def test_without_the_library_the_command_says_what_to_install(
         raise wrong_clock.NotInstalled(f"there is none. {wrong_clock.HINT}")
 
     with pytest.raises(wrong_clock.NotInstalled, match="apt-get install libfaketime"):
-        wrong_clock.library((f"{tmp_path}/*.so",))
-    monkeypatch.setattr(wrong_clock, "library", missing)
+        wrong_clock.find((f"{tmp_path}/*.so",))
+    monkeypatch.setattr(wrong_clock, "find", missing)
     monkeypatch.setattr(sys, "argv", ["clock_jumps"])
     assert clock_jumps.main() == 2
     assert "apt-get install libfaketime" in capsys.readouterr().err

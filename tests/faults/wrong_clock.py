@@ -24,7 +24,7 @@ class NotInstalled(RuntimeError):
     """There is no libfaketime here; the text says what to install."""
 
 
-def library(places: Sequence[str] = PLACES) -> pathlib.Path:
+def find(places: Sequence[str] = PLACES) -> pathlib.Path:
     """Where it is. Raises NotInstalled."""
     if not sys.platform.startswith("linux"):
         raise NotInstalled(f"setting the clock of one process needs Linux, this is {sys.platform}")
@@ -38,7 +38,7 @@ class WrongClock:
     """The wall clock of whatever runs with `environment`. `file` is made, and read by it."""
 
     def __init__(self, file: pathlib.Path) -> None:
-        self._library = library()
+        self._library = find()
         self._file = file
         self.ahead_s = 0.0
         self.jump(0.0)
