@@ -104,7 +104,8 @@ def test_servers_list_each_other_and_tell_who_was_away(tmp_path: pathlib.Path) -
             node.start()
             while "(pending)" in moat(first, "data", ":", "list").stdout:
                 assert time.monotonic() < until + 20
-            assert moat(second, "data", "a").stdout == "1\n"
+            while moat(second, "data", "a").stdout != "1\n":
+                assert time.monotonic() < until + 40
             process.send_signal(signal.SIGTERM)
             _out, err = process.communicate(timeout=20)
             lines = err.splitlines()
