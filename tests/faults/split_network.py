@@ -318,7 +318,9 @@ class Round:
             if not self._is_steady or self._kind == "one-way":
                 # Whoever was in touch, or still heard the others, may have written over what was in
                 # the log, knowing it.
-                stored = await client.history(P(key), limit=network_box.HISTORY)
+                stored = await network_box.agreed(
+                    lambda key=key: client.history(P(key), limit=network_box.HISTORY)  # type: ignore[misc]
+                )
                 missing = [v for v in missing if v not in [one.get("value") for one in stored]]
             for value in missing:
                 self._wrong(f"{key}: {value} has lost against {there}, and is no conflict")
