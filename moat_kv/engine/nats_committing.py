@@ -163,6 +163,9 @@ class Committer:
                 self._judge_all(todo)
                 # Each would cost a moment more, and many may have waited while NATS was silent.
                 self._give_up([item for item in todo if item.outcome is None and not item.sent])
+                # Others that came later may be under way for longer.
+                for item in items:
+                    item.tell()
                 todo = [item for item in todo if item.outcome is None]
                 if not todo:
                     return

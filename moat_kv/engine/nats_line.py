@@ -126,7 +126,9 @@ class Connection:
         question = json.dumps(arguments or {}).encode()
         again_s = None if changes else AGAIN_S
         try:
-            answer = await self.request(f"{self.prefix}.{what}", question, timeout_s, again_s)
+            answer = await self.request(
+                f"{self.prefix}.{what}", question, timeout_s, again_s, _is_final
+            )
         except NoAnswer as exc:
             if self.domain is None or self.lost.is_set():
                 raise
@@ -140,11 +142,16 @@ class Connection:
         return found
 
     async def request(
-        self, subject: str, data: bytes, timeout_s: float, again_s: float | None = None
+        self,
+        subject: str,
+        data: bytes,
+        timeout_s: float,
+        again_s: float | None = None,
+        is_final: Callable[[bytes], bool] = lambda answer: True,
     ) -> bytes:
-        """Ask whoever listens there, once or every so many seconds; the first answer.
+        """Ask whoever listens there, once or every so many seconds; the first answer that is final.
 
-        Raises NoAnswer.
+        If there is none in time, the last one. Raises NoAnswer.
         """
         found: list[bytes] = []
         reason = "no answer in time"
@@ -156,7 +163,7 @@ class Connection:
                 found.append(bytes(answer.data))
             except (nats_errors.Error, OSError) as exc:
                 reason = _said(exc)
-            if found or again_s is None:
+            if again_s is None or (found and is_final(found[-1])):
                 tasks.cancel_scope.cancel()
 
         async def until_lost() -> None:
@@ -174,7 +181,7 @@ class Connection:
                     tasks.start_soon(ask)
         if not found:
             raise NoAnswer(f"{subject.partition('.')[0]}: {reason}")
-        return found[0]
+        return found[-1]
 
     async def round_trip_s(self) -> float:
         """How long it takes to the node and back, in seconds; not to be cancelled but at the end.
@@ -203,9 +210,16 @@ class Connection:
             raise NoAnswer(_said(exc)) from exc
 
     async def close(self) -> None:
-        """Give it up."""
+        """Give it up; what is unsent may get there still, unless it was lost."""
+        if self.lost.is_set():
+            self.client.abort()  # whatever goes on next does not wait for a node that is frozen
         self.lost.set()
         await _drop(self.client)
+
+    async def drop(self) -> None:
+        """Give it up at once."""
+        self.lost.set()
+        await self.close()
 
 
 async def _drop(client: nats_client.Client) -> None:
@@ -213,11 +227,13 @@ async def _drop(client: nats_client.Client) -> None:
     with anyio.CancelScope(shield=True):
         with anyio.move_on_after(CLOSE_S), contextlib.suppress(nats_errors.Error, OSError):
             await client.close()
-        # nats-py leaves the socket to whoever takes what is unsent.
-        writer = getattr(client._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
-            await anyio.lowlevel.checkpoint()  # the loop closes it in its next turn
+        client.abort()
+        await anyio.lowlevel.checkpoint()  # the loop closes it in its next turn
+
+
+def _is_final(answer: bytes) -> bool:
+    """Whether JetStream says more than that it has no leader at present: he may answer yet."""
+    return b'"error"' not in answer or json.loads(answer).get("error", {}).get("code") != 503
 
 
 class Line:
@@ -279,7 +295,7 @@ class Line:
                 _log.log(level, "NATS: connected to %s", connection.server)
         finally:
             if self._better is not None:
-                await self._better.close()
+                await self._better.drop()
 
     async def elsewhere(self, is_good: Callable[[Connection], Awaitable[bool]]) -> Connection:
         """A connection to another node than the present one, the first that is good.
@@ -329,7 +345,7 @@ class Line:
                     won.append(connection)
                     tasks.cancel_scope.cancel()
                 else:
-                    await connection.close()
+                    await connection.drop()
             except NoAnswer:
                 pass  # `_connect` keeps the reason
             over.set()
@@ -345,7 +361,7 @@ class Line:
             await anyio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             for connection in won:
-                await connection.close()
+                await connection.drop()
             raise
         if not won:
             raise NoAnswer(self.reason)
@@ -386,6 +402,7 @@ class Line:
                 **options,
             )
         except (nats_errors.Error, OSError, TimeoutError) as exc:
+            client.abort()
             await _drop(client)
             cause = told[-1] if isinstance(exc, nats_errors.NoServersError) and told else exc
             self.reason = f"{server}: {_said(cause)}"
@@ -393,11 +410,12 @@ class Line:
                 raise _ShutOut(self.reason) from exc
             raise NoAnswer(self.reason) from exc
         except BaseException:
+            client.abort()
             await _drop(client)
             raise
         connection = Connection(client, server, lost, self._settings)
         if self._settings.tls and not connection.has_tls:
-            await connection.close()
+            await connection.drop()
             self.reason = f"{server} has no TLS"
             raise _ShutOut(self.reason)
         return connection
@@ -412,7 +430,7 @@ async def _is_so(is_good: Callable[[Connection], Awaitable[bool]], connection: C
     try:
         return await is_good(connection)
     except BaseException:
-        await connection.close()
+        await connection.drop()
         raise
 
 

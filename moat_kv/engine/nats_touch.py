@@ -36,11 +36,11 @@ TRIPS = 3
 MEASURE_S = 1.0
 #: An acknowledgement that takes longer is doubted, in seconds; on a slow line other nodes are asked
 #: later than that.
-LATE_S = 1.0
+LATE_S = 0.6
 #: A connection that is new has so long before that, in seconds.
 NEW_S = 1.5
 #: How often the clock is looked at, in seconds.
-LOOK_S = 0.25
+LOOK_S = 0.2
 #: What nothing has become of is tried again after so many seconds.
 AGAIN_S = 1.0
 #: What was acknowledged is applied here unless nothing at all comes for so long, in seconds.
@@ -75,6 +75,8 @@ class Touch:
         self.trouble: str | None = None
         # Since when an acknowledgement is waited for, by the monotonic clock; None: for none.
         self._since: float | None = None
+        # How many there have been.
+        self._count = 0
         self._trips_s: deque[float] = deque(maxlen=RECENT)
 
     # What happens -------------------------------------------------------------------------------
@@ -87,6 +89,7 @@ class Touch:
     def acknowledged(self) -> None:
         """Something was stored."""
         self._since = None
+        self._count += 1
 
     def leave(self, reason: str) -> None:
         """The server is cut off, whatever is acknowledged."""
@@ -191,15 +194,18 @@ class Touch:
     async def _look_elsewhere(self, late_s: float) -> None:
         await anyio.sleep(late_s)
         while True:
+            count = self._count
             try:
                 better = await self._line.elsewhere(self._acknowledges)
             except nats_line.NoAnswer as exc:
                 _log.debug("NATS: no other node is of use: %s", exc)
                 await anyio.sleep(AGAIN_S)
-            else:
+                continue
+            if self._count == count:
                 self.acknowledged()
                 self._line.change_to(better)
                 return
+            await better.drop()  # all have been slow, not this node alone
 
     async def _acknowledges(self, connection: nats_line.Connection) -> bool:
         try:

@@ -101,6 +101,37 @@ async def test_an_answer_with_a_gap_is_none(url: str, monkeypatch: pytest.Monkey
             await nats_direct.read(connection, names, names.all)
 
 
+@pytest.mark.parametrize("sent", [0, 3], ids=["lost", "answered-thrice"])
+async def test_a_question_that_nobody_takes_is_sent_again_and_one_answer_counts(
+    url: str, monkeypatch: pytest.MonkeyPatch, sent: int
+) -> None:
+    monkeypatch.setattr(nats_direct, "AGAIN_S", 0.05)
+    ask, count = nats_direct.Reader._ask, 0
+
+    async def ask_otherwise(self: nats_direct.Reader, question: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            await ask(self, question)
+            return
+        self._number += not sent
+        for _ in range(sent):
+            await ask(self, question)
+
+    engine = nats.NatsEngine(url)
+    async with engine.running(engine_probe.DictReplica()), connected(url) as (connection, names):
+        writer = engine_probe.Writer(engine)
+        for number in range(5):
+            await writer.set(Path(number), b"1")
+        expected = await nats_direct.read(connection, names, names.all)
+        assert len(expected) == 5
+        monkeypatch.setattr(nats_direct.Reader, "_ask", ask_otherwise)
+        began = time.monotonic()
+        assert await nats_direct.read(connection, names, names.all) == expected
+        assert time.monotonic() - began < nats_direct.ANSWER_S
+        assert count > 1
+
+
 @pytest.mark.parametrize(
     ("stamp", "nanoseconds"),
     [

@@ -87,6 +87,30 @@ async def test_what_changes_nothing_is_asked_again_until_somebody_answers(
     await connection.close()
 
 
+async def test_that_nobody_leads_is_no_answer_if_there_comes_another(
+    nodes: Sequence[nats.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_line, "AGAIN_S", 0.05)
+    connection = await line_to(*nodes).first()
+    heard: list[bytes] = []
+    nobody = b'{"error":{"code":503,"err_code":10008,"description":"nobody leads"}}'
+
+    async def answer(message: nats_msg.Msg) -> None:
+        heard.append(message.data)
+        await message.respond(b'{"found": 3}' if len(heard) == 3 else nobody)
+
+    await connection.client.subscribe("$JS.API.TEST", cb=answer)
+    await connection.know_subscriptions()
+    assert await connection.api("TEST", {}, 5.0, changes=False) == {"found": 3}
+    with pytest.raises(nats_line.Refused, match="nobody leads"):
+        await connection.api("TEST", {}, 0.3, changes=False)
+    count = len(heard)
+    with pytest.raises(nats_line.Refused, match="nobody leads"):
+        await connection.api("TEST", {}, 5.0)
+    assert len(heard) == count + 1
+    await connection.close()
+
+
 class Young:
     """A connection to a cluster whose nodes do not know each other yet."""
 

@@ -26,6 +26,7 @@ class Node:
         self.ack_s = ack_s
         self.trip_s = trip_s
         self.probes = 0
+        self.is_dropped = False
         self._net = net
 
     async def request(
@@ -41,6 +42,9 @@ class Node:
             self._net.feed.know_revision(self._net.rev)
             return json.dumps({"seq": self._net.rev}).encode()
         raise nats_line.NoAnswer("no answer in time")
+
+    async def drop(self) -> None:
+        self.is_dropped = True
 
     async def round_trip_s(self) -> float:
         await anyio.sleep(self.trip_s)
@@ -142,6 +146,25 @@ async def test_another_node_that_acknowledges_is_gone_on_with_before_one_is_cut_
             await net.changed.wait()
         assert net.told == ["attached"]
         assert net.touch.waits_s == 0.0
+
+
+async def test_a_node_that_has_acknowledged_meanwhile_is_not_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    node = Node(net, ack_s=0.0)
+    async with net.connected(node):
+        await net.until("attached")
+        monkeypatch.setattr(net.feed, "know_revision", lambda rev: None)  # it comes back later
+        node.ack_s, net.other = 0.05, Node(net, ack_s=0.2)
+        net.touch.wait()
+        with anyio.fail_after(5):
+            while not net.other.is_dropped:
+                await anyio.sleep(0.01)
+        net.feed.revision = net.rev
+        await anyio.sleep(0.1)
+        assert not net.changed.is_set()
+        assert net.told == ["attached"]
 
 
 async def test_a_slow_line_is_neither_left_nor_thought_to_be_cut() -> None:
