@@ -191,7 +191,12 @@ BEASTS: tuple[Beast, ...] = (
         end="fails",
         told="200000",
     ),
-    Beast(name="source-not-UTF-8", text=b"return '\xff'", end="waits", told="code is a text, not bytes"),
+    Beast(
+        name="source-not-UTF-8",
+        text=b"return '\xff'",
+        end="waits",
+        told="code is a text, not bytes",
+    ),
     Beast(name="syntax-error", text="retrun 1", end="waits", told="invalid syntax"),
     Beast(
         name="missing-import",
