@@ -133,11 +133,12 @@ BEASTS: tuple[Beast, ...] = (
     Beast(
         name="writes-many-entries",
         text="import anyio\nroot = _P('zoo.many')\n"
-        "async def some(first):\n"
+        "async def write(first):\n"
         "  for n in range(first, count, 7200):\n"
-        "    await _client.batch([_client.op_set(root / i, i) for i in range(n, min(n + 900, count))])\n"
+        "    some = range(n, min(n + 900, count))\n"
+        "    await _client.batch([_client.op_set(root / i, i) for i in some])\n"
         "async with anyio.create_task_group() as tasks:\n"
-        "  for first in range(0, 7200, 900): tasks.start_soon(some, first)\n"
+        "  for first in range(0, 7200, 900): tasks.start_soon(write, first)\n"
         "return count",
         end="done",
         data={"count": 1_000_000},
