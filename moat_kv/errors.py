@@ -202,10 +202,10 @@ class SessionExpired(MoatKvError):
 
 
 class BatchTooLarge(MoatKvError):
-    """More paths than one batch may hold."""
+    """More paths than one batch may hold, those of its guards counted."""
 
     fields = ("size", "limit")
-    message = "a batch of {size} paths is over the limit of {limit}"
+    message = "a batch of {size} paths (its guards counted) is over the limit of {limit}"
 
 
 class CannotPatch(MoatKvError, ValueError):

@@ -38,6 +38,8 @@ SLICE = 16
 SILENCE_S = 10.0
 #: A sweep comes so often within the time limit of a request: a limit is exceeded by an eighth.
 SWEEPS = 8
+#: What takes the longer the more there is to do: answered while the line lives, and never overdue.
+UNTIMED = frozenset({"delete_tree"})
 #: An overdue line gets so many seconds more: the program itself may have been held up.
 _DOUBT_S = 0.5
 
@@ -83,11 +85,11 @@ class Stream(Protocol):
 class _Call:
     __slots__ = ("done", "failure", "reply", "sweep")
 
-    def __init__(self, done: waiting.Waiter, sweep: int) -> None:
+    def __init__(self, done: waiting.Waiter, sweep: int | None) -> None:
         self.done = done
         self.reply: messages.Reply | None = None
         self.failure: Exception | None = None
-        # The sweep at which it began.
+        # The sweep at which it began; None if it is never overdue.
         self.sweep = sweep
 
 
@@ -144,7 +146,8 @@ class Connection:
         before anything is sent.
         """
         seq = self._post(action, arguments, value)
-        call = self._calls[seq] = _Call(self._make_waiter(), self._sweep)
+        sweep = None if action in UNTIMED else self._sweep
+        call = self._calls[seq] = _Call(self._make_waiter(), sweep)
         try:
             await call.done.wait()
         except BaseException:
@@ -382,6 +385,8 @@ class Connection:
             self._sweep += 1
             oldest = self._sweep - SWEEPS
             for seq, call in list(self._calls.items()):
+                if call.sweep is None:
+                    continue
                 if call.sweep >= oldest:
                     break
                 del self._calls[seq]

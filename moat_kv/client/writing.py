@@ -115,7 +115,8 @@ class WriteCalls:
     async def delete_tree(self, path: Path, *, min_depth: int = 0, max_depth: int = -1) -> int:
         """Delete all entries at and below a path that are there now; returns how many.
 
-        Up to 1,000 at once, all or nothing; more in several such groups.
+        Up to 1,000 at once, all or nothing; more in several such groups. A million takes half a
+        minute; no time limit applies while the line lives.
         """
         arguments = reading.subtree(path, min_depth, max_depth)
         if self.binding.fence is not None:
@@ -140,7 +141,8 @@ class WriteCalls:
     async def batch(self, ops: Sequence[writes.WriteOp]) -> Results:
         """Several writes, all or nothing, each path once; results in the same order.
 
-        Raises BatchTooLarge above 1,000, and what refuses any one of them.
+        Raises BatchTooLarge above 1,000, where each entry that guards them counts (a job's claim is
+        one), and what refuses any one of them.
         """
         arguments = {"writes": [[op.path, op.value, op.options] for op in ops]}
         reply = await self._link.call("batch", arguments)

@@ -57,7 +57,7 @@ class Run:
         #: It was cancelled before it had a result or an error.
         self.was_cut_off = True
         #: Only those in other processes can be.
-        self.was_left_alone = False
+        self.was_left_alone = self.was_killed = False
         self.result: Any = None
         self.error: BaseException | None = None
         self._call = call

@@ -20,6 +20,7 @@ from moat_kv import errors
 from moat_kv.client import claiming, error_record
 from moat_kv.path import Path
 from moat_kv_runner import (
+    admin,
     execution,
     holding,
     messages,
@@ -254,6 +255,10 @@ class Supervisor:
         if stop is not None and run.error is not None:
             text = error_record.describe(run.error)
             logger.warning("%s: failed while it was being stopped: %s", self.path, text)
+        if run.was_killed:
+            text = f"it did not end within {running.STOP_S:g} s of being told to, and was killed"
+            logger.warning("%s: %s", self.path, text)
+            await held.record_error(admin.ScriptEnded(text))
         if stop == "moved":
             return  # with no end written: whoever has it next goes on
         if stop == "restart":

@@ -368,6 +368,27 @@ def test_a_call_is_ended_when_it_is_overdue_and_its_late_answer_dropped() -> Non
     run_timed(body)
 
 
+def test_what_takes_as_long_as_it_takes_is_not_overdue_and_hides_nobody_who_is() -> None:
+    async def body() -> None:
+        async with connected(request_timeout_s=8) as ends, anyio.create_task_group() as tasks:
+            counts = []
+
+            async def delete() -> None:
+                counts.append((await ends.line.call("delete_tree", {})).fields["count"])
+
+            tasks.start_soon(delete)
+            seq = (await ends.peer.request()).seq
+            with pytest.raises(connection.Overdue):
+                await ends.line.call("get", {})
+            await anyio.sleep(20)
+            assert counts == []
+            await ends.peer.reply(seq, {"count": 3})
+            await anyio.wait_all_tasks_blocked()
+            assert counts == [3]
+
+    run_timed(body)
+
+
 def test_a_call_that_could_not_leave_in_time_is_known_not_to_have_been_sent() -> None:
     async def body() -> None:
         async with connected(request_timeout_s=8, capacity=1) as ends:

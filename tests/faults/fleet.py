@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import anyio
 import anyio.to_thread
@@ -97,6 +97,13 @@ class RunnerProcess:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def output(self) -> IO[bytes]:
+        """What it prints after it was ready."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout
 
     async def start(self) -> float:
         """Start it and wait until jobs run; how long that took, in seconds.

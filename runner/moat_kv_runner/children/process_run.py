@@ -50,6 +50,8 @@ class ProcessRun:
         self.was_cut_off = True
         #: The runner's session was over, or it was frozen for as long as that.
         self.was_left_alone = False
+        #: It was told to end, and did not until it was killed.
+        self.was_killed = False
         self.result: Any = None
         self.error: BaseException | None = None
         self._number = next(_numbers)
@@ -221,7 +223,9 @@ class ProcessRun:
     def child_over(self, child: child_process.ChildProcess) -> None:
         """Nothing is left of the child."""
         end = child.end or {}
-        if self.was_cut_off and not self._is_stopping:
+        if self.was_cut_off and self._is_stopping:
+            self.was_killed = end.get("killed") == "grace"
+        elif self.was_cut_off:
             if end.get("killed") == "lease":
                 self.was_left_alone = True
             else:
