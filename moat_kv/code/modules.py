@@ -8,6 +8,7 @@ and loaded anew on the next import; nothing here restarts anything.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from moat_kv import config, errors
+from moat_kv import codec, config, errors
 from moat_kv.client.mirror import ClientEntry, ClientRoot
 from moat_kv.code import compiling, importing, requires
 from moat_kv.path import Path
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from moat_kv.client.shared import Shared
 
 
+#: What of a module's entry tells what it does; the rest is for people.
+_MEANING = ("code", "requires", "override")
+
+
 class StoredModule:
-    """One revision of a stored module, or of a package that is made by what lies below it."""
+    """A stored module as it was stored, or a package that is made by what lies below it."""
 
     def __init__(self, name: str, value: Any, *, rev: int, is_package: bool) -> None:
         self.name = name
@@ -34,6 +39,8 @@ class StoredModule:
         self.is_package = is_package
         self.override = isinstance(value, Mapping) and value.get("override") is True
         self._value = value if _has_code(value) else {"code": ""}
+        #: Another one where it may do something else; 16 bytes, the same on every node.
+        self.meaning = _meaning(self._value, is_package)
         self._compiled: compiling.Module | None = None
 
     @property
@@ -55,7 +62,12 @@ class StoredModule:
         return self._compiled
 
     def is_same(self, other: StoredModule | None) -> bool:
-        return other is not None and (self.rev, self.is_package) == (other.rev, other.is_package)
+        return other is not None and self.meaning == other.meaning
+
+
+def _meaning(value: Mapping[str, Any], is_package: bool) -> bytes:
+    facts = codec.pack([is_package, *map(value.get, _MEANING)])
+    return hashlib.blake2b(facts, digest_size=16).digest()
 
 
 def _has_code(value: Any) -> bool:
@@ -75,6 +87,8 @@ class ModuleEntry(ClientEntry):
     """An entry below the place of modules."""
 
     _stored: StoredModule | None = None
+    # The revision at which it was last compared.
+    _looked_at = -1
 
     def updated(self) -> None:
         root = self.root
@@ -97,9 +111,12 @@ class ModuleEntry(ClientEntry):
             return None
         rev = self.rev if self.has_code else 0
         known = self._stored
-        if known is None or (known.rev, known.is_package) != (rev, is_package):
-            known = StoredModule(self.dotted, self.value, rev=rev, is_package=is_package)
-            self._stored = known
+        if known is not None and (self._looked_at, known.is_package) == (rev, is_package):
+            return known
+        found = StoredModule(self.dotted, self.value, rev=rev, is_package=is_package)
+        if not found.is_same(known):
+            known = self._stored = found
+        self._looked_at = rev
         return known
 
     @property
@@ -283,10 +300,10 @@ class ModuleRoot(ClientRoot):
             waiting.extend(_links(stored))
         return found
 
-    def signature(self, names: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        """Differs if any module that these may load has changed."""
+    def signature(self, names: Iterable[str]) -> tuple[tuple[str, bytes], ...]:
+        """Differs if any module that these may load does something else than it did."""
         every = sorted(self.closure(names))
-        return tuple((name, stored.rev) for name in every if (stored := self.stored(name)))
+        return tuple((name, stored.meaning) for name in every if (stored := self.stored(name)))
 
     # Changes ------------------------------------------------------------------------------------
 
@@ -297,12 +314,13 @@ class ModuleRoot(ClientRoot):
 
     def _module_changed(self, entry: ModuleEntry) -> None:
         changed = entry.dotted
+        before, now = entry._stored, entry.stored
+        is_new = before is None or not before.is_same(now)
         stale = [
             name
             for name in importing.loaded()
-            if name == changed
-            or name.startswith(changed + ".")
-            or changed in self.closure([name])
+            if (is_new and (name == changed or name.startswith(changed + ".")))
+            or (is_new and changed in self.closure([name]))
             or self._is_reshaped(name)
         ]
         importing.forget(stale)

@@ -110,7 +110,7 @@ def digest(signature: Signature) -> bytes:
 
 
 def _meaning(value: Any) -> bytes:
-    """What a stored procedure does; its `info` is for people, and may be changed at any time."""
+    """What a stored procedure does; what is for people may be changed at any time."""
     if isinstance(value, Mapping):
-        value = {name: each for name, each in value.items() if name != "info"}
+        value = {name: each for name, each in value.items() if name not in ("info", "version")}
     return b"" if value is NotGiven else codec.pack(value)

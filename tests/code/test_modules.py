@@ -206,7 +206,7 @@ async def test_signature_changes_only_with_what_is_needed() -> None:
         await add(root, "stored_b", "")
         await add(root, "stored_z", "")
         before = root.signature(["stored_a", "os", "missing"])
-        assert {name for name, _rev in before} == {
+        assert {name for name, _meaning in before} == {
             "stored_a",
             "stored_p",
             "stored_p.m",
@@ -216,6 +216,24 @@ async def test_signature_changes_only_with_what_is_needed() -> None:
         assert root.signature(["stored_a"]) == before
         await add(root, "stored_b", "x = 1")
         assert root.signature(["stored_a"]) != before
+
+
+async def test_signature_and_what_is_loaded_stay_when_only_the_words_for_people_change() -> None:
+    async with module_root() as (client, root):
+        await seen(client, root, "stored_a", {"code": "x = []"})
+        loaded, before = imported("stored_a"), root.signature(["stored_a"])
+        await seen(client, root, "stored_a", {"code": "x = []", "info": "a", "version": 2})
+        assert root.signature(["stored_a"]) == before
+        assert imported("stored_a") is loaded
+        await seen(client, root, "stored_a", {"code": "x = [1]", "info": "a", "version": 2})
+        assert root.signature(["stored_a"]) != before
+        assert imported("stored_a").x == [1]
+        await root.remove(P("stored_a"))
+        assert root.signature(["stored_a"]) == ()
+        with pytest.raises(ImportError):
+            imported("stored_a")
+        await seen(client, root, "stored_a", {"code": "x = [1]"})
+        assert imported("stored_a").x == [1]
 
 
 async def test_modules_that_import_each_other_do_not_hang_the_search() -> None:

@@ -109,6 +109,20 @@ async def test_changed_module_restarts_all_its_jobs_and_a_broken_one_has_them_wa
         await all_see(2)
 
 
+async def test_words_for_people_beside_code_and_modules_restart_nobody() -> None:
+    async with bench("n1") as b:
+        modules = await ModuleRoot.as_handler(b.desk)
+        await modules.add(P("worded"), code="v = 0")
+        text = LOGGED.replace("import anyio", "import anyio, worded").replace("[n,", "[worded.v,")
+        await b.job(text)
+        await b.value(P("log"))
+        await modules.add(P("worded"), code="v = 0", info="for people", version="2")
+        await b.store("code.job", text, info="for people", version="2")
+        await modules.add(P("worded"), code="v = 1", info="for people")
+        log = await b.value(P("log"), lambda log: log[-1] == [1, 1])
+        assert log == [[0, 1], [0, -1], [1, 1]]
+
+
 async def test_broken_module_that_an_installed_one_hides_does_not_matter() -> None:
     async with bench("n1") as b:
         await b.desk.set(b.places.module + P("json"), {"code": "("})
