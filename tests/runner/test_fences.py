@@ -27,6 +27,7 @@ WAYS = {
 }
 
 SCRIPT = """
+    import anyio
     from moat_kv import Client, codec, open_client
     view = Client(_client.shared)
     async def active(path):
@@ -40,16 +41,17 @@ SCRIPT = """
     for path in paths.values():
         await _client.set(path, 0)
     async with open_client(_client.shared.link.urls) as free:
-        await _client.delete(claim)
-        refused = {}
-        for name, way in ways.items():
-            try:
-                await eval(way, {**globals(), **locals(), "path": paths[name]})
-            except Exception as exc:
-                refused[name] = type(exc).__name__
-            else:
-                refused[name] = "not at all"
-        await free.set(_P("refused"), refused)
+        with anyio.CancelScope(shield=True):
+            await _client.delete(claim)
+            refused = {}
+            for name, way in ways.items():
+                try:
+                    await eval(way, {**globals(), **locals(), "path": paths[name]})
+                except Exception as exc:
+                    refused[name] = type(exc).__name__
+                else:
+                    refused[name] = "not at all"
+            await free.set(_P("refused"), refused)
 """
 
 
@@ -59,6 +61,10 @@ async def test_child_cannot_write_without_its_claim_whatever_it_makes_of_its_cli
         data = {"ways": WAYS, "claim": b.claim_path()}
         text = textwrap.dedent(SCRIPT)
         await b.job(text, delay=1000, data=data)
-        refused = await b.value(P("refused"))
+        try:
+            refused = await b.value(P("refused"))
+        except AssertionError as exc:
+            exc.add_note(str(await b.state(lambda state: True)))
+            raise
         assert refused == dict.fromkeys(WAYS, "StaleFence")
         assert {await b.get(f"made.{name}") for name in WAYS} == {0}
