@@ -15,6 +15,7 @@ from benchmarks import (
     calls,
     coord,
     echo,
+    jobs,
     loading,
     machine,
     mirroring,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "state": state.state,
     "lock": coord.lock,
     "count": coord.count,
+    "jobs": jobs.jobs,
 }
 
 #: What people have found out about the figures; goes to the end of the page.

@@ -28,6 +28,9 @@ class Scale:
     start: int
     """How many entries are in the file that a server starts from."""
     mirror_reads: int
+    jobs: int
+    """How many jobs a node has that only wait, and for how many seconds it is looked at."""
+    idle_s: float
 
     def with_rounds(self, rounds: int) -> Scale:
         return dataclasses.replace(self, rounds=rounds)
@@ -44,6 +47,8 @@ FULL = Scale(
     tree=100_000,
     start=1_000_000,
     mirror_reads=100_000,
+    jobs=200,
+    idle_s=20.0,
 )
 
 TINY = Scale(
@@ -57,4 +62,6 @@ TINY = Scale(
     tree=1_500,
     start=1_500,
     mirror_reads=100,
+    jobs=2,
+    idle_s=0.5,
 )

@@ -12,6 +12,7 @@ from within an event loop, which it would stop: that raises RuntimeError.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
@@ -84,25 +85,37 @@ def refuse_event_loop() -> None:
     )
 
 
+class Waits(Protocol):
+    """How a call in another thread is started and waited for."""
+
+    def __call__(self, start: Callable[[], futures.Future[_T]], /) -> _T: ...
+
+
+def wait(start: Callable[[], futures.Future[_T]]) -> _T:
+    """The usual way: Ctrl-C here cancels it there."""
+    future = start()
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
 class _Caller:
     """Runs things in the loop's thread."""
 
-    def __init__(self, portal: BlockingPortal) -> None:
+    def __init__(self, portal: BlockingPortal, waits: Waits) -> None:
         self._portal = portal
+        self._waits = waits
 
     def call(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
-        """Call an async function in the loop and wait. Ctrl-C here cancels it there."""
+        """Call an async function in the loop and wait."""
         refuse_event_loop()
 
         async def run() -> _T:
             return await function(*args, **kwargs)
 
-        future = self._portal.start_task_soon(run)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return self._waits(lambda: self._portal.start_task_soon(run))
 
     def call_soon(self, function: Callable[[], Awaitable[None]]) -> None:
         """Have it called, without waiting; not at all if the loop is at its end."""
@@ -209,10 +222,16 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class Client:
-    """`moat_kv.Client`, blocking. Options, results and errors are documented there."""
+    """`moat_kv.Client`, blocking. Options, results and errors are documented there.
 
-    def __init__(self, portal: BlockingPortal, client: client_module.Client) -> None:
-        self._caller = _Caller(portal)
+    `waits`: for who has to know of each call while it is waited for.
+    """
+
+    def __init__(
+        self, portal: BlockingPortal, client: client_module.Client, *, waits: Waits = wait
+    ) -> None:
+        self._caller = _Caller(portal, waits)
+        self._waits = waits
         self._portal = portal
         self._client = client
 
@@ -267,7 +286,8 @@ class Client:
         session: Session | session_module.Session | str | None = None,
     ) -> Client:
         """A view whose every write carries this fence or session."""
-        return Client(self._portal, self._client.bound(fence=fence, session=_session(session)))
+        bound = self._client.bound(fence=fence, session=_session(session))
+        return Client(self._portal, bound, waits=self._waits)
 
     def bind_line(self, fence: writes.Guard, token: str) -> None:
         self._caller.call(self._client.bind_line, fence, token)

@@ -84,6 +84,10 @@ class ServerConfig:
     engine: str = "sqlite"
     """`sqlite`, `memory`, or the URL of a network: `nats://host:port,host:port/NETWORK`."""
     nats: NatsConfig = field(default_factory=NatsConfig)
+    lease_s: float = 20.0
+    renew_s: float = 3.0
+    """For how long a network takes this server for alive after it has renewed its lease, and how
+    often it does that; see `server.times`. Above 0; not for a server that is alone."""
     sync_s: float = 0.0
     """0: a write is on disk before it is answered; else that many seconds may be lost."""
 
@@ -101,6 +105,13 @@ class RunnerConfig:
     """What this node has that jobs may ask for."""
     weight: float = 1.0
     """How many jobs it takes beside others; 0: only those that no other node takes."""
+    ttl_s: float | None = None
+    grace_s: float | None = None
+    """Others have its jobs when it has been silent for `ttl_s`, or its line to the server broken
+    for `grace_s`; above 0. None: as the server has it, 10 and 2, on a network 30 and 10."""
+    isolate: str = "process"
+    """Where jobs run that do not say, nor their group: `process`, each in one of its own, or
+    `inline`, in the runner's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +127,7 @@ class Config:
     """The file that this came from, for messages."""
 
 
+ISOLATIONS = ("process", "inline")
 OUTPUTS = ("table", "json", "yaml", "jsonl", "value")
 
 _AT_LEAST: dict[str, float] = {
@@ -126,7 +138,14 @@ _AT_LEAST: dict[str, float] = {
     "runner.queue": 1,
     "runner.weight": 0,
 }
-_ABOVE_ZERO = ("client.connect_timeout_s", "client.request_timeout_s")
+_ABOVE_ZERO = (
+    "client.connect_timeout_s",
+    "client.request_timeout_s",
+    "server.lease_s",
+    "server.renew_s",
+    "runner.ttl_s",
+    "runner.grace_s",
+)
 
 
 def default_file() -> pathlib.Path:
@@ -192,6 +211,8 @@ def from_mapping(data: Any) -> Config:
     config = _build(Config, {} if data is None else data, "")
     if config.output is not None and config.output not in OUTPUTS:
         raise errors.BadConfig("output", f"one of {', '.join(OUTPUTS)}")
+    if config.runner.isolate not in ISOLATIONS:
+        raise errors.BadConfig("runner.isolate", f"one of {', '.join(ISOLATIONS)}")
     if not config.client.url:
         raise errors.BadConfig("client.url", "at least one URL")
     if config.server.port > 65535:

@@ -27,6 +27,7 @@ PEERS = {
     "state": ["myosin"] if state.has_myosin() else [],
     "lock": [],
     "count": [],
+    "jobs": [],
 }
 
 

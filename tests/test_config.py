@@ -96,6 +96,8 @@ def test_an_empty_text_is_all_defaults() -> None:
         pytest.param("client: {url: 3}", r"client\.url: a text or a list", id="url"),
         pytest.param("client: {url: []}", r"client\.url: at least one", id="no url"),
         pytest.param("runner: {queue: 0}", r"runner\.queue: at least 1", id="queue"),
+        pytest.param("runner: {isolate: 1}", r"runner\.isolate: a text", id="isolate-no-text"),
+        pytest.param("runner: {isolate: both}", r"runner\.isolate: one of process", id="isolate"),
         pytest.param("output: html", "output: one of table, json", id="output"),
         pytest.param("a: [", "a.yaml: not YAML", id="no YAML"),
         pytest.param("output: json\noutput: yaml", "not YAML: .*duplicate", id="key given twice"),

@@ -15,7 +15,17 @@ import asyncclick as click
 
 from moat_kv import config, errors
 from moat_kv.path import Path
-from moat_kv_cli import command, entries, output, placement, plain, progress, values, verbs
+from moat_kv_cli import (
+    command,
+    entries,
+    isolation,
+    output,
+    placement,
+    plain,
+    progress,
+    values,
+    verbs,
+)
 from moat_kv_cli import timing as job_timing
 from moat_kv_runner import claims as made_claims
 from moat_kv_runner import job as spec
@@ -147,6 +157,7 @@ def print_jobs(out: output.Printer, rows: list[dict[str, Any]]) -> None:
     "set",
     example="moat kv run at a.question set -c the.answer -t 0\n"
     "moat kv run -n pi3 at blink set -c blink -t 0 -r 60 -e pin 17\n"
+    "moat kv run at report set --limit memory_mb 200 --env PORT 5\n"
     "moat kv run at report set -c report --cron '0 7 * * mon-fri' --zone Europe/Berlin",
 )
 @click.option(
@@ -172,6 +183,7 @@ def print_jobs(out: output.Printer, rows: list[dict[str, Any]]) -> None:
     metavar="TAG",
     help="Rather on nodes that have this; may be repeated; -: on any.",
 )
+@isolation.options
 @click.option("-i", "--info", metavar="TEXT", help="What it is for, in a line.")
 @values.options
 @output.option
@@ -185,6 +197,7 @@ async def set_(
     prefer: tuple[str, ...],
     info: str | None,
     timing: Mapping[str, Any],
+    process: Mapping[str, Any],
     out: output.Printer,
     texts: tuple[tuple[str, str], ...],
     literals: tuple[tuple[str, str], ...],
@@ -196,7 +209,7 @@ async def set_(
     tags = {"require": require or None, "prefer": prefer or None}
     attributes = {"code": code, "info": info, **{key: _tags(each) for key, each in tags.items()}}
     attributes = {key: value for key, value in attributes.items() if value is not None}
-    if not attributes and not data and copy is None and not timing:
+    if not attributes and not data and copy is None and not timing and not process:
         raise command.fail("nothing to set; a job needs code, -c PATH")
     if not invocation.here:
         raise command.fail("a job needs a path below the root")
@@ -208,6 +221,7 @@ async def set_(
             value = dict(base if base is not None else old if isinstance(old, dict) else {})
             value.update(attributes)
             job_timing.change(value, timing)
+            isolation.change(value, process)
             if data:
                 value["data"] = data.apply(value.get("data", values.NOTHING))
             if "code" not in value:

@@ -46,6 +46,9 @@ _JOB_PLAIN = {
     "prefer",
     "on_split",
     "isolate",
+    "share",
+    "env",
+    "limits",
     "enabled",
     "info",
 }

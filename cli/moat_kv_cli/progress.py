@@ -62,6 +62,7 @@ def _row(
         "result": known.result,
         "info": job.get("info"),
         "reason": known.reason,
+        **{name: job.get(name) for name in ("isolate", "share", "env", "limits")},
     }
     return {name: value for name, value in shown.items() if value is not None}
 

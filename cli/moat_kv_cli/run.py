@@ -72,6 +72,12 @@ _weight = click.option(
     metavar="W",
     help="How many jobs it takes beside others; 0: only those that no other node takes. [1]",
 )
+_isolate = click.option(
+    "--isolate",
+    type=click.Choice(config.ISOLATIONS),
+    help="Where jobs run that do not say, nor their group: each in a process of its own, or in "
+    "this one, which small machines can bear. [process]",
+)
 _name = click.option(
     "--name", metavar="NAME", help="This node's name in the group. [the host's, without -n NODE]"
 )
@@ -86,14 +92,15 @@ _name = click.option(
 @_nodes
 @_tags
 @_weight
+@_isolate
 @_name
 @command.pass_invocation
 async def all_(
-    invocation: command.Invocation, /, nodes: int | None, name: str | None, **room: Any
+    invocation: command.Invocation, /, nodes: int | None, name: str | None, **own: Any
 ) -> int:
     """Run all jobs of one kind, those that -n and -g say, until SIGTERM or SIGINT."""
     which = placement.of(invocation)
-    return await _serve(invocation, which, (which.kind,), name, nodes, room)
+    return await _serve(invocation, which, (which.kind,), name, nodes, own)
 
 
 @click.command(
@@ -104,16 +111,17 @@ async def all_(
 @_nodes
 @_tags
 @_weight
+@_isolate
 @_name
 @command.pass_invocation
 async def everything(
-    invocation: command.Invocation, /, nodes: int | None, name: str | None, **room: Any
+    invocation: command.Invocation, /, nodes: int | None, name: str | None, **own: Any
 ) -> int:
     """Run the jobs of all three kinds in one process, until SIGTERM or SIGINT."""
     which = placement.of(invocation)
     if which.kind == "all":
         raise command.fail("`everything` runs on one node; its name is no -")
-    return await _serve(invocation, which, ("any", "at", "all"), name, nodes, room)
+    return await _serve(invocation, which, ("any", "at", "all"), name, nodes, own)
 
 
 async def _serve(
@@ -122,7 +130,7 @@ async def _serve(
     kinds: tuple[str, ...],
     name: str | None,
     nodes: int | None,
-    room: Mapping[str, Any],
+    own: Mapping[str, Any],
 ) -> int:
     from moat_kv_cli import staying
     from moat_kv_runner import runner
@@ -139,8 +147,8 @@ async def _serve(
     async with invocation.client() as client:
         ours = client.config.runner
         facts = node_facts.NodeFacts(
-            tags=frozenset(room["tags"] or ours.tags),
-            weight=ours.weight if room["weight"] is None else room["weight"],
+            tags=frozenset(own["tags"] or ours.tags),
+            weight=ours.weight if own["weight"] is None else own["weight"],
         )
         serve = functools.partial(
             runner.run,
@@ -151,8 +159,9 @@ async def _serve(
             nodes=nodes,
             facts=facts,
             on_stuck=_end_by_force,
+            isolate=own["isolate"],
         )
-        return await staying.until_signal(serve, lambda own: _told(own, kinds, which))
+        return await staying.until_signal(serve, lambda called: _told(called, kinds, which))
 
 
 def _end_by_force(jobs: Sequence[Path]) -> None:

@@ -91,6 +91,7 @@ async def server(
     options = {key: getattr(settings, key) for key in given}
     options |= {key: value for key, value in given.items() if value is not None}
     data = _place(options["data"]) or config.default_data(name)
+    from moat_kv.server import times as server_times
     from moat_kv.server.server import Server
 
     invocation.start_logging()
@@ -104,7 +105,10 @@ async def server(
             sync_s=options["sync_s"],
             access=settings.nats,
         )
-        serve = functools.partial(Server(name, engine, urls=urls).serve, listeners)
+        times = server_times.Times(lease_s=settings.lease_s, renew_s=settings.renew_s)
+        if engine.shared:
+            server_times.check(times, silence_s=server_times.LEADER_LOSS_S)
+        serve = functools.partial(Server(name, engine, urls=urls, times=times).serve, listeners)
         return await staying.until_signal(serve, lambda _: _told(name, urls, ready_fd))
 
 

@@ -1,8 +1,8 @@
 # ruff: noqa: F704, F821
 """A job: keeps what a 1-wire thermometer shows in a room's model.
 
-Runs inline, in the runner's own event loop, so that it uses the runner's line to the server. The
-first thermometer of the bus is taken, unless `device` names one (28.0123456789AB).
+It has a process and a line to the server of its own, as jobs do. The first thermometer of the bus
+is taken, unless `device` names one (28.0123456789AB).
 """
 
 from onewire.bus import THERMOMETERS, Bus, OwError, OwGone, device_of

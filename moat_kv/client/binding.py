@@ -29,8 +29,8 @@ class LineBinding:
         try:
             await self.tell(line)
         except errors.StaleFence as exc:
-            # Reading is allowed. Whoever has bound the line sends the fence with its writes, too.
-            logger.info("this line cannot be bound any more: %s", exc)
+            # It is bound to what was once: it may read, and all that it writes is refused.
+            logger.info("this line can only read: %s", exc)
 
     def interrupted(self) -> None:
         """Nothing is to be done."""

@@ -107,7 +107,8 @@ class Client(reading.ReadCalls, writing.WriteCalls):
         """Have the server guard every write of this line, and of those to come, with a claim.
 
         `fence`: (path, revision) of the claim, `token`: what its value has under that name. What
-        was bound once stays so. Raises StaleFence if the claim has passed on.
+        was bound once stays so. Raises StaleFence if the claim has passed on; then nothing can be
+        written any more.
         """
         bound = binding_module.LineBinding(fence, token)
         self._link.restorers.append(bound)

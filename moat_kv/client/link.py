@@ -52,6 +52,7 @@ class Link:
         connect_timeout_s: float,
         request_timeout_s: float,
         reconnect: bool,
+        seen: results.Mark | None = None,
     ) -> None:
         self.name = name
         self.request_timeout_s = request_timeout_s
@@ -59,7 +60,9 @@ class Link:
         #: The server of the present line, or of the last one.
         self.server: results.ServerInfo
         #: The highest revision seen in the server's epoch; the next server must not be behind it.
-        self.seen = 0
+        self.seen = 0 if seen is None else seen.rev
+        # The epoch of that; "": of none.
+        self._epoch = "" if seen is None else seen.epoch
         #: In the order in which they are restored.
         self.restorers: list[Restorer] = []
         self.listeners: list[Callable[[bool], None]] = []
@@ -214,7 +217,7 @@ class Link:
         limit_s = self.connect_timeout_s / len(self._addresses)
         failures: list[errors.MoatKvError] = []
         for address in list(self._addresses):
-            epoch = self.server.epoch if self.seen else ""
+            epoch = self._epoch if self.seen else ""
             try:
                 line = await handshake.reach(
                     address, name=self.name, seen=self.seen, epoch=epoch, limit_s=limit_s
@@ -266,8 +269,8 @@ class Link:
     async def _live(self, line: handshake.Line) -> None:
         """One line, from its first use to its end."""
         server = line.server
-        if self.seen and server.epoch != self.server.epoch:
-            self.seen = 0
+        if server.epoch != self._epoch:
+            self.seen, self._epoch = 0, server.epoch
         self.server = server
         present = connection.Connection(
             line, request_timeout_s=self.request_timeout_s, on_broken=self._line_down

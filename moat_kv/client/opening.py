@@ -11,7 +11,7 @@ import anyio
 
 from moat_kv import config as config_module
 from moat_kv import errors
-from moat_kv.client import address, client, link, shared
+from moat_kv.client import address, client, link, results, shared
 
 
 @asynccontextmanager
@@ -24,6 +24,7 @@ async def open_client(
     request_timeout_s: float | None = None,
     reconnect: bool = True,
     wait: bool = False,
+    seen: results.Mark | None = None,
 ) -> AsyncIterator[client.Client]:
     """Connect to a server: `async with open_client() as client`.
 
@@ -31,7 +32,8 @@ async def open_client(
     MOAT_KV_URL, else port 27586 of this machine. `name`: for logs; by default host and process.
     `connect_timeout_s` (default 10): for the first connection. `request_timeout_s` (default 60):
     for each request. `reconnect`: find another line whenever one breaks. `wait`: go on trying for
-    the whole `connect_timeout_s`, instead of giving up when no server has answered.
+    the whole `connect_timeout_s`, instead of giving up when no server has answered. `seen`: what
+    somebody else has seen; a server that has not come so far yet is not taken.
 
     Raises CannotConnect, BadConfig. What the body raises passes as it is; if a task in the client's
     `task_group` fails, the body is cancelled and the failures come as an exception group.
@@ -49,6 +51,7 @@ async def open_client(
             "request_timeout_s", request_timeout_s, settings.request_timeout_s
         ),
         reconnect=reconnect,
+        seen=seen,
     )
     line = await link_.connect(wait=wait)
     failure: Exception | None = None

@@ -34,6 +34,7 @@ from moat_kv.server import (
     sessions,
     turns,
 )
+from moat_kv.server import times as times_module
 from moat_kv.server.connection import Connection
 from moat_kv.server.expiry import Expiry
 from moat_kv.server.groups import Groups
@@ -60,7 +61,12 @@ class Server:
         urls: Sequence[str] = (),
         times: Times = DEFAULT_TIMES,
     ) -> None:
-        """`urls`: where clients find it, for others to know; `times`: those of a network."""
+        """`urls`: where clients find it, for others to know; `times`: those of a network.
+
+        Raises BadConfig for times that do not go together.
+        """
+        if engine.shared:
+            times_module.check(times)
         self.node = node
         self.engine = engine
         self.frame_limit = frame_limit  # bytes

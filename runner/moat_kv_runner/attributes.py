@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from moat_kv import errors
+from moat_kv import config, errors
 from moat_kv.path import P, Path
 from moat_kv_runner import recurrence
 from moat_kv_runner.children import limits
@@ -63,6 +63,12 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise errors.BadValue(f"{name}: a text is needed, not {value!r}")
     return value
+
+
+def _name(value: Any, name: str) -> str:
+    if not _text(value, name):
+        raise errors.BadValue(f"{name}: a name is needed")
+    return cast(str, value)
 
 
 def _one_of(*choices: str) -> Any:
@@ -134,9 +140,9 @@ _CHECKS: dict[str, Any] = {
     "require": _tags,
     "prefer": _tags,
     "enabled": _flag,
-    "isolate": _one_of("process", "inline"),
+    "isolate": _one_of(*config.ISOLATIONS),
     "on_split": _one_of("each", "fenced", "stick"),
-    "share": _text,
+    "share": _name,
     "env": _environment,
     "limits": limits.checked,
     "restart": _number,

@@ -35,7 +35,7 @@ async def run(
     grace_s: float | None = None,
     facts: node_facts.NodeFacts | None = None,
     on_stuck: serving.OnStuck | None = None,
-    isolate: str = serving.ISOLATE,
+    isolate: str | None = None,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the group's jobs of these kinds until cancelled; never returns.
@@ -43,14 +43,16 @@ async def run(
     `name` is this runner's in the group, by default the configuration's, else the host's; `nodes`
     is N, how many runners make the group complete, by default as the group's settings say.
     `ttl_s` and `grace_s` are those of its session (see `Client.session`): how soon others take over
-    when it falls silent, or its line breaks. `facts`: this node's tags and weight, by default those
-    of the configuration. `on_stuck` is called at the end with the jobs whose
-    scripts do not end although they were cancelled `running.STOP_S` ago, before their claims pass
-    on: whoever has the process to itself should end it there. Without it their writes are refused,
-    and they keep `client` from closing. `isolate`: where jobs run that do not say, `process` or
-    `inline`. `task_status` is told the name when jobs can run.
+    when it falls silent, or its line breaks; by default the configuration's, else the server's.
+    `facts`: this node's tags and weight, by default those of the configuration. `on_stuck` is
+    called at the end with the jobs whose scripts do not end although they were cancelled
+    `running.STOP_S` ago, before their claims pass on: whoever has the process to itself should end
+    it there. Without it their writes are refused, and they keep `client` from closing. `isolate`:
+    where jobs run that do not say, nor their group, `process` or `inline`, by default as the
+    configuration says. `task_status` is told the name when jobs can run.
 
-    Raises NameTaken if another runner has the name, BadConfig for a name that cannot be one.
+    Raises NameTaken if another runner has the name, BadConfig for a name that cannot be one, or for
+    times that do not go together.
     """
     unknown = set(kinds) - set(KINDS)
     if unknown or not kinds:

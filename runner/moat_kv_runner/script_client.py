@@ -4,7 +4,8 @@
 too, goes through it. A write that never left waits for the line and is sent then. One that may have
 happened is settled if it sets or deletes an entry whatever is there: what was written to the entry
 since tells whether it did. Everything else that may have happened raises Unknown, because doing it
-twice could be wrong. All waiting ends with the runner's session, on which the claim hangs.
+twice could be wrong. A server that is out of touch with its network is waited for likewise. All
+waiting ends with the runner's session, on which the claim hangs.
 """
 
 from __future__ import annotations
@@ -107,12 +108,29 @@ class ScriptClient(Client):
     # Over an outage -----------------------------------------------------------------------------
 
     async def _sent(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask once there is a line; what never left has not happened, so it is asked again."""
+        """Ask once there is a line; what never left has not happened, so it is asked again.
+
+        Nor has what a server refused that is out of touch with its network. What carries a claim
+        waits for that, too: the loss of a leader takes some seconds.
+        """
+        wait_s, longest_s = claiming.RETRY_S
         while True:
             try:
                 return await ask()
             except errors.Disconnected:
                 await self._wait_for_line()
+            except errors.Detached:
+                if self.binding.fence is None:
+                    raise
+                await self._wait_for_touch(wait_s)
+                wait_s = min(2 * wait_s, longest_s)
+
+    async def _wait_for_touch(self, wait_s: float) -> None:
+        """So long, or until the session ends; that raises LostClaim."""
+        with anyio.move_on_after(wait_s):
+            await self._session.lost.wait()
+        if self._session.ended:
+            raise messages.LostClaim("the server was cut off for longer than the runner's session")
 
     async def _wait_for_line(self) -> None:
         """Until there is a line. Raises LostClaim if the session ends before."""

@@ -53,14 +53,16 @@ def as_value(view: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def view_of(settings: config.Config, places: config.Places, *, name: str, group: Path) -> View:
-    """`server`, `runner` (with the name and group in force), `places`, and the rest.
+def view_of(
+    settings: config.Config, places: config.Places, *, name: str, group: Path, isolate: str
+) -> View:
+    """`server`, `runner` (with the name, group and isolation in force), `places`, and the rest.
 
     Addresses of servers are left out, because they may hold credentials.
     """
     facts = dataclasses.asdict(settings)
     del facts["client"]
-    facts["runner"] |= {"name": name, "group": group}
+    facts["runner"] |= {"name": name, "group": group, "isolate": isolate}
     # asdict copies deeply, which leaves paths as they are.
     facts["places"] = dataclasses.asdict(places)
     return View(facts)

@@ -21,7 +21,7 @@ import anyio.abc
 from moat_kv import config, errors
 from moat_kv.client import claiming, results
 from moat_kv.client.client import Client
-from moat_kv.client.session import GIVE_UP, Session
+from moat_kv.client.session import Session
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
@@ -33,6 +33,7 @@ from moat_kv_runner import (
     node_facts,
     placing,
     script_config,
+    times,
 )
 from moat_kv_runner.children import abilities, lease, nursery, process_run
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Where jobs run that do not say: `process` or `inline`.
-ISOLATE = "inline"
 #: When a runner ends in good order, it sees itself to the end of its children; its keepers wait so
 #: long for that, in seconds.
 LEASE_END_S = 15.0
@@ -79,7 +78,7 @@ class Service:
         grace_s: float | None = None,
         facts: node_facts.NodeFacts | None = None,
         on_stuck: OnStuck | None = None,
-        isolate: str = ISOLATE,
+        isolate: str | None = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -94,11 +93,19 @@ class Service:
         self.facts = facts or node_facts.NodeFacts(
             tags=frozenset(client.config.runner.tags), weight=client.config.runner.weight
         )
-        self.config = script_config.view_of(client.config, places, name=name, group=group)
         self._roots = list(roots)
-        self._session_times = {"ttl_s": ttl_s, "grace_s": grace_s}
+        ours = client.config.runner
+        self._session_times = {
+            "ttl_s": ours.ttl_s if ttl_s is None else ttl_s,
+            "grace_s": ours.grace_s if grace_s is None else grace_s,
+        }
+        times.check(**self._session_times)
         self._on_stuck = on_stuck
-        self._isolate = isolate
+        # Where jobs run that do not say, nor their group.
+        self._isolate = isolate or client.config.runner.isolate
+        self.config = script_config.view_of(
+            client.config, places, name=name, group=group, isolate=self._isolate
+        )
         self.lease = lease.LeasePage()
         self.children = process_run.Children(self)
         self._has_served = False
@@ -119,7 +126,7 @@ class Service:
         grace_s: float | None = None,
         facts: node_facts.NodeFacts | None = None,
         on_stuck: OnStuck | None = None,
-        isolate: str = ISOLATE,
+        isolate: str | None = None,
     ) -> Self:
         """With mirrors of code and modules; `code` may be one that is there already."""
         return cls(
@@ -145,13 +152,8 @@ class Service:
 
     @property
     def kill_grace_s(self) -> float:
-        """How long children may take to end when the session is lost, in seconds.
-
-        They have to be gone before others can have their jobs; half of that time is for being
-        late.
-        """
-        session = self.session
-        return (1 - GIVE_UP) * min(session.grace_s, session.ttl_s) / 2
+        """How long children may take to end when the session is lost, in seconds."""
+        return times.kill_s(self.session.ttl_s, self.session.grace_s)
 
     async def _keep_lease(self) -> None:
         """Tell the keepers of children for how long the session is good, until it ends."""
@@ -246,7 +248,8 @@ class Service:
     ) -> None:
         """Run the jobs until cancelled. `task_status` is told the name when it has begun.
 
-        Raises NameTaken if another runner has this name in the group.
+        Raises NameTaken if another runner has this name in the group, BadConfig for a session whose
+        times leave too little for what has to be done within them.
         """
         abilities.tell_gaps()
         abilities.raise_file_limit()
@@ -256,6 +259,7 @@ class Service:
             while True:
                 try:
                     async with self.client.session(**self._session_times) as self.session:
+                        times.check(self.session.ttl_s, self.session.grace_s)
                         try:
                             await self._join()
                             await self._serve_session(task_status)

@@ -231,6 +231,16 @@ def folder_with(tmp_path: pathlib.Path, manifest_text: str, **files: str) -> pat
         pytest.param(
             "jobs: [{run: any, path: a, code: b, delay: -1}]", "delay: 0 or more", id="delay"
         ),
+        pytest.param(
+            "jobs: [{run: any, path: a, code: b, limits: {ram: 5}}]",
+            "jobs a: limits.ram: there is no such limit",
+            id="limit",
+        ),
+        pytest.param(
+            "jobs: [{run: any, path: a, code: b, env: {PORT: 5}}]",
+            "jobs a: env: a mapping from names to texts",
+            id="environment",
+        ),
         pytest.param("a: [", "not YAML", id="no YAML"),
     ],
 )
@@ -251,7 +261,14 @@ def test_a_manifest_is_read_whole(tmp_path: pathlib.Path) -> None:
         "jobs:\n"
         "- {run: at, path: j, code: x.a, node: n9, target: 5, data: {v: 2}}\n"
         "- {run: any, path: k, code: x.a, group: g9}\n"
-        "- {run: all, path: l, code: x.a}\n",
+        "- {run: all, path: l, code: x.a}\n"
+        "- run: any\n"
+        "  path: m\n"
+        "  code: x.a\n"
+        "  isolate: process\n"
+        "  share: bus\n"
+        "  env: {PORT: '5'}\n"
+        "  limits: {memory_mb: 200}\n",
         a="return v",
     )
     found = manifest.read(folder)
@@ -263,8 +280,15 @@ def test_a_manifest_is_read_whole(tmp_path: pathlib.Path) -> None:
         "info": "i",
     }
     places = [each.place(P("run"), node="n1", group=P("g1")) for each in found.jobs]
-    assert places == [P("run.at.n9.g1.j"), P("run.any.g9.k"), P("run.all.g1.l")]
+    assert places == [P("run.at.n9.g1.j"), P("run.any.g9.k"), P("run.all.g1.l"), P("run.any.g1.m")]
     assert found.jobs[0].entry(100.0) == {"code": P("x.a"), "data": {"v": 2}, "target": 105.0}
     assert "target" not in found.jobs[1].entry(100.0)
+    assert found.jobs[3].entry(100.0) == {
+        "code": P("x.a"),
+        "isolate": "process",
+        "share": "bus",
+        "env": {"PORT": "5"},
+        "limits": {"memory_mb": 200},
+    }
     with pytest.raises(errors.BadConfig, match="No such file"):
         manifest.read(tmp_path / "nowhere")

@@ -187,6 +187,58 @@ async def test_wrong_times_are_bad_usage(moat: Moat, options: list[str], named: 
 
 
 @pytest.mark.usefixtures("answer")
+async def test_a_jobs_process_is_set_shown_and_taken_away(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    options = ["--isolate", "process", "--share", "bus", "--env", "PORT", "5", "--env", "X", ""]
+    options += ["--limit", "memory_mb", "200", "--limit", "cpu_s", "0.5"]
+    await moat.fine("run", "at", "a.question", "set", "-c", "the.answer", *options)
+    asked = {
+        "isolate": "process",
+        "share": "bus",
+        "env": {"PORT": "5", "X": ""},
+        "limits": {"memory_mb": 200, "cpu_s": 0.5},
+    }
+    assert (await client.get(JOB)).value == {"code": P("the.answer"), **asked}
+    shown = json.loads(await moat.fine("run", "at", "a.question", "-o", "json"))
+    (row,) = json.loads(await moat.fine("run", "at", ":", "list", "-o", "json"))
+    assert {name: shown[name] for name in asked} == {name: row[name] for name in asked} == asked
+    await moat.fine("run", "at", "a.question", "set", "--env", "X", "-", "--limit", "files", "99")
+    job = (await client.get(JOB)).value
+    assert job["env"] == {"PORT": "5"}
+    assert job["limits"] == {"memory_mb": 200, "cpu_s": 0.5, "files": 99}
+    options = ["--isolate", "-", "--share", "-", "--env", "PORT", "-"]
+    for name in job["limits"]:
+        options += ["--limit", name, "-"]
+    await moat.fine("run", "at", "a.question", "set", *options)
+    assert (await client.get(JOB)).value == {"code": P("the.answer")}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--isolate", "thread"], "'thread' is not one of"),
+        (["--limit", "memory", "5"], "memory: there is no such limit"),
+        (["--limit", "memory", "-"], "memory: there is no such limit"),
+        (["--limit", "memory_mb", "5"], "memory_mb: at least 32, or 0 for no limit"),
+        (["--limit", "memory_mb", "much"], "memory_mb: 'much' is no number, nor -"),
+        (["--limit", "cpu_s", "nan"], "cpu_s: 0 (none) or more, not nan"),
+        (["--limit", "cpu_s", "inf"], "cpu_s: 0 (none) or more, not inf"),
+        (["--limit", "files", "20.5"], "files: a whole number is needed, not 20.5"),
+        (["--limit", "cpu_s", "1", "--limit", "cpu_s", "2"], "cpu_s is given twice"),
+        (["--env", "A=B", "x"], "a mapping from names to texts is needed"),
+        (["--share", ""], "a name is needed"),
+    ],
+)
+async def test_wrong_bounds_of_a_process_are_bad_usage(
+    moat: Moat, options: list[str], named: str
+) -> None:
+    ended = await moat("run", "at", "x", "set", "-c", "the.answer", *options)
+    assert ended.code == 128
+    assert named in ended.error_line
+
+
+@pytest.mark.usefixtures("answer")
 async def test_a_job_is_copied_without_its_time(moat: Moat, client: moat_kv.Client) -> None:
     first = ["set", "-c", "the.answer", "-t", "0", "-r", "5", "-e", "a", "1"]
     await moat.fine("run", "at", "one", *first)

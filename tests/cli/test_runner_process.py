@@ -112,12 +112,12 @@ sys.exit(main.main())
 """
 
 
-def test_a_job_that_does_not_end_is_ended_by_force_and_named(place: pathlib.Path) -> None:
+def test_an_inline_job_that_does_not_end_is_ended_by_force_and_named(place: pathlib.Path) -> None:
     moat(place, "code", "stubborn", "set", "-s", "-", stdin=STUBBORN)
     moat(place, "run", "at", "j", "set", "-c", "stubborn", "-t", "0")
     moat(place, "run", "at", "k", "set", "-c", "the.answer", "-t", "0")
     runner = subprocess.Popen(
-        [sys.executable, "-c", HASTY, "kv", "run", "all", "--name", "pi"],
+        [sys.executable, "-c", HASTY, "kv", "run", "all", "--name", "pi", "--isolate", "inline"],
         env=processes.environment(place),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from moat_kv import Client, P, errors, open_client
+from moat_kv import Client, P, codec, errors, open_client
+from moat_kv.client.results import Mark
 from moat_kv.testing.server import running_server
 
 pytestmark = pytest.mark.anyio
@@ -77,3 +78,40 @@ async def test_further_lines_are_bound_too() -> None:
             await claim(desk)
             with pytest.raises(errors.StaleFence):
                 await bound.set(P("a"), 1)
+
+
+async def test_line_that_is_bound_too_late_can_read_and_not_write() -> None:
+    async with running_server() as server, open_client(server.url) as desk:
+        rev = await claim(desk)
+        async with open_client(server.url, name="bound") as bound:
+            await bound.bind_line((CLAIM, rev), "t")
+            again = anyio.Event()
+            bound.add_connection_listener(lambda is_up: again.set() if is_up else None)
+            await claim(desk)
+            for connection in list(server.server.connections):
+                if connection.client_name == "bound":
+                    connection.break_off()
+            with anyio.fail_after(10):
+                await again.wait()
+            assert (await bound.get(CLAIM)).rev > rev
+            with pytest.raises(errors.StaleFence):
+                await bound.request("set", {"path": P("a")}, codec.pack(1))
+            assert "value" not in await desk.get(P("a"))
+        async with open_client(server.url) as late:
+            with pytest.raises(errors.StaleFence):
+                await late.bind_line((CLAIM, rev), "t")
+            with pytest.raises(errors.StaleFence):
+                await late.set(P("a"), 1)
+
+
+async def test_server_that_does_not_know_of_what_was_seen_is_not_taken() -> None:
+    async with running_server() as server, open_client(server.url) as desk:
+        rev = await claim(desk)
+        epoch = desk.server.epoch
+        async with open_client(server.url, seen=Mark(rev=rev, epoch=epoch)) as client:
+            assert (await client.get(CLAIM)).rev == rev
+        with pytest.raises(errors.CannotConnect, match="has seen"):
+            async with open_client(server.url, seen=Mark(rev=rev + 1, epoch=epoch)):
+                raise AssertionError("it was taken")
+        async with open_client(server.url, seen=Mark(rev=rev + 1, epoch="another")) as client:
+            assert client.server.epoch == epoch

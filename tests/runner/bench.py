@@ -22,7 +22,7 @@ from moat_kv_runner.job import JobState, parse_state
 LIMIT_S = 30.0
 GROUP = Path("default")
 #: Where scripts run that do not say; the fixture `both_ways` changes it.
-ISOLATE = serving.ISOLATE
+ISOLATE: str = "process"
 
 
 class Node:
@@ -43,12 +43,20 @@ class Node:
 class Bench:
     """What the tests of the runner work on."""
 
-    def __init__(self, server: RunningServer, desk: Client, tasks: anyio.abc.TaskGroup) -> None:
-        self.server = server
+    def __init__(
+        self, server: RunningServer | None, desk: Client, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        self._server = server
         self.desk = desk
         self.tasks = tasks
         self.places = Places()
         self.code: CodeRoot
+
+    @property
+    def server(self) -> RunningServer:
+        """The one in this process."""
+        assert self._server is not None
+        return self._server
 
     async def node(
         self,
@@ -58,8 +66,8 @@ class Bench:
         nodes: int | None = None,
         queue: int = 100,
         url: str | Sequence[str] | None = None,
-        ttl_s: float = 10.0,
-        grace_s: float = 0.5,
+        ttl_s: float | None = 10.0,
+        grace_s: float | None = 0.5,
         facts: node_facts.NodeFacts | None = None,
         on_stuck: serving.OnStuck | None = None,
         isolate: str | None = None,

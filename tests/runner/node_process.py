@@ -12,10 +12,10 @@ import anyio
 import anyio.abc
 
 from moat_kv import open_client
-from moat_kv_runner import run, serving
+from moat_kv_runner import run
 
 
-async def main(url: str, name: str, isolate: str, ttl_s: float | None) -> None:
+async def main(url: str, name: str, isolate: str | None, ttl_s: float | None) -> None:
     async with anyio.create_task_group() as tasks:
         with anyio.open_signal_receiver(signal.SIGTERM) as signals:
 
@@ -33,6 +33,6 @@ async def main(url: str, name: str, isolate: str, ttl_s: float | None) -> None:
 
 if __name__ == "__main__":
     url, name, backend, *more = sys.argv[1:]
-    isolate = more[0] if more else serving.ISOLATE
+    isolate = more[0] if more else None
     ttl_s = float(more[1]) if len(more) > 1 else None
     anyio.run(main, url, name, isolate, ttl_s, backend=backend)

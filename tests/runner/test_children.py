@@ -233,6 +233,31 @@ async def test_script_that_is_stopped_can_clean_up() -> None:
         assert await b.get("cleaned") == 1
 
 
+AMID = {
+    "long-call": "with _client.watch(_P('begun'), max_depth=0) as events: list(events)",
+    "many-calls": "_client.get(_P('begun'))",
+}
+
+
+@pytest.mark.parametrize("call", list(AMID.values()), ids=list(AMID))
+async def test_script_that_is_stopped_amid_its_calls_can_clean_up(call: str) -> None:
+    text = f"""
+        try:
+            _client.set(_P("begun") / number, number)
+            while True:
+                {call}
+        finally:
+            _client.set(_P("cleaned"), number)
+    """
+    async with bench("n1", isolate="process") as b:
+        for number in range(5):
+            place = await b.job(text, path=f"j{number}", is_async=None, data={"number": number})
+            await b.value(P("begun") / number)
+            await commands.disable(b.desk, place)
+            assert (await b.state(path=f"j{number}")).reason == "stopped"
+            assert await b.get("cleaned") == number
+
+
 async def test_context_is_left_when_the_job_is_stopped() -> None:
     text = """
         import anyio, contextlib

@@ -94,7 +94,7 @@ def test_state_tells_whether_it_runs(started: Any, stopped: Any, running: bool) 
 
 def test_configuration_that_scripts_see_is_read_only_and_has_no_addresses() -> None:
     settings = Config(runner=RunnerConfig(queue=7))
-    view = script_config.view_of(settings, Places(), name="n1", group=P("a.b"))
+    view = script_config.view_of(settings, Places(), name="n1", group=P("a.b"), isolate="inline")
     assert (view.runner.queue, view["runner"]["name"], view.runner.group) == (7, "n1", P("a.b"))
     assert view.places.proc == P(":.moat.kv.code.proc")
     assert "client" not in view

@@ -30,11 +30,11 @@ BEAT = """
 
 @asynccontextmanager
 async def process(
-    b: Bench, name: str, backend: str, *more: str
+    b: Bench, name: str, backend: str, *more: str, url: str | None = None
 ) -> AsyncIterator[anyio.abc.Process]:
     root = pathlib.Path(__file__).parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "runner")])}
-    command = [sys.executable, node_process.__file__, b.server.url, name, backend, *more]
+    command = [sys.executable, node_process.__file__, url or b.server.url, name, backend, *more]
     async with await anyio.open_process(command, env=environment, stderr=None) as started:
         try:
             assert started.stdout is not None

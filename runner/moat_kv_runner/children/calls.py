@@ -44,6 +44,8 @@ class ChildCall:
     overrides: list[str]
     """Stored modules that hide installed ones."""
     urls: list[str]
+    epoch: str
+    """In which the claim was written."""
     claim: Path
     fence: int
     token: str

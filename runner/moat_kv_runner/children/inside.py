@@ -19,7 +19,7 @@ import anyio
 import anyio.from_thread
 
 from moat_kv import blocking, codec, errors, open_client
-from moat_kv.client import claiming, writes
+from moat_kv.client import claiming, results, writes
 from moat_kv.client.client import Client
 from moat_kv.code import compiling, importing, requires
 from moat_kv.config import Config, Places, RunnerConfig
@@ -32,7 +32,7 @@ from moat_kv_runner import (
     script_client,
     script_config,
 )
-from moat_kv_runner.children import calls, reporting, shelf, wire
+from moat_kv_runner.children import calls, reporting, shelf, unwinding, wire
 
 #: How long a run waits for a server before it fails, in seconds; its runner's session is over
 #: before that if there is none.
@@ -223,7 +223,6 @@ class _Quick:
         self._shelf = stored
 
     def live(self, number: int, call: calls.ChildCall) -> None:
-        signal.signal(signal.SIGTERM, _stop)
         outcome: tuple[str, dict[str, Any]] = ("cut_off", {})
         # Neither is left: the process ends, and with it whatever still waits in threads.
         held = contextlib.ExitStack()
@@ -232,24 +231,23 @@ class _Quick:
             client, _ = held.enter_context(portal.wrap_async_context_manager(bound_client(call)))
             self._shelf.load(call.required, needed_by=call.name)
             given = execution.common_names(call.job, script_config.View(call.config))
-            given["_client"] = blocking.Client(portal, client)
+            unwinding_ = unwinding.Unwinding(portal)
+            given["_client"] = blocking.Client(portal, client, waits=unwinding_.wait)
             run = made_call(call).procedure.bind({**call.values, **given})
             self._send("begun", number)
+            unwinding_.begin()
             result = execution.checked_result(execution.called(run), client)
             outcome = ("result", {"packed": codec.pack(result)})
         except execution.Stopped:
             pass
         except Exception as exc:
             outcome = ("failed", failure_of(exc, call))
+        # Nothing is left to be unwound.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._send(outcome[0], number, **outcome[1])
 
     def _send(self, kind: str, run: int, **fields: Any) -> None:
         self._control.sendall(wire.packed(kind, run, **fields))
-
-
-def _stop(*_: object) -> None:
-    raise execution.Stopped
 
 
 def made_call(call: calls.ChildCall) -> readiness.Call:
@@ -274,6 +272,8 @@ async def bound_client(call: calls.ChildCall) -> AsyncIterator[tuple[Client, Cli
         config=config,
         connect_timeout_s=CONNECT_S,
         wait=True,
+        # Another server of the network may not know of the claim yet.
+        seen=results.Mark(rev=call.fence, epoch=call.epoch),
     ) as client:
         await client.bind_line(guard, call.token)
         own = script_client.ScriptClient(

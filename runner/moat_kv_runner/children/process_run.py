@@ -156,6 +156,7 @@ class ProcessRun:
             required=modules.order(call.needs, needed_by=call.procedure.name),
             overrides=modules.overriding(),
             urls=service.client.shared.link.urls,
+            epoch=service.client.server.epoch,
             claim=claim,
             fence=fence,
             token=token,
