@@ -29,6 +29,7 @@ from moat_kv.engine import (
     base,
     nats_committing,
     nats_compact,
+    nats_connection,
     nats_consumer,
     nats_direct,
     nats_feed,
@@ -94,7 +95,7 @@ class NatsEngine(base.Engine):
         self._open = False
         #: Of the present connection, once it is in use.
         self._publisher: nats_publish.Publisher | None = None
-        self._connection: nats_line.Connection | None = None
+        self._connection: nats_connection.Connection | None = None
         self._attached_event: anyio.Event
         self._outgoing: deque[tuple[str, bytes]] = deque(maxlen=OUTGOING)
         self._sending: anyio.Event
@@ -147,12 +148,12 @@ class NatsEngine(base.Engine):
         self._running = self._is_begun = True
         self._make_committer()
 
-    async def _load(self) -> nats_line.Connection:
+    async def _load(self) -> nats_connection.Connection:
         """Find the network and take its tree. The connection for going on."""
         for attempt in range(1, LOADS + 1):
             connection = await self._line.first()
             try:
-                nats_line.check(connection, self._place)
+                nats_connection.check(connection, self._place)
                 self._facts = facts = await nats_stream.prepare(
                     connection, self._names, self._settings
                 )
@@ -163,7 +164,7 @@ class NatsEngine(base.Engine):
                 finally:
                     if enabled:
                         gc.enable()
-            except (nats_line.NoAnswer, nats_line.Refused) as exc:
+            except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
                 await connection.close()
                 _log.warning("NATS: the load broke off: %s", exc)
                 if attempt == LOADS:
@@ -198,7 +199,7 @@ class NatsEngine(base.Engine):
         )
 
     @asynccontextmanager
-    async def _serving(self, connection: nats_line.Connection) -> AsyncIterator[None]:
+    async def _serving(self, connection: nats_connection.Connection) -> AsyncIterator[None]:
         # Cancelled by the committer's end alone: it needs the line until then.
         background = anyio.CancelScope(shield=True)
         try:
@@ -217,7 +218,7 @@ class NatsEngine(base.Engine):
         finally:
             await connection.close()
 
-    async def _keep(self, first: nats_line.Connection, background: anyio.CancelScope) -> None:
+    async def _keep(self, first: nats_connection.Connection, background: anyio.CancelScope) -> None:
         with background:
             try:
                 await self._line.keep(first, self._serve)
@@ -229,35 +230,35 @@ class NatsEngine(base.Engine):
         await self._committer.run()
         background.cancel()
 
-    async def _serve(self, connection: nats_line.Connection) -> None:
-        """Use a connection until it is lost. Raises nats_line.NoAnswer, errors.EngineError."""
+    async def _serve(self, connection: nats_connection.Connection) -> None:
+        """Use a connection until it is lost. Raises nats_connection.NoAnswer, EngineError."""
         publisher = nats_publish.Publisher(connection)
         await publisher.open()
         try:
             await connection.client.subscribe(self._names.messages, cb=self._heard)
         except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+            raise nats_connection.NoAnswer(str(exc)) from exc
         # Its answers come behind the subscriptions. (nats-py's `flush` does not wait for these: its
         # ping goes past what is still to be sent.)
         try:
             await self._check_again(connection)
-        except nats_line.Refused as refused:
-            raise nats_line.NoAnswer(str(refused)) from refused
+        except nats_connection.Refused as refused:
+            raise nats_connection.NoAnswer(str(refused)) from refused
         self._connection, self._publisher = connection, publisher
         self._attached_event.set()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send, connection)
                 await self._feed.follow(connection)
-        except* nats_line.NoAnswer as group:
-            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+        except* nats_connection.NoAnswer as group:
+            raise nats_connection.NoAnswer(str(group.exceptions[0])) from group
         finally:
             self._connection = self._publisher = None
             self._attached_event = anyio.Event()
 
-    async def _check_again(self, connection: nats_line.Connection) -> None:
+    async def _check_again(self, connection: nats_connection.Connection) -> None:
         """Whether the node, and the stream as it is now, can go on from what was applied."""
-        nats_line.check(connection, self._place)
+        nats_connection.check(connection, self._place)
         facts = await nats_stream.look(connection, self._names, self._settings)
         floor, _ = await nats_stream.floor(connection, self._names)
         if facts.revision < self._feed.revision:
@@ -288,7 +289,7 @@ class NatsEngine(base.Engine):
                     await self._attached_event.wait()
         return self._publisher
 
-    async def _connected(self) -> nats_line.Connection:
+    async def _connected(self) -> nats_connection.Connection:
         await self._attached(self._patience_s)
         if self._connection is None:
             raise errors.Detached(self._line.reason)
@@ -303,7 +304,7 @@ class NatsEngine(base.Engine):
                 return await nats_stream.end(self._connection, self._names)
             found = await nats_stream.last(self._connection, self._names, subject)
             return found[0] if found is not None else 0
-        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+        except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
             _log.debug("NATS: looking up %s: %s", subject, exc)
             return None
 
@@ -354,7 +355,7 @@ class NatsEngine(base.Engine):
         connection = await self._connected()
         try:
             items = await nats_direct.read(connection, self._names, subject)
-        except nats_line.NoAnswer as exc:
+        except nats_connection.NoAnswer as exc:
             raise errors.Detached(str(exc)) from exc
         return self._kept(items)
 
@@ -369,14 +370,14 @@ class NatsEngine(base.Engine):
         try:
             async for items in nats_consumer.read(connection, self._names, subjects, since):
                 yield self._kept(items)
-        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+        except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
             raise errors.Detached(str(exc)) from exc
 
     async def compact(self) -> int:
         """See `base.Engine.compact`. Raises Detached."""
         try:
             return await self._compactor.compact()
-        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+        except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
             raise errors.Detached(str(exc)) from exc
 
     # Fleeting messages --------------------------------------------------------------------------
@@ -385,7 +386,7 @@ class NatsEngine(base.Engine):
         self._outgoing.append((self._names.message(topic), data))
         self._sending.set()
 
-    async def _send(self, connection: nats_line.Connection) -> None:
+    async def _send(self, connection: nats_connection.Connection) -> None:
         while True:
             while self._outgoing:
                 subject, data = self._outgoing.popleft()

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from moat_kv.engine import nats_feed, nats_line, nats_stream, nats_subjects
+from moat_kv.engine import nats_connection, nats_feed, nats_line, nats_stream, nats_subjects
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ APPLY_S = 5.0
 class Touch:
     """`attached` is told when all that was there before is applied, `cut_off` why it is not.
 
-    `check` is asked before `attached`, with each connection, and may raise nats_line.NoAnswer.
+    `check` is asked before `attached`, with each connection; it may raise nats_connection.NoAnswer.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Touch:
         trip_s = statistics.median(self._trips_s) if self._trips_s else 0.0
         return TRIPS * trip_s
 
-    async def measure(self, connection: nats_line.Connection) -> None:
-        """Know how slow the line is; for ever. Raises nats_line.NoAnswer."""
+    async def measure(self, connection: nats_connection.Connection) -> None:
+        """Know how slow the line is; for ever. Raises nats_connection.NoAnswer."""
         while True:
             self._trips_s.append(await connection.round_trip_s())
             await anyio.sleep(MEASURE_S)
@@ -130,7 +130,7 @@ class Touch:
                 else:
                     self.leave(self.trouble or "NATS does not acknowledge (no quorum?)")
 
-    async def prove(self, connection: nats_line.Connection) -> None:
+    async def prove(self, connection: nats_connection.Connection) -> None:
         """Find out whether this connection is of use, now and whenever there is doubt; for ever.
 
         Ends the connection if another node is of use instead.
@@ -154,18 +154,18 @@ class Touch:
             if self.waits_s > LATE_S:
                 return
 
-    async def _probe_until_applied(self, connection: nats_line.Connection) -> None:
+    async def _probe_until_applied(self, connection: nats_connection.Connection) -> None:
         while True:
             self.wait()
             if await self.probe(connection):
                 return
             await anyio.sleep(AGAIN_S)
 
-    async def probe(self, connection: nats_line.Connection) -> bool:
+    async def probe(self, connection: nats_connection.Connection) -> bool:
         """Whether a write is acknowledged, and all that was there before it is applied."""
         try:
             rev = await nats_stream.sure_end(connection, self._names)
-        except nats_line.NoAnswer as exc:
+        except nats_connection.NoAnswer as exc:
             _log.debug("NATS: a probe: %s", exc)
             return False
         self.acknowledged()
@@ -197,7 +197,7 @@ class Touch:
             count = self._count
             try:
                 better = await self._line.elsewhere(self._acknowledges)
-            except nats_line.NoAnswer as exc:
+            except nats_connection.NoAnswer as exc:
                 _log.debug("NATS: no other node is of use: %s", exc)
                 await anyio.sleep(AGAIN_S)
                 continue
@@ -207,9 +207,9 @@ class Touch:
                 return
             await better.drop()  # all have been slow, not this node alone
 
-    async def _acknowledges(self, connection: nats_line.Connection) -> bool:
+    async def _acknowledges(self, connection: nats_connection.Connection) -> bool:
         try:
             await nats_stream.sure_end(connection, self._names)
-        except nats_line.NoAnswer:
+        except nats_connection.NoAnswer:
             return False
         return True

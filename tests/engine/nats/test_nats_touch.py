@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from moat_kv.engine import nats_feed, nats_line, nats_stream, nats_subjects, nats_touch
+from moat_kv.engine import nats_connection, nats_feed, nats_stream, nats_subjects, nats_touch
 from moat_kv.testing import engine_probe
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,7 @@ class Node:
             self._net.rev += 1
             self._net.feed.know_revision(self._net.rev)
             return json.dumps({"seq": self._net.rev}).encode()
-        raise nats_line.NoAnswer("no answer in time")
+        raise nats_connection.NoAnswer("no answer in time")
 
     async def drop(self) -> None:
         self.is_dropped = True
@@ -80,7 +80,7 @@ class Net:
 
     async def elsewhere(self, is_good: Callable[[Node], Awaitable[bool]]) -> Node:
         if self.other is None or not await is_good(self.other):
-            raise nats_line.NoAnswer("nobody there")
+            raise nats_connection.NoAnswer("nobody there")
         return self.other
 
     def change_to(self, better: Node) -> None:
