@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
-from nats import errors as nats_errors
 
 from moat_kv import errors
 from moat_kv.engine import (
@@ -119,7 +118,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                 if not self._feed.revision:
                     await self._feed.load(connection, self._progress)
                 publisher = await self._take_up(connection)
-                tasks.start_soon(self._send, connection)
+                tasks.start_soon(self._messages.pass_on, connection)
                 tasks.start_soon(self._feed.follow, connection)
                 tasks.start_soon(self._touch.prove, connection)
                 self._connection, self._publisher = connection, publisher
@@ -203,10 +202,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
     async def _take_up(self, connection: nats_connection.Connection) -> nats_publish.Publisher:
         publisher = nats_publish.Publisher(connection)
         await publisher.open()
-        try:
-            await connection.client.subscribe(self._names.messages, cb=self._heard)
-        except (nats_errors.Error, OSError) as exc:
-            raise nats_connection.NoAnswer(str(exc)) from exc
+        await self._messages.listen(connection)
         await connection.know_subscriptions()
         return publisher
 

@@ -18,6 +18,7 @@ from moat_kv.engine import (
     nats_consumer,
     nats_direct,
     nats_line,
+    nats_reading,
     nats_settings,
     nats_subjects,
 )
@@ -186,7 +187,7 @@ async def test_all_goes_on_without_any_consumer(url: str, monkeypatch: pytest.Mo
 
 async def test_a_history_without_its_end_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a node tells it that has not caught up yet."""
-    monkeypatch.setattr(nats, "STALE_S", 0.1)
+    monkeypatch.setattr(nats_reading, "STALE_S", 0.1)
     engine = nats.NatsEngine(url, patience_s=0.3)
     read = nats_direct.read
 
