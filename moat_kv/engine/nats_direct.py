@@ -31,6 +31,8 @@ ANSWER_S = 4.0
 #: on, in seconds: NATS chooses by chance which copy answers, where the node that we are connected
 #: to has none that is up to date (for some seconds after it has led), and that one may be frozen.
 AGAIN_S = 0.6
+#: Between two looks into a copy for what is not there yet, in seconds.
+PAUSE_S = 0.05
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
@@ -181,3 +183,22 @@ async def read(
     finally:
         await reader.close()
     return found
+
+
+async def until_there(
+    connection: nats_connection.Connection, names: nats_subjects.Names, rev: int
+) -> None:
+    """Wait until a copy that is read from there has a probe of that revision, or a later one.
+
+    Raises nats_connection.NoAnswer.
+    """
+    reader = Reader(connection, names)
+    await reader.open()
+    try:
+        while True:
+            if await reader.after(rev - 1, names.probe):
+                return
+            await anyio.sleep(PAUSE_S)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await reader.close()

@@ -108,6 +108,8 @@ class Feed:
         self._waiters: list[tuple[int, waiting.Waiter, float]] = []
         # Somebody may have waited for too long.
         self._late = anyio.Event()
+        # When something came last (of the monotonic clock, in seconds).
+        self._moved_at = 0.0
         self.count = 0
         #: Called after records have been applied or passed over.
         self.on_applied: Callable[[], None] = lambda: None
@@ -122,6 +124,14 @@ class Feed:
     def clock(self) -> tuple[float, float] | None:
         """See `nats_consumer.Consumer.clock`; of the one that was made last."""
         return None if self._consumer is None else self._consumer.clock
+
+    @property
+    def stands_s(self) -> float:
+        """For how long nothing at all has come though somebody waits for it, in seconds."""
+        if not self._waiters:
+            return 0.0
+        since = min(since for _, _, since in self._waiters)
+        return time.monotonic() - max(since, self._moved_at)
 
     def resume(
         self, revision: int, floor: int, at: float, tombstones: Mapping[Path, tuple[int, float]]
@@ -273,6 +283,8 @@ class Feed:
         self._take(items)
 
     def _take(self, items: Sequence[nats_consumer.Item]) -> None:
+        if items:
+            self._moved_at = time.monotonic()
         ready: list[nats_record.Delivered] = []
         for item in items:
             rev = nats_consumer.rev_of(item)
