@@ -20,7 +20,7 @@ import anyio
 from nats import errors as nats_errors
 from nats.aio import msg as nats_msg
 
-from moat_kv.engine import nats_consumer, nats_line, nats_record, nats_subjects
+from moat_kv.engine import nats_connection, nats_consumer, nats_record, nats_subjects
 
 #: One answer has so many messages at most, and ends above so many bytes.
 BATCH = 1_000
@@ -31,6 +31,8 @@ ANSWER_S = 4.0
 #: on, in seconds: NATS chooses by chance which copy answers, where the node that we are connected
 #: to has none that is up to date (for some seconds after it has led), and that one may be frozen.
 AGAIN_S = 0.6
+#: Between two looks into a copy for what is not there yet, in seconds.
+PAUSE_S = 0.05
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
@@ -38,7 +40,7 @@ _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 class Reader:
     """Reads over one connection; `open` first. One question at a time."""
 
-    def __init__(self, connection: nats_line.Connection, names: nats_subjects.Names) -> None:
+    def __init__(self, connection: nats_connection.Connection, names: nats_subjects.Names) -> None:
         self._connection = connection
         self._client = connection.client
         self._names = names
@@ -54,14 +56,14 @@ class Reader:
         self._subscription: Any = None
 
     async def open(self) -> None:
-        """Listen for answers. Raises nats_line.NoAnswer."""
+        """Listen for answers. Raises nats_connection.NoAnswer."""
         self._connection.when_lost.append(self._lost)
         try:
             self._subscription = await self._client.subscribe(
                 f"{self._inbox}.*", cb=self._came, pending_msgs_limit=0, pending_bytes_limit=0
             )
         except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+            raise nats_connection.NoAnswer(str(exc)) from exc
 
     async def close(self) -> None:
         """Listen no more."""
@@ -74,7 +76,7 @@ class Reader:
         """Of what a subject (or pattern) has above a revision the first, in order; [] if no more.
 
         What is at the end of the answer need not be the end of the stream: ask again. Raises
-        nats_line.NoAnswer.
+        nats_connection.NoAnswer.
         """
         self._first = self._number + 1
         self._answering = 0
@@ -92,7 +94,7 @@ class Reader:
         finally:
             self._first = self._number + 1  # what comes now is too late
         if self._failure is not None:
-            raise nats_line.NoAnswer(self._failure)
+            raise nats_connection.NoAnswer(self._failure)
         return self._items
 
     async def _until_complete(self, question: bytes) -> None:
@@ -121,7 +123,7 @@ class Reader:
                 f"{self._inbox}.{self._number}",
             )
         except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+            raise nats_connection.NoAnswer(str(exc)) from exc
 
     def _lost(self) -> None:
         self._fail("the connection was lost")
@@ -168,9 +170,9 @@ def stored_at(stamp: str) -> float:
 
 
 async def read(
-    connection: nats_line.Connection, names: nats_subjects.Names, subject: str, since: int = 0
+    connection: nats_connection.Connection, names: nats_subjects.Names, subject: str, since: int = 0
 ) -> list[nats_consumer.Item]:
-    """What is kept of a subject above a revision. Raises nats_line.NoAnswer."""
+    """What is kept of a subject above a revision. Raises nats_connection.NoAnswer."""
     reader = Reader(connection, names)
     found: list[nats_consumer.Item] = []
     await reader.open()
@@ -181,3 +183,22 @@ async def read(
     finally:
         await reader.close()
     return found
+
+
+async def until_there(
+    connection: nats_connection.Connection, names: nats_subjects.Names, rev: int
+) -> None:
+    """Wait until a copy that is read from there has a probe of that revision, or a later one.
+
+    Raises nats_connection.NoAnswer.
+    """
+    reader = Reader(connection, names)
+    await reader.open()
+    try:
+        while True:
+            if await reader.after(rev - 1, names.probe):
+                return
+            await anyio.sleep(PAUSE_S)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await reader.close()

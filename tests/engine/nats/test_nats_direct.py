@@ -14,9 +14,11 @@ from nats.aio import msg as nats_msg
 from moat_kv import errors
 from moat_kv.engine import (
     nats,
+    nats_connection,
     nats_consumer,
     nats_direct,
     nats_line,
+    nats_reading,
     nats_settings,
     nats_subjects,
 )
@@ -30,7 +32,9 @@ A = P("a")
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[tuple[nats_line.Connection, nats_subjects.Names]]:
+async def connected(
+    url: str,
+) -> AsyncIterator[tuple[nats_connection.Connection, nats_subjects.Names]]:
     settings = nats_settings.parse(url)
     connection = await nats_line.Line(settings, "test").first()
     try:
@@ -77,7 +81,7 @@ async def test_a_node_that_is_frozen_is_not_waited_for_long(
             node.freeze()
             try:
                 began = time.monotonic()
-                with anyio.fail_after(5), pytest.raises(nats_line.NoAnswer, match="in time"):
+                with anyio.fail_after(5), pytest.raises(nats_connection.NoAnswer, match="in time"):
                     await nats_direct.read(connection, names, names.all)
                 assert 0.3 <= time.monotonic() - began < 2
             finally:
@@ -97,7 +101,7 @@ async def test_an_answer_with_a_gap_is_none(url: str, monkeypatch: pytest.Monkey
         for number in range(5):
             await writer.set(Path(number), b"1")
         monkeypatch.setattr(nats_direct.Reader, "_came", lose_the_third)
-        with pytest.raises(nats_line.NoAnswer, match="a message is missing"):
+        with pytest.raises(nats_connection.NoAnswer, match="a message is missing"):
             await nats_direct.read(connection, names, names.all)
 
 
@@ -158,7 +162,7 @@ async def test_all_goes_on_without_any_consumer(url: str, monkeypatch: pytest.Mo
         started = nats_consumer.Consumer.start
 
         async def refused(*arguments: object) -> int:
-            raise nats_line.Refused(503, 10008, "JetStream system temporarily unavailable")
+            raise nats_connection.Refused(503, 10008, "JetStream system temporarily unavailable")
 
         monkeypatch.setattr(nats_consumer.Consumer, "start", refused)
         for engine in (here, there):
@@ -183,7 +187,7 @@ async def test_all_goes_on_without_any_consumer(url: str, monkeypatch: pytest.Mo
 
 async def test_a_history_without_its_end_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a node tells it that has not caught up yet."""
-    monkeypatch.setattr(nats, "STALE_S", 0.1)
+    monkeypatch.setattr(nats_reading, "STALE_S", 0.1)
     engine = nats.NatsEngine(url, patience_s=0.3)
     read = nats_direct.read
 
