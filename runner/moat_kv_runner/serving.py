@@ -35,6 +35,7 @@ from moat_kv_runner import (
     script_config,
 )
 from moat_kv_runner.children import abilities, lease, nursery, process_run
+from moat_kv_runner.kept import recorder
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -101,6 +102,8 @@ class Service:
         self._isolate = isolate
         self.lease = lease.LeasePage()
         self.children = process_run.Children(self)
+        #: Where runs put what they print, and how they end.
+        self.runs = recorder.Recorder(client.config.runner, name=name, group=group)
         self._has_served = False
         #: None: the group cannot be seen.
         self._members: results.Members | None = None
@@ -252,7 +255,7 @@ class Service:
         abilities.raise_file_limit()
         if self._isolate == "process":
             nursery.NURSERY.start()  # ready when the first job is
-        with self._listening(), contextlib.closing(self.lease):
+        with self._listening(), contextlib.closing(self.lease), contextlib.closing(self.runs):
             while True:
                 try:
                     async with self.client.session(**self._session_times) as self.session:
