@@ -139,6 +139,10 @@ class Printer:
         """A line as it is."""
         self._write(text)
 
+    def flush(self) -> None:
+        """What was printed is to be seen now."""
+        sys.stdout.flush()
+
     def _write(self, text: str) -> None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 

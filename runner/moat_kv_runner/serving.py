@@ -35,7 +35,7 @@ from moat_kv_runner import (
     script_config,
 )
 from moat_kv_runner.children import abilities, lease, nursery, process_run
-from moat_kv_runner.kept import recorder
+from moat_kv_runner.kept import answering, recorder
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -171,6 +171,11 @@ class Service:
         self.lease.renew(self.session.good_until - time.monotonic())
 
     # The group ----------------------------------------------------------------------------------
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of jobs that run here."""
+        return [root.kind for root in self._roots]
 
     @property
     def group_path(self) -> Path:
@@ -334,6 +339,7 @@ class Service:
                 for root in self._roots:
                     await tasks.start(root.supervise, self)
                 tasks.start_soon(code_errors.keep, self)
+                await tasks.start(functools.partial(answering.answer, self))
                 tasks.start_soon(self._tell_load)
                 await tasks.start(self._watch_wishes)
                 tasks.start_soon(self._keep_lease)
