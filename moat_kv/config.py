@@ -112,6 +112,12 @@ class RunnerConfig:
     isolate: str = "process"
     """Where jobs run that do not say, nor their group: `process`, each in one of its own, or
     `inline`, in the runner's."""
+    logs: str | None = None
+    """The folder for what runs print and how they end; None: the platform's state folder."""
+    logs_mb: float = 100.0
+    """How large all that may become, in MiB; 0 keeps nothing."""
+    logs_runs: int = 20
+    """How many runs of a job are kept; at least 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +143,8 @@ _AT_LEAST: dict[str, float] = {
     "server.nats.history": 1,
     "runner.queue": 1,
     "runner.weight": 0,
+    "runner.logs_mb": 0,
+    "runner.logs_runs": 1,
 }
 _ABOVE_ZERO = (
     "client.connect_timeout_s",
@@ -165,6 +173,13 @@ def default_data(name: str) -> pathlib.Path:
     import platformdirs
 
     return platformdirs.user_state_path(APPLICATION) / name
+
+
+def default_logs() -> pathlib.Path:
+    """The platform's folder for what runs leave on their node; beside those of servers."""
+    import platformdirs
+
+    return platformdirs.user_state_path(f"{APPLICATION}-runner")
 
 
 def load(file: str | os.PathLike[str] | None = None) -> Config:

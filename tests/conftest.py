@@ -24,6 +24,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return backend
 
 
+@pytest.fixture(autouse=True)
+def state_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> pathlib.Path:
+    """None of this machine's state folders is touched; each test has an empty one."""
+    folder = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def short_folder() -> Iterator[pathlib.Path]:
     """An empty folder with a short name: the path of a Unix socket has room for 107 bytes."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import asyncclick as click
 
+from moat_kv import visible
 from moat_kv.path import Path
 from moat_kv_cli import command, plain
 
@@ -78,7 +79,7 @@ class Printer:
         if self.format == "value":
             return str(value) if isinstance(value, str | Path) else plain.to_json(value)
         if isinstance(value, str):
-            return plain.visible(value) if sys.stdout.isatty() else value
+            return visible.made(value) if sys.stdout.isatty() else value
         if isinstance(value, dict | list) and value:
             return _yaml(value)
         return plain.inline(value)
@@ -137,6 +138,10 @@ class Printer:
     def line(self, text: str) -> None:
         """A line as it is."""
         self._write(text)
+
+    def flush(self) -> None:
+        """What was printed is to be seen now."""
+        sys.stdout.flush()
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")

@@ -129,9 +129,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """The value as JSON: strict JSON, so that any reader takes it."""
     separators = (",", ":") if indent is None else None
-    return json.dumps(
+    text = json.dumps(
         to_plain(value), ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
     )
+    return text.translate(_C1)  # which JSON leaves as they are, and terminals obey
+
+
+_C1 = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 def from_json(text: str) -> Any:
@@ -146,17 +150,6 @@ def from_json(text: str) -> Any:
 
 def _no_constant(name: str) -> Any:
     raise errors.BadValue(f'{name} is not JSON; write {{"$float": "{name.lower()}"}}')
-
-
-#: C0 and C1 controls but tab and newline: they would move the cursor or worse.
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if code not in (9, 10)
-}
-
-
-def visible(text: str) -> str:
-    """The text without characters that a terminal would obey."""
-    return text.translate(_CONTROLS)
 
 
 def inline(value: Any) -> str:

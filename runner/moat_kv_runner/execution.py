@@ -51,6 +51,7 @@ class Run:
         modules: ModuleRoot,
         config: Mapping[str, Any],
         on_over: Callable[[], None],
+        log: logging.Logger | None = None,
     ) -> None:
         #: Set when nothing of it goes on any more.
         self.over = anyio.Event()
@@ -66,6 +67,7 @@ class Run:
         self._modules = modules
         self._config = config
         self._on_over = on_over
+        self._log = log
         self._scope = anyio.CancelScope()
 
     async def work(self) -> None:
@@ -105,6 +107,7 @@ class Run:
             client=self._client,
             load=(lambda: modules.load(needs, needed_by=name)) if needs.stored else None,
             config=self._config,
+            log=self._log,
         )
 
 
@@ -116,6 +119,7 @@ async def perform(
     load: Callable[[], None] | None,
     config: Mapping[str, Any],
     begins: Callable[[], None] | None = None,
+    log: logging.Logger | None = None,
 ) -> Any:
     """A procedure's result, which can be stored; in a runner and in a child alike.
 
@@ -127,7 +131,7 @@ async def perform(
     if load is not None:
         required = load
         await _in_thread(lambda _portal: required, name)
-    given = common_names(admin.path, config)
+    given = common_names(admin.path, config, log)
     if begins is not None:
         begins()
     try:
@@ -146,13 +150,15 @@ async def perform(
     return checked_result(result, client)
 
 
-def common_names(job: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What every script is given beside its client, by name."""
+def common_names(
+    job: Path, config: Mapping[str, Any], log: logging.Logger | None = None
+) -> dict[str, Any]:
+    """What every script is given beside its client, by name; `log` by default the job's logger."""
     return {
         "_cfg": config,
         "_cls": codec.AttrDict(_CLASSES),
         "_digits": codec.digits,
-        "_log": logging.getLogger(f"moat_kv.job.{job}"),
+        "_log": log or logging.getLogger(f"moat_kv.job.{job}"),
         "_P": P,
         "_Path": Path,
     }

@@ -181,6 +181,7 @@ class JobRoot(ClientRoot):
             async with anyio.create_task_group() as self._tasks:
                 self._service = service
                 self._tell_problems()
+                self._keep_runs(service)
                 for each in listeners:
                     each.append(self._concerns)
                 # Also the states of jobs that were deleted while nobody served them.
@@ -256,7 +257,14 @@ class JobRoot(ClientRoot):
             supervisor.move_on()
 
     def job_changed(self, entry: job.JobEntry) -> None:
+        if self._service is not None and entry.path and not entry.exists:
+            self._service.runs.forget(self.kind, entry.path)
         self._concerns(entry.path)
+
+    def _keep_runs(self, service: serving.Service) -> None:
+        """What runs have left of jobs that are gone goes, too."""
+        jobs = [each for each in self.all_children if isinstance(each, job.JobEntry)]
+        service.runs.keep_only(self.kind, [each.path for each in jobs if each.exists])
 
     def wake_all(self) -> None:
         """Code, modules, or the group's settings have changed."""

@@ -26,8 +26,9 @@ from moat_kv_runner import (
     schedule,
     script_client,
 )
-from moat_kv_runner.children import process_run
+from moat_kv_runner.children import process_run, reporting
 from moat_kv_runner.job import JobEntry, JobSpec
+from moat_kv_runner.kept import sink
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -44,6 +45,12 @@ LONGEST_SLEEP_S = 30.0
 
 #: Why a run is cancelled.
 Stop = Literal["lost", "moved", "restart", "stopped"]
+#: What is said of such a run.
+_OUTCOMES: dict[Stop | None, str] = {
+    "moved": "moved",
+    "restart": "restarted",
+    "stopped": "stopped",
+}
 
 
 class Running:
@@ -68,6 +75,7 @@ class Running:
         self._news = anyio.Event()
         self._is_to_move = False
         self._run: execution.Run | process_run.ProcessRun
+        self._kept: sink.RunSink
 
     def move_on(self) -> None:
         """End it, so that another node goes on."""
@@ -90,6 +98,39 @@ class Running:
         Raises LostClaim, and leaves behind a script that does not end though its claim is lost. So
         it does if it is cancelled itself. One that has only to stop is waited for.
         """
+        began = {
+            "started": time.time(),
+            "node": self._service.name,
+            "fence": self._claim and self._claim.fence,
+        }
+        self._kept = self._service.runs.begin(self._root.kind, self._entry.path, began)
+        try:
+            run = await self._see_through(spec, call)
+        except BaseException as exc:
+            self._keep_break(exc)
+            raise
+        self._keep_end(run)
+        return run
+
+    def _keep_end(self, run: execution.Run | process_run.ProcessRun) -> None:
+        """Note how it has ended."""
+        outcome = _OUTCOMES.get(self.stop) or ("done" if run.error is None else "failed")
+        result = run.result if outcome == "done" else None
+        self._kept.ended(outcome, at=time.time(), result=result, error=run.error)
+
+    def _keep_break(self, why: BaseException) -> None:
+        """Note what has cut it off."""
+        if isinstance(why, messages.LostClaim) or self._service.session.ended:
+            reason = self._held.why_lost or "the session of its runner has ended"
+            self._kept.ended("lost", at=time.time(), reason=reason)
+        elif isinstance(why, Exception):
+            self._kept.ended("cut off", at=time.time(), error=why)
+        else:
+            self._kept.ended("cut off", at=time.time(), reason="its runner was stopped")
+
+    async def _see_through(
+        self, spec: JobSpec, call: readiness.Call
+    ) -> execution.Run | process_run.ProcessRun:
         run = self._run = self._made(spec, call)
         self._service.client.task_group.start_soon(run.work)
         try:
@@ -133,8 +174,11 @@ class Running:
                 modules=self._service.modules,
                 config=self._service.config,
                 on_over=over,
+                log=sink.RunLogger(f"{reporting.JOBS}.{facts.path}", self._kept),
             )
-        return process_run.ProcessRun(call, facts, spec, self._service, state=state, on_over=over)
+        return process_run.ProcessRun(
+            call, facts, spec, self._service, state=state, on_over=over, kept=self._kept
+        )
 
     def _facts(self) -> admin.RunFacts:
         service, claim = self._service, self._claim

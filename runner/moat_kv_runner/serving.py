@@ -36,6 +36,7 @@ from moat_kv_runner import (
     times,
 )
 from moat_kv_runner.children import abilities, lease, nursery, process_run
+from moat_kv_runner.kept import answering, recorder
 
 if TYPE_CHECKING:
     from moat_kv_runner.roots import JobRoot
@@ -108,6 +109,8 @@ class Service:
         )
         self.lease = lease.LeasePage()
         self.children = process_run.Children(self)
+        #: Where runs put what they print, and how they end.
+        self.runs = recorder.Recorder(client.config.runner, name=name, group=group)
         self._has_served = False
         #: None: the group cannot be seen.
         self._members: results.Members | None = None
@@ -170,6 +173,11 @@ class Service:
         self.lease.renew(self.session.good_until - time.monotonic())
 
     # The group ----------------------------------------------------------------------------------
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of jobs that run here."""
+        return [root.kind for root in self._roots]
 
     @property
     def group_path(self) -> Path:
@@ -255,7 +263,7 @@ class Service:
         abilities.raise_file_limit()
         if self._isolate == "process":
             nursery.NURSERY.start()  # ready when the first job is
-        with self._listening(), contextlib.closing(self.lease):
+        with self._listening(), contextlib.closing(self.lease), contextlib.closing(self.runs):
             while True:
                 try:
                     async with self.client.session(**self._session_times) as self.session:
@@ -335,6 +343,7 @@ class Service:
                 for root in self._roots:
                     await tasks.start(root.supervise, self)
                 tasks.start_soon(code_errors.keep, self)
+                await tasks.start(functools.partial(answering.answer, self))
                 tasks.start_soon(self._tell_load)
                 await tasks.start(self._watch_wishes)
                 tasks.start_soon(self._keep_lease)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moat_kv import codec, errors
+from moat_kv import codec, errors, visible
 from moat_kv.path import P
 from moat_kv_cli import plain, yamltext
 
@@ -144,5 +144,6 @@ def test_a_script_is_a_block_in_yaml() -> None:
 
 
 def test_controls_cannot_reach_a_terminal() -> None:
-    assert plain.visible("a\x1b[31m\x9bb\tc\n") == "a\\x1b[31m\\x9bb\tc\n"
+    assert plain.to_json("\x1b\x9b") == '"\\u001b\\u009b"'
+    assert visible.made("a\x1b[31m\x9bb\tc\n") == "a\\x1b[31m\\x9bb\tc\n"
     assert plain.inline("a\x1bb\n") == '"a\\u001bb\\n"'

@@ -22,7 +22,7 @@ async def test_lines_that_a_child_prints_and_logs_reach_its_runner(
 ) -> None:
     text = """
         import os, subprocess, sys
-        print("printed\\nin two lines", end="")
+        print("printed\\nin two lines")
         print(" and more", file=sys.stderr)
         subprocess.run(["echo", "by another program"])
         os.write(1, b"not \\xff utf-8\\nand no end")
@@ -31,9 +31,10 @@ async def test_lines_that_a_child_prints_and_logs_reach_its_runner(
     async with bench("n1", isolate="process") as b:
         await b.job(text, is_async=is_async)
         await b.state()
-    seen = capsys.readouterr().out
-    for line in ("printed", "by another program", "not \\xff utf-8", "and no end"):
-        assert f"{line}\n" in seen or line in seen.splitlines()
+    seen = capsys.readouterr()
+    for line in ("printed", "in two lines", "by another program", "not \\xff utf-8", "and no end"):
+        assert line in seen.out.splitlines()
+    assert seen.err == " and more\n"
     records = [each for each in caplog.records if each.name.startswith("moat_kv.job.")]
     assert [(each.levelno, each.message) for each in records] == [
         (logging.WARNING, "logged\nin 2 lines")

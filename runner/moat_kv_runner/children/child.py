@@ -23,7 +23,7 @@ from typing import Any
 
 from moat_kv_runner.children import limits, processes
 
-#: The descriptors beside 0 (nothing), 1 and 2 (both the output).
+#: The descriptors beside 0 (nothing), 1 and 2 (output and errors).
 CONTROL, BESIDE, NOTICE = 3, 4, 5
 #: What a child knows of its runner's environment.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
@@ -41,7 +41,8 @@ def become(request: Mapping[str, Any], fds: list[int], *, notice: int, null: int
     """Leave behind what was the fork server's."""
     os.setsid()
     processes.set_name("moat-job")
-    _place_descriptors([null, fds[2], fds[2], fds[0], fds[1], notice])
+    control, beside, output, errors = fds
+    _place_descriptors([null, output, errors, control, beside, notice])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)

@@ -7,6 +7,7 @@ runner's client. Everything that comes from a child is judged: what is no frame 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.abc
 
-from moat_kv import codec, errors
+from moat_kv import codec, errors, visible
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.proto import messages
 from moat_kv_runner.children import nursery, reporting, wire
@@ -57,6 +58,8 @@ class RunOfChild(Protocol):
     """What a run wants to know."""
 
     def take(self, frame: wire.Frame) -> None: ...
+    def printed(self, stream: str, text: str) -> None: ...
+    def logged(self, level: int, name: str, text: str) -> None: ...
     def child_over(self, child: ChildProcess) -> None: ...
 
 
@@ -82,7 +85,7 @@ class ChildProcess:
         # What was sent to a child that may not be there.
         self._unconfirmed: list[bytes] = []
         self._news = anyio.Event()
-        self._lines = reporting.Lines(self._printed, self._logged)
+        self._rate = reporting.Rate()
 
     @property
     def can_be_joined(self) -> bool:
@@ -138,17 +141,17 @@ class ChildProcess:
         control, control_there = _pair(held, socket.SOCK_STREAM)
         beside, beside_there = _pair(held, socket.SOCK_STREAM)
         keeper, keeper_there = _pair(held, socket.SOCK_SEQPACKET)
-        output, output_there = os.pipe()
-        held.callback(os.close, output)
+        output, output_there = _pipe(held)
+        errors_, errors_there = _pipe(held)
         there = [control_there, beside_there, keeper_there]
         try:
-            fds = [control_there.fileno(), beside_there.fileno(), output_there]
+            fds = [control_there.fileno(), beside_there.fileno(), output_there, errors_there]
             await nursery.NURSERY.spawn(request, [*fds, keeper_there.fileno(), lease_fd])
         finally:
             os.close(output_there)
+            os.close(errors_there)
             for sock in there:
                 sock.close()
-        os.set_blocking(output, False)
         self._keeper = keeper
         for order in self._orders:
             with contextlib.suppress(OSError):
@@ -158,7 +161,8 @@ class ChildProcess:
             async with anyio.create_task_group() as readers:
                 readers.start_soon(self._read, control)
                 readers.start_soon(self._answer_imports, beside)
-                readers.start_soon(self._read_output, output)
+                readers.start_soon(self._read_output, output, "out")
+                readers.start_soon(self._read_output, errors_, "err")
                 await self._hear_keeper(keeper)
                 # Nobody has the other ends any more, so these come to their own ends.
                 readers.cancel_scope.deadline = anyio.current_time() + DRAIN_S
@@ -235,26 +239,36 @@ class ChildProcess:
         except OSError:
             return
 
-    async def _read_output(self, output: int) -> None:
-        while True:
-            await anyio.wait_readable(output)
-            try:
-                data = os.read(output, wire.READ_BYTES)
-            except BlockingIOError:
-                continue
-            if not data:
-                break
-            self._lines.feed(data)
-            if self.end is None:
-                await anyio.sleep(len(data) / reporting.BYTES_PER_S)
-        self._lines.end()
+    async def _read_output(self, output: int, stream: str) -> None:
+        printed = functools.partial(self._printed, stream)
+        lines = reporting.Lines(printed, self._logged, self._rate)
+        try:
+            while True:
+                await anyio.wait_readable(output)
+                try:
+                    data = os.read(output, wire.READ_BYTES)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    break
+                lines.feed(data)
+                if self.end is None:
+                    await anyio.sleep(len(data) / reporting.BYTES_PER_S)
+        finally:
+            lines.end()
 
-    def _printed(self, text: str) -> None:
+    def _printed(self, stream: str, text: str) -> None:
+        for run in self.runs.values():
+            run.printed(stream, text)
+        shown_on = sys.stdout if stream == "out" else sys.stderr
         with contextlib.suppress(OSError, ValueError):
-            sys.stdout.write(f"{text}\n")
+            # A terminal would obey what else a script may print.
+            shown_on.write(f"{visible.made(text) if shown_on.isatty() else text}\n")
 
     def _logged(self, level: int, name: str, text: str) -> None:
-        logging.getLogger(name or f"moat_kv.job.{self._name}").log(level, "%s", text)
+        for run in self.runs.values():
+            run.logged(level, name, text)
+        logging.getLogger(name or f"{reporting.JOBS}.{self._name}").log(level, "%s", text)
 
 
 def module_facts(modules: ModuleRoot, name: str) -> dict[str, Any]:
@@ -273,6 +287,14 @@ def module_facts(modules: ModuleRoot, name: str) -> dict[str, Any]:
     except errors.MoatKvError as exc:
         return messages.error_fields(exc)
     return facts
+
+
+def _pipe(held: contextlib.ExitStack) -> tuple[int, int]:
+    """Our end, which does not block, and the child's, which is left to the caller."""
+    ours, theirs = os.pipe()
+    held.callback(os.close, ours)
+    os.set_blocking(ours, False)
+    return ours, theirs
 
 
 def _pair(held: contextlib.ExitStack, kind: int) -> tuple[socket.socket, socket.socket]:

@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 
 from moat_kv_runner.children import cgroups, child, keeper, lease, limits, processes, wire
 
-#: The descriptors that come with a request: the child's ends of control, imports and output, the
-#: keeper's end of its socket, the page with the lease.
-FDS = 5
+#: The descriptors that come with a request: the child's ends of control, imports, output and
+#: errors, the keeper's end of its socket, the page with the lease.
+FDS = 6
 #: A request's length, without the descriptors.
 REQUEST_BYTES = 128 * 1024
 

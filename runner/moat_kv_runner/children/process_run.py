@@ -18,7 +18,16 @@ import anyio.abc
 
 from moat_kv import codec, errors
 from moat_kv_runner import admin, job, messages, readiness, script_config
-from moat_kv_runner.children import calls, child_process, limits, nursery, processes, wire
+from moat_kv_runner.children import (
+    calls,
+    child_process,
+    limits,
+    nursery,
+    processes,
+    reporting,
+    wire,
+)
+from moat_kv_runner.kept import sink
 
 if TYPE_CHECKING:
     from moat_kv_runner.serving import Service
@@ -43,6 +52,7 @@ class ProcessRun:
         *,
         state: messages.ActorState,
         on_over: Callable[[], None],
+        kept: sink.RunSink | None = None,
     ) -> None:
         #: Set when nothing of it goes on any more.
         self.over = anyio.Event()
@@ -61,6 +71,7 @@ class ProcessRun:
         self._service = service
         self._state = state
         self._on_over = on_over
+        self._kept = kept
         self._allowed = limits.of(spec.limits)
         self._child: child_process.ChildProcess | None = None
         self._answers: anyio.abc.TaskGroup
@@ -187,6 +198,18 @@ class ProcessRun:
             self._settle(calls.failure_of(frame.fields))
         elif frame.kind == "cut_off":
             self._end_with_child()
+
+    def printed(self, stream: str, text: str) -> None:
+        """A line that its process has printed; in a share it may be another run's."""
+        if self._kept is not None:
+            self._kept.printed(stream, text)
+
+    def logged(self, level: int, name: str, text: str) -> None:
+        """A log record of its process."""
+        own = f"{reporting.JOBS}.{self._facts.path}"
+        is_others = name.startswith(f"{reporting.JOBS}.") and not name.startswith(own)
+        if self._kept is not None and not is_others:
+            self._kept.logged(level, name, text)
 
     def _take_result(self, packed: bytes) -> None:
         try:

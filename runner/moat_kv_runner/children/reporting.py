@@ -1,8 +1,9 @@
-"""What a child prints and logs, as lines on one pipe, and what its runner makes of them.
+"""What a child prints and logs, as lines on two pipes, and what its runner makes of them.
 
-Both sides. A printed line is itself; a log record is a line of JSON behind a mark that nobody
-prints by chance. The runner takes at most so much in a second, so that a flood fills the pipe and
-holds up its own writer, and nobody else.
+Both sides. One pipe for standard output and one for errors. A printed line is itself; a log record
+is a line of JSON behind a mark that nobody prints by chance, among the errors. The runner takes at
+most so much in a second, so that a flood fills the pipe and holds up its own writer, and nobody
+else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ BURST_LINES = 1000
 #: So many bytes are taken in a second. The writer waits then.
 BYTES_PER_S = 1024 * 1024
 
-_OUTPUT = 2
+_ERRORS = 2
+#: The logger of jobs; what they say on it for people is kept, also where the runner's log has no
+#: room for it.
+JOBS = "moat_kv.job"
+KEPT_LEVEL = logging.INFO
 
 
 class PipeHandler(logging.Handler):
@@ -38,16 +43,17 @@ class PipeHandler(logging.Handler):
             line = _MARK + json.dumps([record.levelno, record.name, text]) + "\n"
             data = line.encode()
             while data:
-                data = data[os.write(_OUTPUT, data) :]
+                data = data[os.write(_ERRORS, data) :]
         except OSError:
             self.handleError(record)
 
 
 def start(level: int) -> None:
-    """In the child: log to the runner."""
+    """In the child: log to the runner, whose own log takes records from this level on."""
     root = logging.getLogger()
     root.handlers[:] = [PipeHandler()]
     root.setLevel(level)
+    logging.getLogger(JOBS).setLevel(min(level, KEPT_LEVEL))
     logging.captureWarnings(True)
     threading.excepthook = _log_thread_error
 
@@ -55,7 +61,32 @@ def start(level: int) -> None:
 def _log_thread_error(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
         name = args.thread.name if args.thread is not None else "?"
-        logging.getLogger("moat_kv.job").error("thread %s failed", name, exc_info=args.exc_value)
+        logging.getLogger(JOBS).error("thread %s failed", name, exc_info=args.exc_value)
+
+
+class Rate:
+    """How many lines may come, and which had to be left out."""
+
+    def __init__(self) -> None:
+        self._tokens = float(BURST_LINES)
+        self._counted_at = time.monotonic()
+        self._dropped = 0
+
+    def takes_one(self) -> bool:
+        """Whether another line is taken."""
+        now = time.monotonic()
+        self._tokens = min(BURST_LINES, self._tokens + (now - self._counted_at) * LINES_PER_S)
+        self._counted_at = now
+        if self._tokens < 1:
+            self._dropped += 1
+            return False
+        self._tokens -= 1
+        return True
+
+    def left_out(self) -> str | None:
+        """What is to be said of lines that were left out since the last time."""
+        dropped, self._dropped = self._dropped, 0
+        return f"{dropped} lines of its output were left out" if dropped else None
 
 
 class Lines:
@@ -65,15 +96,14 @@ class Lines:
         self,
         printed: Callable[[str], None],
         logged: Callable[[int, str, str], None],
+        rate: Rate | None = None,
     ) -> None:
         self._printed = printed
         self._logged = logged
+        self._rate = rate or Rate()
         self._rest = b""
         # The rest of the present line is left out.
         self._is_cut = False
-        self._tokens = float(BURST_LINES)
-        self._counted_at = time.monotonic()
-        self._dropped = 0
 
     def feed(self, data: bytes) -> None:
         *whole, self._rest = (self._rest + data).split(b"\n")
@@ -95,13 +125,8 @@ class Lines:
         self._tell_dropped()
 
     def _take(self, line: bytes) -> None:
-        now = time.monotonic()
-        self._tokens = min(BURST_LINES, self._tokens + (now - self._counted_at) * LINES_PER_S)
-        self._counted_at = now
-        if self._tokens < 1:
-            self._dropped += 1
+        if not self._rate.takes_one():
             return
-        self._tokens -= 1
         self._tell_dropped()
         # What was printed before a record may have had no end of line.
         printed, mark, record = line.partition(_MARK_BYTE)
@@ -123,6 +148,6 @@ class Lines:
         return True
 
     def _tell_dropped(self) -> None:
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
-            self._logged(logging.WARNING, "", f"{dropped} lines of its output were left out")
+        text = self._rate.left_out()
+        if text is not None:
+            self._logged(logging.WARNING, "", text)
