@@ -97,16 +97,15 @@ async def _attempt(client: Client, found: Found, wish: Wish, out: output.Printer
     script = trial.script_of(found.value, name=found.name, rev=found.rev, data=found.data, **facts)
     modules.order(script.needs, needed_by=found.name)
     teller = _Teller(wish)
-    running = ground.running_ground(
-        teller.tell, real=client, faked=wish.fakes, lets_through=wish.real
-    )
-    async with running as on:
+    running = ground.running_ground(real=client, faked=wish.fakes, lets_through=wish.real)
+    async with running as on, on.line(teller.tell) as line:
         for path, value in wish.fakes.items():
             if value is not values.NOTHING:
                 await on.desk.set(path, value)
         one = trial.Trial(
             script,
-            on,
+            line=line,
+            desk=on.desk,
             tell=teller.tell,
             places=places,
             load=lambda: modules.load(script.needs, needed_by=found.name),

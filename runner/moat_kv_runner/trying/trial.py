@@ -16,6 +16,7 @@ import anyio
 
 from moat_kv import errors
 from moat_kv.client import writes
+from moat_kv.client.client import Client
 from moat_kv.code import compiling, procedures, requires
 from moat_kv.config import Config, Places, RunnerConfig
 from moat_kv.path import Path
@@ -28,7 +29,8 @@ from moat_kv_runner import (
     script_client,
     script_config,
 )
-from moat_kv_runner.trying import ground, happenings, line
+from moat_kv_runner.trying import happenings
+from moat_kv_runner.trying import line as line_module
 
 #: The number of a claim that there is not.
 FENCE = 1
@@ -77,7 +79,7 @@ class TrialAdmin(admin.CallAdmin):
     """`_self` of a trial; also tells what does not pass the script's line."""
 
     def __init__(
-        self, facts: admin.RunFacts, *, state: messages.ActorState, tell: line.Tell
+        self, facts: admin.RunFacts, *, state: messages.ActorState, tell: line_module.Tell
     ) -> None:
         super().__init__(facts, state=state)
         self._tell = tell
@@ -96,14 +98,18 @@ class TrialAdmin(admin.CallAdmin):
 
 
 class Trial:
-    """One run; `admin` is its `_self` from the start."""
+    """One run; `admin` is its `_self` from the start.
+
+    `line` is the script's to its ground, `desk` another one, for its error records.
+    """
 
     def __init__(
         self,
         script: Script,
-        on: ground.Ground,
         *,
-        tell: line.Tell,
+        line: Client,
+        desk: Client,
+        tell: line_module.Tell,
         places: Places,
         state: messages.ActorState | None = None,
         load: Callable[[], None] | None = None,
@@ -113,16 +119,14 @@ class Trial:
         self._load = load
         self._tell = tell
         #: What `_client` is.
-        self.client = script_client.ScriptClient(
-            on.script.shared, writes.Binding(), session=_Hangs()
-        )
+        self.client = script_client.ScriptClient(line.shared, writes.Binding(), session=_Hangs())
         settings = Config(runner=RunnerConfig(name=script.node, queue=queue_limit))
         self._config = script_config.view_of(settings, places, name=script.node, group=script.group)
         alone = messages.DetachedState(messages.GroupSeen(members=(script.node,), nodes=None))
         self.admin = TrialAdmin(
             admin.RunFacts(
                 client=self.client,
-                runner_client=on.desk,
+                runner_client=desk,
                 places=places,
                 node=script.node,
                 path=script.job,
