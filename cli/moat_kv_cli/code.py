@@ -9,7 +9,7 @@ import asyncclick as click
 
 from moat_kv import errors
 from moat_kv.path import Path
-from moat_kv_cli import command, manifest, output, stored, values, verbs
+from moat_kv_cli import command, manifest, output, stored, trying, values, verbs
 
 
 def check(name: str, value: Mapping[str, Any]) -> None:
@@ -108,41 +108,4 @@ def _named(path: Path) -> Path:
     return path
 
 
-#: What a runner gives to procedures, and nobody else.
-_ONLY_IN_JOBS = frozenset(
-    ("_client", "_self", "_info", "_cls", "_cfg", "_log", "_P", "_Path", "_digits")
-)
-
-
-@code.command(example="moat kv code the.answer run\nmoat kv code add run -e a 1 -e b 2")
-@values.options
-@output.option
-@command.pass_invocation
-async def run(invocation: command.Invocation, /, out: output.Printer, **given: Any) -> None:
-    """Run a procedure once, here and now, and print what it returns.
-
-    The value options are its arguments. It is given no `_self`, no `_client`, nothing but its
-    arguments and what it imports.
-    """
-    import inspect
-
-    from moat_kv import code as code_package
-
-    change = values.read(**given)
-    arguments = change.apply({})
-    if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
-        raise command.fail("the arguments are a mapping, by their names")
-    path = invocation.here
-    async with invocation.client() as client:
-        await KIND.current(client, path)
-        await code_package.ModuleRoot.as_handler(client)
-        root = await code_package.CodeRoot.as_handler(client)
-        try:
-            result = root(path, **arguments)
-            if inspect.isawaitable(result):
-                result = await result
-        except NameError as exc:
-            if exc.name in _ONLY_IN_JOBS:
-                raise command.Refused(f"only a job is given {exc.name}; see `run at`") from exc
-            raise
-    out.value(result)
+trying.register_run(code, KIND)

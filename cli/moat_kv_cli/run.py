@@ -17,7 +17,7 @@ import asyncclick as click
 import moat_kv
 from moat_kv import config
 from moat_kv.path import Path
-from moat_kv_cli import at, command, joblog, moving, output, placement, progress, why
+from moat_kv_cli import at, command, joblog, moving, output, placement, progress, trying, why
 from moat_kv_runner import group_settings, node_facts
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ async def monitor(
                     return
 
 
-for _verb in (why.why, joblog.log, joblog.runs):
+for _verb in (why.why, joblog.log, joblog.runs, trying.try_):
     at.at.add_command(_verb)
 for _group in (run, job):
     _group.add_command(all_, "all" if _group is run else "run")

@@ -53,6 +53,7 @@ class Link:
         request_timeout_s: float,
         reconnect: bool,
         seen: results.Mark | None = None,
+        silence_s: float = connection.SILENCE_S,
     ) -> None:
         self.name = name
         self.request_timeout_s = request_timeout_s
@@ -70,6 +71,7 @@ class Link:
         self.ready = anyio.Event()
         self._addresses = list(addresses)
         self._reconnect = reconnect
+        self._silence_s = silence_s
         self._connection: connection.Connection | None = None
         self._streams: dict[streams.Stream, int] = {}  # and each one's seq; 0: not asked for
         self._up = anyio.Event()
@@ -273,7 +275,10 @@ class Link:
             self.seen, self._epoch = 0, server.epoch
         self.server = server
         present = connection.Connection(
-            line, request_timeout_s=self.request_timeout_s, on_broken=self._line_down
+            line,
+            request_timeout_s=self.request_timeout_s,
+            on_broken=self._line_down,
+            silence_s=self._silence_s,
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(present.run)

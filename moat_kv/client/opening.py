@@ -53,6 +53,15 @@ async def open_client(
         reconnect=reconnect,
         seen=seen,
     )
+    async with opened(link_, config, wait=wait) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(
+    link_: link.Link, config: config_module.Config, *, wait: bool = False
+) -> AsyncIterator[client.Client]:
+    """A client over a link that is not connected yet, to the end of both. Raises CannotConnect."""
     line = await link_.connect(wait=wait)
     failure: Exception | None = None
     try:

@@ -21,9 +21,14 @@ import unicodedata
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from moat_kv import errors
+
+#: What stored code has as its builtins, where that is not Python's own: those who try a script out
+#: give it another clock so.
+BUILTINS: ContextVar[Mapping[str, Any] | None] = ContextVar("BUILTINS", default=None)
 
 #: The name that a procedure's frame has in a traceback.
 FRAME_NAME = "procedure"
@@ -103,7 +108,7 @@ class Procedure:
                 raise errors.MissingVariable(name, self.name)
         namespace = {
             **values,
-            "__builtins__": builtins,
+            "__builtins__": BUILTINS.get() or builtins,
             "__name__": self.name,
             "__file__": self.source.filename,
             # Whatever still runs with these globals keeps its lines known.

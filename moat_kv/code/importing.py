@@ -55,6 +55,9 @@ class StoredLoader(importlib.abc.InspectLoader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         _loaded.add(module.__name__)
+        builtins = compiling.BUILTINS.get()
+        if builtins is not None:
+            module.__dict__["__builtins__"] = builtins
         exec(self.get_code(module.__name__), module.__dict__)
 
 

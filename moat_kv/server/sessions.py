@@ -105,6 +105,8 @@ class Sessions:
         self.given_up: set[str] = set()
         #: Called with the id of each session that has ended.
         self.on_end: list[Callable[[str], None]] = []
+        # There is one again, or what one has left.
+        self._begun = anyio.Event()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -154,6 +156,7 @@ class Sessions:
         session.broken_at = None
         session.heard_at = anyio.current_time()
         connection.sessions.add(session.id)
+        self._begun.set()
 
     def adopt(self, connection: Connection, session: Session) -> None:
         """A session that another server had has come to this line, which may be gone already."""
@@ -306,6 +309,7 @@ class Sessions:
                 self._live[session.id] = session
                 session.ended = False
                 session.broken_at = anyio.current_time()
+                self._begun.set()
             else:
                 # What was on its way when the record went; nothing can follow.
                 self.sweep_entries(session.id)
@@ -330,6 +334,7 @@ class Sessions:
         if id not in self._unswept:
             logger.error("an entry of session %s, which has ended, stays yet: %s", id, outcome)
         self._unswept.add(id)
+        self._begun.set()
 
     def _write(self, path: Path, value: bytes | None) -> Write:
         return Write(
@@ -359,6 +364,11 @@ class Sessions:
         """End what is overdue, for as long as the server lives."""
         swept_at = retried_at = anyio.current_time()
         while True:
+            if not self._live and not self._unswept:
+                # A server without sessions is not woken for nothing.
+                self._begun = anyio.Event()
+                await self._begun.wait()
+                swept_at = anyio.current_time()
             await anyio.sleep(SWEEP_S)
             now = anyio.current_time()
             held_up_s = now - swept_at - SWEEP_S

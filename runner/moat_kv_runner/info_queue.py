@@ -15,7 +15,7 @@ ends the queue: `None` is the last message.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import anyio
@@ -34,6 +34,8 @@ class InfoQueue:
     def __init__(self, limit: int = LIMIT) -> None:
         if limit < 1:
             raise ValueError("the queue holds at least one message")
+        #: Called with each message that the script takes; for those who look on.
+        self.on_taken: Callable[[Any], None] | None = None
         self._limit = limit
         # A dict keeps its order when a value is replaced: the heart of the conflation.
         self._waiting: dict[Hashable, Any] = {}
@@ -65,6 +67,8 @@ class InfoQueue:
             self._counted -= 1
             self._drained.set()
             self._drained = anyio.Event()
+        if self.on_taken is not None:
+            self.on_taken(message)
         return message
 
     async def put(self, message: Any) -> None:

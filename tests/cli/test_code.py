@@ -123,14 +123,6 @@ async def test_the_mark_that_editors_put_first_is_no_part_of_the_text(
     assert await moat.fine("code", "x") == await moat.fine("code", "y") == "return 42\n"
 
 
-async def test_what_only_jobs_are_given_is_told(moat: Moat) -> None:
-    await moat.fine("code", "x", "set", "-s", "-", stdin="await _self.timer(1)")
-    ended = await moat("code", "x", "run")
-    assert (ended.code, ended.error_line) == (1, "moat: only a job is given _self; see `run at`")
-    await moat.fine("code", "x", "set", "-s", "-", stdin="return other")
-    assert "name 'other' is not defined" in (await moat("code", "x", "run")).error_line
-
-
 async def test_a_module_that_an_installed_one_hides_is_told(
     moat: Moat, client: moat_kv.Client
 ) -> None:

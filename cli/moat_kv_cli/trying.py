@@ -1,0 +1,205 @@
+"""`moat kv code PATH run` and `moat kv run at PATH try`: a script is run once, here.
+
+What the options say becomes a `Wish`, what is stored a `Found`, and `attempt` does the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncclick as click
+
+from moat_kv import config, errors
+from moat_kv.path import P, Path
+from moat_kv_cli import attempt, command, output, stored, values, verbs
+from moat_kv_cli.attempt import Found, Wish
+
+if TYPE_CHECKING:
+    from moat_kv import Client
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def options(function: _F) -> _F:
+    """Give a command the options of a trial; it gets them as `wish`."""
+
+    @functools.wraps(function)
+    async def called(*args: Any, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(name) for name in ("fake", "fakes", "real", "limit_s", "quiet")}
+        return await function(*args, wish=_wish(**given), **kwargs)
+
+    for decorate in (
+        click.option("-q", "--quiet", is_flag=True, help="Only its output and its result."),
+        click.option(
+            "--for",
+            "limit_s",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="End it after so long; else it ends by itself or by ^C.",
+        ),
+        click.option("--real", is_flag=True, help="Its writes are written, but for faked entries."),
+        click.option("--fakes", metavar="FILE", help="YAML: a mapping of paths to values."),
+        click.option(
+            "--fake",
+            multiple=True,
+            metavar="PATH=VALUE",
+            help="For the script this entry has that value (YAML; nothing: it is not there).",
+        ),
+    ):
+        called = decorate(called)
+    return called  # type: ignore[return-value]  # click has put its own attributes on it
+
+
+def _wish(
+    *, fake: tuple[str, ...], fakes: str | None, real: bool, limit_s: float | None, quiet: bool
+) -> Wish:
+    from moat_kv_cli import yamltext
+
+    found: dict[Path, Any] = {}
+    if fakes is not None:
+        given = yamltext.from_yaml(values.read_text(fakes, "--fakes"))
+        if not isinstance(given, dict):
+            raise command.fail(f"--fakes: {fakes} is no mapping of paths to values")
+        found |= {_faked_path(key, "--fakes"): value for key, value in given.items()}
+    for text in fake:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise command.fail(f"--fake {text!r}: write PATH=VALUE, or PATH= for no entry")
+        path = _faked_path(name, f"--fake {text!r}")
+        found[path] = yamltext.from_yaml(value) if value.strip() else values.NOTHING
+    return Wish(fakes=found, real=real, limit_s=limit_s, quiet=quiet)
+
+
+def _faked_path(key: Any, what: str) -> Path:
+    if isinstance(key, Path):
+        return key
+    try:
+        return P(str(key))
+    except errors.BadPath as exc:
+        raise command.fail(f"{what}: {exc}") from exc
+
+
+# The two commands -------------------------------------------------------------------------------
+
+
+def register_run(group: verbs.PathGroup, kind: stored.Kind) -> None:
+    """Add `run` to the verbs of `code`."""
+
+    @group.command(
+        example="moat kv code the.answer run\n"
+        "moat kv code add run -e a 1 -e b 2\n"
+        "moat kv code home.lamps run -s lamps.py -e watts 7 --fake home.kitchen='{lamps: 2}' "
+        "--for 5"
+    )
+    @click.option("-s", "--script", metavar="FILE", help="This text instead of what is stored.")
+    @click.option("-a", "flavour", flag_value="async", help="With -s: it is async.")
+    @click.option("-A", "flavour", flag_value="sync", help="With -s: it is synchronous.")
+    @click.option("-t", "flavour", flag_value="thread", help="With -s: the same, in a thread.")
+    @click.option("--var", "names", multiple=True, metavar="NAME", help="With -s: a parameter.")
+    @stored.requires_option
+    @options
+    @values.options
+    @output.option
+    @command.pass_invocation
+    async def run(
+        invocation: command.Invocation,
+        /,
+        out: output.Printer,
+        wish: Wish,
+        script: str | None,
+        flavour: str | None,
+        names: tuple[str, ...],
+        requires: tuple[str, ...],
+        **given: Any,
+    ) -> int:
+        """Try a procedure out: run it once, here and now, and print what it returns.
+
+        The value options are its arguments. What it reads comes from the server; what it writes is
+        shown, and not stored.
+        """
+        arguments = _arguments(values.read(**given), {})
+        if script is None and (flavour or names or requires):
+            raise command.fail("-a, -A, -t, --var and --require go with -s FILE")
+        text = None if script is None else values.read_text(script, "-s")
+        changes = {
+            "code": text,
+            "vars": stored.listed(names, "--var"),
+            "requires": stored.listed(requires, "--require"),
+        }
+
+        async def find(client: Client) -> Found:
+            path, base = invocation.here, await kind.base(client)
+            if text is None:
+                entry = await kind.current(client, path)
+                value, rev = dict(entry["value"]), entry["rev"]
+            else:
+                old = (await client.get(base + path)).get("value")
+                value, rev = dict(old) if isinstance(old, dict) else {"is_async": True}, 0
+                value |= {name: each for name, each in changes.items() if each is not None}
+                if flavour is not None:
+                    value["is_async"] = {"async": True, "sync": None, "thread": False}[flavour]
+            facts = {"job": base + path, "node": _own_name(client)}
+            return Found(value=value, name=str(path), rev=rev, data=arguments, facts=facts)
+
+        return await attempt.attempt(invocation, wish, find, out)
+
+
+@click.command(
+    "try",
+    cls=command.Command,
+    example="moat kv run at home.lamps try --for 5\n"
+    "moat kv run -n pi3 at heating try --fake home.bath.temp=17.5 -e wanted 21",
+)
+@options
+@values.options
+@output.option
+@command.pass_invocation
+async def try_(
+    invocation: command.Invocation, /, out: output.Printer, wish: Wish, **given: Any
+) -> int:
+    """Try a job out: run its procedure once, here and now, with its data, whoever has it.
+
+    The value options change its data for this once. What it reads comes from the server; what it
+    writes is shown, and not stored.
+    """
+    change = values.read(**given)
+
+    async def find(client: Client) -> Found:
+        from moat_kv_cli import at
+        from moat_kv_runner import group_settings
+        from moat_kv_runner import job as job_module
+
+        job = await at.Job.of(invocation, client)
+        entry = (await job.entry())["value"]
+        settings = group_settings.parse((await client.get(job.jobs)).get("value"))
+        spec = job_module.parse_spec(entry, settings.defaults)
+        if spec.code is None:
+            raise errors.BadValue(f"job {job.path} names no code")
+        found = await client.get((await config.load_places(client)).proc + spec.code)
+        if "value" not in found:
+            raise errors.NotFound("procedure", str(spec.code))
+        node = job.which.node if job.which.kind == "at" else _own_name(client)
+        return Found(
+            value=found["value"],
+            name=str(spec.code),
+            rev=found["rev"],
+            data=_arguments(change, dict(spec.data)),
+            facts={"job": job.place, "node": node, "group": job.which.group},
+        )
+
+    return await attempt.attempt(invocation, wish, find, out)
+
+
+def _own_name(client: Client) -> str:
+    from moat_kv_runner import roots
+
+    return roots.runner_name(client, None)
+
+
+def _arguments(change: values.Change, old: dict[str, Any]) -> dict[str, Any]:
+    arguments: Any = change.apply(old)
+    if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
+        raise command.fail("the arguments are a mapping, by their names")
+    return arguments
