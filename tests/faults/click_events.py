@@ -165,7 +165,7 @@ async def run(
                 child.kill()
                 child.wait()
         acknowledged = Shared(folder / "taken.0").value
-        left = await _finish(server, folder)
+        left = await finish(server, folder)
     _, impressions, clicks = widgets.totals(str(folder / "widgets.sqlite"))
     return Totals(
         clicks=clicks,
@@ -196,7 +196,7 @@ async def _kill_half_way(child: subprocess.Popen[bytes], folder: pathlib.Path, s
     child.wait()
 
 
-async def _finish(server: ServerProcess, folder: pathlib.Path) -> int:
+async def finish(server: ServerProcess, folder: pathlib.Path) -> int:
     """Have one process left, which takes over what the dead one had; the entries that stay."""
     widgets.WidgetUpdate.path = str(folder / "widgets.sqlite")
 
