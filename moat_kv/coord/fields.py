@@ -8,6 +8,7 @@ another thing. Pure.
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 #: How many entries a windowed list has, if nobody says otherwise.
 WINDOW = 10
+
+
+def _is_nan(given: Any) -> bool:
+    return isinstance(given, float) and math.isnan(given)
 
 
 class Field:
@@ -65,9 +70,12 @@ class Sum(Field):
 
     def taken(self, given: Any) -> Any:
         fits = isinstance(given, int if self.data_type is int else int | float)
-        if not fits or isinstance(given, bool):
+        if not fits or isinstance(given, bool) or _is_nan(given):
             raise self.refused(given, "an integer" if self.data_type is int else "a number")
-        return self.sign * self.data_type(given)
+        try:
+            return self.sign * self.data_type(given)
+        except OverflowError as exc:
+            raise self.refused(given, "a number of that size") from exc
 
     def merged(self, one: Any, other: Any) -> Any:
         return one + other
@@ -113,7 +121,12 @@ class SetAppend(Field):
         return list({codec.pack(member): member for member in (*one, *other)}.values())
 
     def shown(self, state: Any) -> Any:
-        return set(state)
+        return set(map(_member, state))
+
+
+def _member(kept: Any) -> Any:
+    """A member as it was given: a list cannot have been in a set, a tuple can."""
+    return tuple(map(_member, kept)) if isinstance(kept, list | tuple) else kept
 
 
 class WindowedList(Field):
@@ -147,7 +160,8 @@ class WindowedList(Field):
 def _is_pair(given: Any) -> bool:
     if not isinstance(given, list | tuple) or len(given) != 2:
         return False
-    return isinstance(given[0], int | float) and not isinstance(given[0], bool)
+    rank = given[0]
+    return isinstance(rank, int | float) and not isinstance(rank, bool) and not _is_nan(rank)
 
 
 def _rank(pair: Any) -> Any:
@@ -155,10 +169,10 @@ def _rank(pair: Any) -> Any:
 
 
 class Max(Field):
-    """The highest value; None before there was any. Values are numbers, or all texts."""
+    """The highest value; None before there was any. Any text is higher than all numbers."""
 
     def taken(self, given: Any) -> Any:
-        if not isinstance(given, int | float | str) or isinstance(given, bool):
+        if not isinstance(given, int | float | str) or isinstance(given, bool) or _is_nan(given):
             raise self.refused(given, "a number or a text")
         return given
 
@@ -168,14 +182,19 @@ class Max(Field):
         return self.chosen(one, other)
 
     def chosen(self, one: Any, other: Any) -> Any:
-        return max(one, other)
+        return max(one, other, key=_height)
+
+
+def _height(value: Any) -> Any:
+    # Nobody can tell when merging who gave what, so nothing that was taken may fail to compare.
+    return isinstance(value, str), value
 
 
 class Min(Max):
     """The lowest value; None before there was any."""
 
     def chosen(self, one: Any, other: Any) -> Any:
-        return min(one, other)
+        return min(one, other, key=_height)
 
 
 class Last(Field):

@@ -1,21 +1,38 @@
-"""An event loop in a thread of its own, for the blocking twins.
+"""A client in an event loop in a thread of its own, for the blocking twins.
 
-Used by `Process`, which its users may well forget to stop: the thread does not keep the interpreter
-from ending, which anyio's own does.
+Used by `Process` and by `state.attach`, which their users may well forget to end: the thread does
+not keep the interpreter from ending, which anyio's own does.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from moat_kv import blocking
+from moat_kv.client import opening
+
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_client(
+    server: blocking.Client | str | Sequence[str] | None, backend: str = "asyncio"
+) -> Iterator[blocking.Client]:
+    """The client that is given, which is left open, or one of its own. Raises CannotConnect."""
+    if isinstance(server, blocking.Client):
+        yield server
+        return
+    with running_portal(backend) as portal:
+        opened = portal.wrap_async_context_manager(opening.open_client(server))
+        with opened as client:
+            yield blocking.Client(portal, client)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from moat_kv import blocking, errors
-from moat_kv.client import opening
 from moat_kv.client.session import Session
 from moat_kv.coord import ground, loop_thread, recovery, reference
 from moat_kv.coord import lock as lock_module
@@ -59,7 +58,7 @@ class Process:
         self.on_stop: list[Callable[[], None]] = []
         self._stack = ExitStack()
         with self._stack:
-            self.client = self._client(server, backend)
+            self.client = self._stack.enter_context(loop_thread.open_client(server, backend))
             #: The process in the event loop.
             self.asynchronous = aio_process.Process(
                 self.client.asynchronous, ttl_s=ttl_s, grace_s=grace_s
@@ -70,15 +69,6 @@ class Process:
             self.ground: ground.Ground = ground.BlockingGround(self.client)
             self._stack = self._stack.pop_all()
         atexit.register(self.stop)
-
-    def _client(
-        self, server: blocking.Client | str | Sequence[str] | None, backend: str
-    ) -> blocking.Client:
-        if isinstance(server, blocking.Client):
-            return server
-        portal = self._stack.enter_context(loop_thread.running_portal(backend))
-        opened = portal.wrap_async_context_manager(opening.open_client(server))
-        return blocking.Client(portal, self._stack.enter_context(opened))
 
     @property
     def id(self) -> str:

@@ -42,14 +42,10 @@ class Update(updating.UpdateLogic):
         return ground.drive(self._course.end(self.block if block is None else block))
 
 
-class ConflictFreeUpdate(Update):
+class ConflictFreeUpdate(updating.ConflictFree, Update):
     """One whose parts are merged by their types: numbers added, lists joined, mappings merged.
 
     What waits for others is gathered by the server (`patch`). Only `execute` has to be said.
     """
 
     kind: ClassVar[str] = "ConflictFreeUpdate"
-    conflict_free: ClassVar[bool] = True
-
-    def merge(self, other: updating.UpdateLogic) -> None:
-        updating.combine(self, other)

@@ -166,6 +166,19 @@ class UpdateLogic:
         return made
 
 
+class ConflictFree(UpdateLogic):
+    """What conflict-free updates share, async and blocking ones."""
+
+    conflict_free: ClassVar[bool] = True
+
+    def merge(self, other: UpdateLogic) -> None:
+        """Merge the document and the own attributes of another one by their types."""
+        self.doc = combined(self.doc, other.doc)
+        mine = self.state()
+        for name, value in other.state().items():
+            setattr(self, name, combined(mine[name], value) if name in mine else value)
+
+
 def _name(given: str | type) -> str:
     return given if isinstance(given, str) else given.__name__
 
@@ -185,14 +198,6 @@ def combined(old: Any, new: Any) -> Any:
     if _is_number(old) and _is_number(new):
         return old + new
     return new
-
-
-def combine(update: UpdateLogic, other: UpdateLogic) -> None:
-    """Merge the document and the own attributes of another one by their types."""
-    update.doc = combined(update.doc, other.doc)
-    mine = update.state()
-    for name, value in other.state().items():
-        setattr(update, name, combined(mine[name], value) if name in mine else value)
 
 
 def _is_number(value: Any) -> bool:

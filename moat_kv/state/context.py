@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from moat_kv.coord import ground
 from moat_kv.state import committing, entering, grounds, loading, loops, metrics, registry, venues
 from moat_kv.state.model import Instance, StateModel
 from moat_kv.state.slot import Slot, Subscriber
@@ -75,10 +76,16 @@ class _Common:
         is None where it is not known. If the state was recovered, from a file or the network, it is
         told of that at once. It is called in the event loop that runs here, as long as that runs,
         and else in one background thread; in the order of states, and never two at a time for one
-        model. If it raises, that is logged and counted. Raises ModelNotFound.
+        model. If it raises, that is logged and counted.
+
+        Raises ModelNotFound, and AttributeError for an attribute that the model does not have.
         """
         attributes = (attribute,) if isinstance(attribute, str) else attribute
         slot = self._models.find(model)
+        if not callable(callback):
+            raise TypeError(f"a subscriber is something to call, not {callback!r:.80}")
+        for name in attributes:
+            getattr(slot.present, name)
         subscriber = Subscriber(
             venue=venues.here(), callback=callback, attributes=attributes, old=old
         )
@@ -124,9 +131,7 @@ class State(_Common):
     def __enter__(self) -> State:
         if self._slots:
             self._task = self._begin()
-            grounds.drive(
-                entering.enter(grounds.BLOCKING, self._slots, self._task, self._timeout_s)
-            )
+            ground.drive(entering.enter(grounds.BLOCKING, self._slots, self._task, self._timeout_s))
         metrics.active_contexts.add(1)
         return self
 
@@ -144,7 +149,7 @@ class State(_Common):
         metrics.active_contexts.add(-1)
         if self._slots:
             task, self._task = self._task, None
-            grounds.drive(entering.leave(grounds.BLOCKING, self._slots, task))
+            ground.drive(entering.leave(grounds.BLOCKING, self._slots, task))
 
     async def __aenter__(self) -> AsyncState:
         if self._slots:
@@ -170,7 +175,7 @@ class State(_Common):
         The network goes before the file. A damaged file is set aside. Raises
         UninitializedStateError, SchemaTooNew, RefusedValue, Detached.
         """
-        grounds.drive(loading.load(grounds.BLOCKING, self._models, model))
+        ground.drive(loading.load(grounds.BLOCKING, self._models, model))
         return model
 
     def commit(self, model: StateModel, cache: bool | None = None, *, force: bool = False) -> None:
@@ -185,7 +190,7 @@ class State(_Common):
         Unknown (whether it happened could not be found out).
         """
         slot = self._models.find_for(model)
-        grounds.drive(
+        ground.drive(
             committing.commit(
                 grounds.BLOCKING, slot, model, held=self._held(), cache=cache, force=force
             )

@@ -2,13 +2,14 @@
 
 `loading`, `entering` and `committing` are written once, as coroutines that wait for nothing but
 what is here. On `AsyncGround` these really wait; on `BlockingGround` they stop the thread instead,
-so that `drive` can run the whole coroutine at once, without an event loop.
+so that `coord.ground.drive` can run the whole coroutine at once, without an event loop. Other than
+coordination's grounds these are of no client: a model need not be shared, and may be by any client.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
@@ -87,13 +88,3 @@ async def _awaited(result: Awaitable[Any]) -> None:
 
 BLOCKING = BlockingGround()
 ASYNC = AsyncGround()
-
-
-def drive(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine that stands on `BLOCKING` to its end; returns or raises what it does."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
-    coroutine.close()
-    raise AssertionError("a coroutine on blocking ground has waited")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from moat_kv.state import cache_files, copying, errors
+from moat_kv.state import cache_files, copying, errors, registry
 
 if TYPE_CHECKING:
     from moat_kv.state.grounds import Ground
@@ -26,6 +26,7 @@ async def load(ground: Ground, models: Models, given: StateModel) -> None:
     UninitializedStateError, RefusedValue and the like, SchemaTooNew; Detached, NameTaken for a
     shared one.
     """
+    registry.refuse_other(given)
     label = type(given).__qualname__
     try:
         given.serialize()

@@ -43,6 +43,10 @@ class Models:
                     which.__qualname__, list(by_id), hint="there are several; name one's id"
                 )
             raise errors.ModelNotFound(_label(which), [])
+        if not isinstance(which, Instance):
+            raise TypeError(
+                f"a model is named by its class or CLASS.instance(id), not {which!r:.80}"
+            )
         by_id = self._slots.get(which.cls, {})
         found = by_id.get(which.id)
         if found is None:
@@ -50,9 +54,13 @@ class Models:
         return found
 
     def find_for(self, given: StateModel) -> slot.Slot:
-        """The slot that a model belongs to. Raises ModelNotFound."""
+        """The slot that a model belongs to. Raises ModelNotFound, TypeError."""
         cls = type(given)
-        found = self._slots.get(cls, {}).get(given.id)  # named ones go first
+        by_id = self._slots.get(cls)
+        if by_id is None:
+            refuse_other(given)
+            raise errors.ModelNotFound(_label(cls), [])
+        found = by_id.get(given.id)  # named ones go first
         if found is None:
             found = self.find(Instance(cls, given.id) if given._moat_named else cls)
         return found
@@ -91,6 +99,12 @@ class Models:
     def __iter__(self) -> Iterator[slot.Slot]:
         for by_id in list(self._slots.values()):
             yield from list(by_id.values())
+
+
+def refuse_other(given: object) -> None:
+    """Raises TypeError for what is no model."""
+    if not isinstance(given, StateModel):
+        raise TypeError(f"a model, made of a class that derives from StateModel, not {given!r:.80}")
 
 
 def _label(which: object) -> str:

@@ -19,10 +19,9 @@ from anyio.from_thread import BlockingPortal
 
 from moat_kv import blocking
 from moat_kv import errors as kv_errors
-from moat_kv.client import opening
 from moat_kv.client import results as kv_results
 from moat_kv.client.client import Client
-from moat_kv.coord import aio, loop_thread
+from moat_kv.coord import aio, ground, loop_thread
 from moat_kv.path import Path
 from moat_kv.state import (
     grounds,
@@ -189,7 +188,7 @@ class Attachment:
             client = self._open()
             sharing = client.run(self._start, client.asynchronous)
             try:
-                grounds.drive(sharing.adopt_all(grounds.BLOCKING))
+                ground.drive(sharing.adopt_all(grounds.BLOCKING))
             except BaseException:
                 client.run(sharing.stop)
                 raise
@@ -207,11 +206,7 @@ class Attachment:
     def _open(self) -> blocking.Client:
         target = self._target
         assert not isinstance(target, Client)
-        if isinstance(target, blocking.Client):
-            return target
-        portal = self._stack.enter_context(loop_thread.running_portal("asyncio"))
-        opened = portal.wrap_async_context_manager(opening.open_client(target))
-        return blocking.Client(portal, self._stack.enter_context(opened))
+        return self._stack.enter_context(loop_thread.open_client(target))
 
     async def _start(self, client: Client) -> Sharing:
         sharing = Sharing(client, self._models, self._classes)

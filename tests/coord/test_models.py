@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import hypothesis
 import pytest
 from hypothesis import strategies
 
-from moat_kv import coord
+from moat_kv import codec, coord
 from moat_kv.coord import aio, fields
 from moat_kv.testing.server import RunningServer
 from tests.coord.test_locks import two
@@ -126,6 +127,32 @@ async def test_a_cleared_aggregate_is_as_at_the_start() -> None:
         assert page.values == Page(one, "p").values
 
 
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        (fields.Sum(float), math.nan),
+        (fields.Sum(float), 10**400),
+        (fields.Max(), math.nan),
+        (fields.WindowedList(), [(math.nan, "x")]),
+    ],
+    ids=["sum of nan", "sum of too much", "highest nan", "rank nan"],
+)
+def test_a_value_that_would_spoil_the_whole_is_refused(field: fields.Field, given: Any) -> None:
+    with pytest.raises(TypeError, match="takes a"):
+        field.taken(given)
+
+
+def test_numbers_and_texts_of_several_processes_can_be_compared() -> None:
+    assert fields.Max().merged(fields.Max().taken(3), fields.Max().taken("a")) == "a"
+    assert fields.Min().merged("a", 3) == 3
+
+
+def test_members_of_a_set_are_what_was_given_after_their_way_through_the_tree() -> None:
+    field = fields.SetAppend()
+    given = {(1, ("a", None)), b"x", 2}
+    assert field.shown(codec.unpack(codec.pack(field.taken(given)))) == given
+
+
 _EXACT = [
     (fields.Sum(), strategies.integers(-9, 9)),
     (fields.Diff(), strategies.integers(-9, 9)),
@@ -134,8 +161,8 @@ _EXACT = [
         fields.WindowedList(3),
         strategies.lists(strategies.tuples(strategies.integers(0, 3), strategies.integers(0, 3))),
     ),
-    (fields.Max(), strategies.integers()),
-    (fields.Min(), strategies.integers()),
+    (fields.Max(), strategies.integers() | strategies.text()),
+    (fields.Min(), strategies.integers() | strategies.text()),
     (fields.Last(), strategies.integers()),
 ]
 

@@ -2,17 +2,21 @@
 
     python -m tests.faults.click_events --events 1000000
     python -m tests.faults.click_events --events 20000 --safe
+    python -m tests.faults.click_events --events 1000000 --safe --tasks 64
 
 Each process takes its share of the events through the widget counter of `examples/aggregate`, into
 one SQLite database. The one that is killed (`kill -9`) counts impressions, the others clicks, so
 that the totals tell them apart. Clicks must be exact; of impressions there may be no more than the
 killed process had been given, and with `--safe` (what is taken is kept in the tree first) no fewer
-than were acknowledged to it, and at most one more. Exit code 0 if that is so, else 1.
+than were acknowledged to it, and at most as many more as were on their way: one, or with `--tasks`
+(so many tasks of an event loop take events side by side, in each process) so many. Exit code 0 if
+that is so, else 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import mmap
 import os
 import pathlib
@@ -30,6 +34,7 @@ import anyio.to_thread
 from aggregate import widgets
 
 from moat_kv import coord, open_client
+from moat_kv.coord import aio
 from moat_kv.path import P
 from tests.faults.serving import ServerProcess, served
 
@@ -91,12 +96,63 @@ def work(url: str, folder: pathlib.Path, events: int, number: int, *, safe: bool
         taken.value = widgets.count(process, stream, entries=ENTRIES, init_cache=safe)
 
 
-async def run(folder: pathlib.Path, events: int, *, safe: bool, kill: bool = True) -> Totals:
+class AsyncWidgetUpdate(aio.Update):
+    """The example's, for event loops; of the same kind, so that either executes what is left."""
+
+    kind = widgets.WidgetUpdate.kind
+
+    def merge(self, other: AsyncWidgetUpdate) -> None:
+        for name, count in other.doc.items():
+            self.doc[name] = self.doc.get(name, 0) + count
+
+    async def execute(self) -> None:
+        await anyio.to_thread.run_sync(self._write)
+
+    def _write(self) -> None:
+        with widgets.opened(widgets.WidgetUpdate.path) as connection:
+            widgets.write(connection, self.execution_id, self.spec, self.doc)
+
+
+async def work_in_tasks(
+    url: str, folder: pathlib.Path, events: int, number: int, *, safe: bool, tasks: int
+) -> None:
+    """`work` with so many tasks side by side."""
+    widgets.WidgetUpdate.path = str(folder / "widgets.sqlite")
+    taken = Shared(folder / f"taken.{number}")
+    seen = "clicks" if number else "impressions"
+    async with aio.Process(url, ttl_s=TTL_S) as process:
+        cache = aio.LruCache[AsyncWidgetUpdate](max_entries=ENTRIES)
+        stream = widgets.events(events, WIDGETS, number)
+
+        async def take() -> None:
+            for event in stream:
+                spec = {name: event[name] for name in ("parent_post_id", "target_post_id")}
+                made = AsyncWidgetUpdate(
+                    process,
+                    "{parent_post_id}.{target_post_id}".format(**spec),
+                    collection=widgets.WidgetUpdate,
+                    spec=spec,
+                    doc={seen: 1},
+                    init_cache=safe,
+                )
+                await cache.set(made.resource_id, made)
+                taken.value += 1
+
+        async with anyio.create_task_group() as group:
+            for _ in range(tasks):
+                group.start_soon(take)
+        await cache.expire_all()
+
+
+async def run(
+    folder: pathlib.Path, events: int, *, safe: bool, tasks: int = 0, kill: bool = True
+) -> Totals:
     """Everything, on a server of its own."""
     share = events // PROCESSES
     async with served(folder) as server:
         began = time.monotonic()
-        children = [_started(server, folder, share, number, safe) for number in range(PROCESSES)]
+        options = ["--tasks", str(tasks), *(["--safe"] if safe else [])]
+        children = [_started(server, folder, share, number, options) for number in range(PROCESSES)]
         try:
             if kill:
                 await _kill_half_way(children[0], folder, share)
@@ -109,7 +165,7 @@ async def run(folder: pathlib.Path, events: int, *, safe: bool, kill: bool = Tru
                 child.kill()
                 child.wait()
         acknowledged = Shared(folder / "taken.0").value
-        left = await _finish(server, folder)
+        left = await finish(server, folder)
     _, impressions, clicks = widgets.totals(str(folder / "widgets.sqlite"))
     return Totals(
         clicks=clicks,
@@ -121,15 +177,13 @@ async def run(folder: pathlib.Path, events: int, *, safe: bool, kill: bool = Tru
 
 
 def _started(
-    server: ServerProcess, folder: pathlib.Path, share: int, number: int, safe: bool
+    server: ServerProcess, folder: pathlib.Path, share: int, number: int, options: list[str]
 ) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "tests.faults.click_events", "--url", server.url]
     words += ["--folder", str(folder), "--events", str(share), "--number", str(number)]
     root = pathlib.Path(__file__).parents[2]
     paths = os.pathsep.join([str(root), str(root / "examples")])
-    return subprocess.Popen(
-        words + (["--safe"] if safe else []), cwd=root, env={**os.environ, "PYTHONPATH": paths}
-    )
+    return subprocess.Popen([*words, *options], cwd=root, env={**os.environ, "PYTHONPATH": paths})
 
 
 async def _kill_half_way(child: subprocess.Popen[bytes], folder: pathlib.Path, share: int) -> None:
@@ -142,7 +196,7 @@ async def _kill_half_way(child: subprocess.Popen[bytes], folder: pathlib.Path, s
     child.wait()
 
 
-async def _finish(server: ServerProcess, folder: pathlib.Path) -> int:
+async def finish(server: ServerProcess, folder: pathlib.Path) -> int:
     """Have one process left, which takes over what the dead one had; the entries that stay."""
     widgets.WidgetUpdate.path = str(folder / "widgets.sqlite")
 
@@ -165,7 +219,7 @@ async def _finish(server: ServerProcess, folder: pathlib.Path) -> int:
     return left
 
 
-def judged(found: Totals, events: int, *, safe: bool) -> list[str]:
+def judged(found: Totals, events: int, *, safe: bool, tasks: int = 0) -> list[str]:
     """A line for each fault. One event beside is counted by the process that finishes."""
     share = events // PROCESSES
     wanted = share * (PROCESSES - 1)
@@ -176,7 +230,8 @@ def judged(found: Totals, events: int, *, safe: bool) -> list[str]:
     impressions = found.impressions - (last == "impressions")
     rate = (wanted + found.acknowledged) / found.took_s
     print(
-        f"{events} events, {PROCESSES} processes, one killed{', safe' if safe else ''}:"
+        f"{events} events, {PROCESSES} processes, one killed"
+        f"{', safe' if safe else ''}{f', {tasks} tasks each' if tasks else ''}:"
         f" {found.took_s:.0f} s, {rate:.0f} events a second;"
         f" clicks {clicks} of {wanted}, impressions {impressions} of {found.acknowledged}"
         f" acknowledged, {found.left} entries left",
@@ -184,7 +239,7 @@ def judged(found: Totals, events: int, *, safe: bool) -> list[str]:
     )
     if clicks != wanted:
         faults.append(f"{clicks} clicks, not {wanted}")
-    if impressions > found.acknowledged + 1:
+    if impressions > found.acknowledged + max(tasks, 1):
         faults.append(f"{impressions} impressions of {found.acknowledged}")
     if safe and impressions < found.acknowledged:
         faults.append(f"{impressions} impressions, though {found.acknowledged} were acknowledged")
@@ -193,25 +248,35 @@ def judged(found: Totals, events: int, *, safe: bool) -> list[str]:
     return faults
 
 
+def _work(options: argparse.Namespace) -> None:
+    place, events, number = options.folder, options.events, options.number
+    if not options.tasks:
+        work(options.url, place, events, number, safe=options.safe)
+        return
+    part = functools.partial(work_in_tasks, safe=options.safe, tasks=options.tasks)
+    anyio.run(part, options.url, place, events, number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--safe", action="store_true")
+    parser.add_argument("--tasks", type=int, default=0, help="0: one thread, without an event loop")
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.url is not None:
-        work(options.url, options.folder, options.events, options.number, safe=options.safe)
+        _work(options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
 
         async def all_() -> Totals:
-            return await run(place, options.events, safe=options.safe)
+            return await run(place, options.events, safe=options.safe, tasks=options.tasks)
 
         found = anyio.run(all_)
-    faults = judged(found, options.events, safe=options.safe)
+    faults = judged(found, options.events, safe=options.safe, tasks=options.tasks)
     print("\n".join(faults) or "no faults")
     return 1 if faults else 0
 

@@ -11,12 +11,16 @@ from tests.faults import click_events
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
 
-@pytest.mark.parametrize(("events", "safe"), [(20_000, False), (1_200, True)], ids=["fast", "safe"])
+@pytest.mark.parametrize(
+    ("events", "safe", "tasks"),
+    [(20_000, False, 0), (1_200, True, 0), (4_000, True, 16)],
+    ids=["fast", "safe", "safe in tasks"],
+)
 async def test_totals_are_exact_though_a_process_is_killed(
-    tmp_path: pathlib.Path, events: int, safe: bool
+    tmp_path: pathlib.Path, events: int, safe: bool, tasks: int
 ) -> None:
-    found = await click_events.run(tmp_path, events, safe=safe)
-    assert click_events.judged(found, events, safe=safe) == []
+    found = await click_events.run(tmp_path, events, safe=safe, tasks=tasks)
+    assert click_events.judged(found, events, safe=safe, tasks=tasks) == []
 
 
 async def test_a_lost_click_would_be_seen() -> None:

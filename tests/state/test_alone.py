@@ -61,6 +61,23 @@ def test_a_model_that_was_not_loaded_is_not_found() -> None:
             state.subscribe(User, print)
 
 
+def test_what_is_no_model_is_refused_by_name() -> None:
+    with State() as state:
+        state.load(Counter())
+        with pytest.raises(TypeError, match="derives from StateModel, not 'x'"):
+            state.load("x")  # type: ignore[type-var]
+        with pytest.raises(TypeError, match="derives from StateModel, not None"):
+            state.commit(None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"its class or CLASS.instance\(id\), not Counter"):
+            state.checkout(state.checkout(Counter))  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="something to call, not 5"):
+            state.subscribe(Counter, 5)  # type: ignore[arg-type]
+        with pytest.raises(AttributeError, match="nn"):
+            state.subscribe(Counter, print, attribute=("n", "nn"))
+    with pytest.raises(TypeError, match="not 'Counter'"):
+        State("Counter")  # type: ignore[arg-type]
+
+
 def test_a_model_that_cannot_be_serialized_is_not_loaded() -> None:
     user = User("a", "b")
     del user.__dict__["_User__email"]

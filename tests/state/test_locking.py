@@ -310,14 +310,6 @@ def test_an_interrupted_release_still_lets_go_of_all() -> None:
         pass
 
 
-def test_what_waits_on_blocking_ground_is_a_fault_of_ours() -> None:
-    async def waits() -> None:
-        await asyncio.sleep(0)
-
-    with pytest.raises(AssertionError, match="has waited"):
-        grounds.drive(waits())
-
-
 def test_a_lock_that_comes_free_on_the_way_to_the_queue_is_taken() -> None:
     answers = [False]
 

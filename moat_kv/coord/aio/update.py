@@ -37,14 +37,10 @@ class Update(updating.UpdateLogic):
         return await self._course.end(self.block if block is None else block)
 
 
-class ConflictFreeUpdate(Update):
+class ConflictFreeUpdate(updating.ConflictFree, Update):
     """One whose parts are merged by their types: numbers added, lists joined, mappings merged.
 
     What waits for others is gathered by the server (`patch`). Only `execute` has to be said.
     """
 
     kind: ClassVar[str] = "ConflictFreeUpdate"
-    conflict_free: ClassVar[bool] = True
-
-    def merge(self, other: updating.UpdateLogic) -> None:
-        updating.combine(self, other)
