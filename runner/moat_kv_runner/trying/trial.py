@@ -121,7 +121,9 @@ class Trial:
         #: What `_client` is.
         self.client = script_client.ScriptClient(line.shared, writes.Binding(), session=_Hangs())
         settings = Config(runner=RunnerConfig(name=script.node, queue=queue_limit))
-        self._config = script_config.view_of(settings, places, name=script.node, group=script.group)
+        self._config = script_config.view_of(
+            settings, places, name=script.node, group=script.group, isolate="inline"
+        )
         alone = messages.DetachedState(messages.GroupSeen(members=(script.node,), nodes=None))
         self.admin = TrialAdmin(
             admin.RunFacts(
