@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
+from moat_kv import errors
 from moat_kv.engine import nats_connection, nats_feed, nats_publish, nats_stream, nats_subjects
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Compactor:
             await anyio.sleep(EVERY_S * (0.5 + random.random()))
             try:
                 await self.compact()
-            except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
+            except (errors.Detached, nats_connection.NoAnswer, nats_connection.Refused) as exc:
                 _log.info("NATS: deletions will be forgotten later: %s", exc)
 
     async def compact(self) -> int:

@@ -18,6 +18,7 @@ import pathlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -72,22 +73,20 @@ class _Lane:
         self.rev = 0
 
 
+@dataclass(slots=True, eq=False)
 class _Flight:
     """What became of a plain write that was given to the log."""
 
-    __slots__ = ("done", "due", "is_kept", "is_over", "made", "on", "write")
-
-    def __init__(
-        self, write: _Launched, done: base.Done, due: float, made: age.Moment, on: int
-    ) -> None:
-        self.write = write
-        self.done = done
-        self.due = due
-        self.made = made
-        #: The newest record of its path that was there when it was made.
-        self.on = on
-        self.is_over = False
-        self.is_kept = False
+    write: _Launched
+    done: base.Done
+    due: float
+    made: age.Moment
+    contact_at: float
+    """The engine's time when it had last been heard of then."""
+    on: int
+    """The newest record of its path that was there when it was made."""
+    is_over: bool = False
+    is_kept: bool = False
 
 
 class NetworkEngine(base.Engine):
@@ -297,7 +296,8 @@ class NetworkEngine(base.Engine):
         head = self._canvas.head(write.path)
         due = anyio.current_time() + self._patience_s
         on = 0 if head is None else head.rev
-        flight = _Flight(_Launched(write), done, due, self._moment(), on)
+        contact_at = self._outbox.contact_at
+        flight = _Flight(_Launched(write), done, due, self._moment(), contact_at, on)
         self._flights.append(flight)
         self._some_flight.set()
         self._in_flight.setdefault(write.path, _Lane()).count += 1
@@ -316,7 +316,7 @@ class NetworkEngine(base.Engine):
             if is_stored:
                 self._outbox.stored(write.path, id_)
         elif isinstance(outcome, errors.Unknown | errors.Detached):
-            self._outbox.take(write, flight.done, made=flight.made, on=on)
+            self._keep(flight, on)
         else:
             flight.done(outcome)
         waiting = self._outbox.on_disk(write.path)
@@ -355,7 +355,12 @@ class NetworkEngine(base.Engine):
             # made after it.
             flight.write.after = on = self._stands_on(flight)
             flight.write.at = self.now() - age.age_s(flight.made, self._moment(), math.inf)
-            self._outbox.take(flight.write, flight.done, made=flight.made, on=on)
+            self._keep(flight, on)
+
+    def _keep(self, flight: _Flight, on: int) -> None:
+        self._outbox.take(
+            flight.write, flight.done, made=flight.made, contact_at=flight.contact_at, on=on
+        )
 
     # Reading ------------------------------------------------------------------------------------
 

@@ -86,9 +86,18 @@ class Outbox:
         return self._copy.outbox.get(pending.path) == pending
 
     def take(
-        self, write: Write, done: base.Done, *, made: age.Moment | None = None, on: int = -1
+        self,
+        write: Write,
+        done: base.Done,
+        *,
+        made: age.Moment | None = None,
+        contact_at: float | None = None,
+        on: int = -1,
     ) -> None:
-        """Keep a plain write, made at `made` (now) on top of a record of its path (the newest)."""
+        """Keep a plain write, made at `made` (now) on top of a record of its path (the newest).
+
+        `contact_at`: the engine's time when it had last been heard of then.
+        """
         path = write.path
         before = self._newest.get(path)
         if before is None and len(self._newest) >= LIMIT:
@@ -97,7 +106,9 @@ class Outbox:
         if write.value is None:
             shown = self._canvas.head(path) if before is None else before
             write.void = shown is None or shown.value is None
-        pending = self._pending(write, before, self._moment() if made is None else made, on)
+        made = self._moment() if made is None else made
+        contact_at = self.contact_at if contact_at is None else contact_at
+        pending = self._pending(write, before, made, contact_at, on)
         self._newest[path] = pending
 
         def kept(error: errors.MoatKvError | None) -> None:
@@ -117,7 +128,14 @@ class Outbox:
 
         self._copy.put(pending, kept)
 
-    def _pending(self, write: Write, before: Pending | None, made: age.Moment, on: int) -> Pending:
+    @property
+    def contact_at(self) -> float:
+        """The engine's time when it was last heard of, in seconds since 1970."""
+        return self._copy.state.contact_at
+
+    def _pending(
+        self, write: Write, before: Pending | None, made: age.Moment, contact_at: float, on: int
+    ) -> Pending:
         head = self._canvas.head(write.path)
         stands_on = on if on >= 0 else (0 if head is None else head.rev)
         earlier: tuple[str, ...] = ()
@@ -125,7 +143,6 @@ class Outbox:
             stands_on, earlier = before.base, before.earlier
             if before.id in self.published:
                 earlier = (*earlier, before.id)
-        contact_at = self._copy.state.contact_at
         return Pending(
             write.path, write.value, stands_on, write.origin, write.tick, made, contact_at, earlier
         )

@@ -340,6 +340,27 @@ async def test_what_hung_wins_over_nothing_that_was_made_after_it(tmp_path: path
         assert unpacked(conflict) == b"hung"
 
 
+async def test_what_hung_wins_over_nothing_that_came_after_it_though_it_waited_on(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with nodes(tmp_path, "n1", "n2") as (log, (one, two)):
+        one.remote.hangs = True
+        outcome = one.submit(A, b"hung")
+        log.now += 1.0
+        await two.set(A, b"after")
+        log.now += 1.0
+        await two.set(B, b"later still")  # which n1 sees before it keeps its own
+        assert is_pending((await until(lambda: outcome))[0][0])
+        one.remote.cut()
+        log.now += 9.0
+        one.remote.hangs = False
+        one.remote.heal()
+        await one.settled()
+        assert one.canvas.shown()[A] == two.canvas.shown()[A] == b"after"
+        (conflict,) = in_conflict(log)
+        assert unpacked(conflict) == b"hung"
+
+
 async def test_of_writes_in_flight_together_the_last_one_stays_also_if_it_is_late(
     tmp_path: pathlib.Path,
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from moat_kv import errors
 from moat_kv.engine import nats as nats_engine
-from moat_kv.engine import nats_line, nats_remote, nats_stream, network
+from moat_kv.engine import nats_compact, nats_line, nats_remote, nats_stream, network
 from moat_kv.entry import Record
 from moat_kv.path import P, Path
 from moat_kv.testing import engine_probe, nats
@@ -138,6 +138,32 @@ async def test_two_servers_that_were_cut_off_agree_on_the_later_write(
         assert one.replica.values[A] == b"\x03"
         places = [path for path in one.replica.values if path[0] == ".moat"]
         assert [str(path[-1]) for path in places] == ["suite:1:2"] or len(places) == 1
+
+
+async def test_a_server_that_is_cut_off_when_deletions_are_to_be_forgotten_goes_on(
+    tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_compact, "EVERY_S", 0.1)
+    tries = 0
+    compact = nats_compact.Compactor.compact
+
+    async def counted(compactor: nats_compact.Compactor) -> int:
+        nonlocal tries
+        tries += 1
+        return await compact(compactor)
+
+    monkeypatch.setattr(nats_compact.Compactor, "compact", counted)
+    server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
+    async with server.running():
+        await server.set(A, b"\x01")
+        own_node.kill()
+        await server.until(lambda: not server.engine.attached)
+        done = tries
+        await server.until(lambda: tries > done + 3)
+        assert (await server.set(A, b"\x02")).rev < 0
+        own_node.start()
+        await server.until(lambda: server.engine.attached and not server.replica.covers)
+        assert server.replica.values == {A: b"\x02"}
 
 
 async def test_another_stream_makes_a_server_begin_anew_with_its_outbox(
