@@ -126,6 +126,8 @@ class Connection:
         # Streams that have not begun yet, with the sweep at which they were asked for.
         self._unstarted: dict[int, int] = {}
         self._sweep = 0
+        # While there is nothing to sweep: an idle program is not to be woken up.
+        self._nothing_due: anyio.Event | None = None
         self._heard = True
         self._make_waiter = waiting.maker()
         self._wake = self._make_waiter()
@@ -145,6 +147,8 @@ class Connection:
         """
         seq = self._post(action, arguments, value)
         call = self._calls[seq] = _Call(self._make_waiter(), self._sweep)
+        if self._nothing_due is not None:
+            self._nothing_due.set()
         try:
             await call.done.wait()
         except BaseException:
@@ -169,6 +173,8 @@ class Connection:
         seq = self._post(action, arguments, value)
         self._streams[seq] = stream
         self._unstarted[seq] = self._sweep
+        if self._nothing_due is not None:
+            self._nothing_due.set()
         return seq
 
     def stop_stream(self, seq: int) -> None:
@@ -378,6 +384,10 @@ class Connection:
 
     async def _sweep_overdue(self) -> None:
         while True:
+            if not self._calls and not self._unstarted:
+                self._nothing_due = anyio.Event()
+                await self._nothing_due.wait()
+                self._nothing_due = None
             await anyio.sleep(self._timeout_s / SWEEPS)
             self._sweep += 1
             oldest = self._sweep - SWEEPS
