@@ -128,6 +128,8 @@ class Connection:
         # Streams that have not begun yet, with the sweep at which they were asked for.
         self._unstarted: dict[int, int] = {}
         self._sweep = 0
+        # While there is nothing to sweep: an idle program is not to be woken up.
+        self._nothing_due: anyio.Event | None = None
         self._heard = True
         self._make_waiter = waiting.maker()
         self._wake = self._make_waiter()
@@ -148,6 +150,8 @@ class Connection:
         seq = self._post(action, arguments, value)
         sweep = None if action in UNTIMED else self._sweep
         call = self._calls[seq] = _Call(self._make_waiter(), sweep)
+        if self._nothing_due is not None:
+            self._nothing_due.set()
         try:
             await call.done.wait()
         except BaseException:
@@ -172,6 +176,8 @@ class Connection:
         seq = self._post(action, arguments, value)
         self._streams[seq] = stream
         self._unstarted[seq] = self._sweep
+        if self._nothing_due is not None:
+            self._nothing_due.set()
         return seq
 
     def stop_stream(self, seq: int) -> None:
@@ -381,6 +387,10 @@ class Connection:
 
     async def _sweep_overdue(self) -> None:
         while True:
+            if not self._calls and not self._unstarted:
+                self._nothing_due = anyio.Event()
+                await self._nothing_due.wait()
+                self._nothing_due = None
             await anyio.sleep(self._timeout_s / SWEEPS)
             self._sweep += 1
             oldest = self._sweep - SWEEPS

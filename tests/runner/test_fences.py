@@ -66,5 +66,5 @@ async def test_child_cannot_write_without_its_claim_whatever_it_makes_of_its_cli
         except AssertionError as exc:
             exc.add_note(str(await b.state(lambda state: True)))
             raise
-        assert refused == dict.fromkeys(WAYS, "StaleFence")
+        assert refused == {**dict.fromkeys(WAYS, "StaleFence"), "self": "LostClaim"}
         assert {await b.get(f"made.{name}") for name in WAYS} == {0}

@@ -153,6 +153,7 @@ STATES = """
 """
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_broken_line_is_told_and_the_job_goes_on_within_the_grace() -> None:
     async with bench(tcp=True) as b, relay(b.server.url) as line:
         await b.node("n1", url=line.url, ttl_s=30, grace_s=30)
@@ -214,7 +215,7 @@ async def test_second_runner_of_a_name_and_kind_is_refused() -> None:
         await b.node("n1", kinds=["any"])
         await b.node("n1", kinds=["all"])
         async with open_client(b.server.url) as client:
-            options = {"kinds": ["any"], "name": "n1", "grace_s": 0.1}
+            options = {"kinds": ["any"], "name": "n1", "grace_s": 0.5}
             with pytest.raises(
                 errors.NameTaken,
                 match="the runner name n1 is taken; another runner in the group default has it",

@@ -12,7 +12,7 @@ import os
 import pathlib
 import secrets
 
-from moat_kv_runner.children import limits
+from moat_kv_runner.children import limits, processes
 
 _ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 PREFIX = "moat-kv-"
@@ -64,6 +64,7 @@ class Cgroup:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
+        self._members = str(folder / "cgroup.procs")
 
     @classmethod
     def make(cls, below: pathlib.Path, allowed: limits.Limits) -> Cgroup:
@@ -83,10 +84,7 @@ class Cgroup:
         self._write("cgroup.procs", str(pid))
 
     def members(self) -> set[int]:
-        try:
-            return {int(each) for each in (self.folder / "cgroup.procs").read_text().split()}
-        except OSError:
-            return set()
+        return set(processes.numbers_in(self._members))
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):

@@ -139,8 +139,15 @@ class Keeper:
             found |= self._cgroup.members() - {os.getpid()}
         return list(found)
 
+    def _number(self) -> int:
+        """How many processes the job has."""
+        # Nothing leaves a group; and one look will do.
+        if self._cgroup is not None and (members := self._cgroup.members()):
+            return len(members)
+        return len(processes.descendants(os.getpid()))
+
     def _count(self, now: float) -> None:
-        number = len(self._members())
+        number = self._number()
         if self._allowed.processes and number > self._allowed.processes:
             self._kill("processes")
         is_growing = number > self._most
