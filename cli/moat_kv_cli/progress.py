@@ -1,4 +1,4 @@
-"""What becomes of jobs, in rows: for `run at`, `run info`, `run monitor` and the demonstration.
+"""What becomes of jobs, in rows: for `run at`, `run info`, `run board` and the demonstration.
 
 Reads jobs, their states and their claims, and writes nothing. A row has all that a program may ask
 for; `for_people` takes away from it what the row says already.
@@ -19,9 +19,8 @@ from moat_kv_runner import schedule
 if TYPE_CHECKING:
     from moat_kv import Client
 
-#: What people see of a job, and of a change of its state.
+#: What people see of a job.
 COLUMNS = ["path", "code", "state", "node", "started", "due", "reason", "result", "info"]
-EVENT_COLUMNS = ["pinged", "path", "node", "event", "result", "reason"]
 
 #: Reasons that tell no more than the word for what the job does.
 _NO_NEWS = ("running", "done", "stopped")
@@ -116,18 +115,15 @@ def _ended(state: spec.JobState) -> str:
     return "failed" if state.backoff else "stopped" if state.interrupted else "done"
 
 
-def event_row(which: placement.Placement, path: Path, event: Any) -> dict[str, Any]:
-    """A change of a state entry; `path` is below the states of the group."""
-    if which.kind == "all":
-        path = path[1:]
-    if "value" not in event:
-        return {"path": str(path), "event": "forgotten", "pinged": event["at"]}
-    state = spec.parse_state(event["value"])
+def event_word(state: spec.JobState) -> str:
+    """What a state says that has happened, in a word."""
     if state.running:
-        happened = "stopped" if _was_stopped(state) else "running"
-    else:
-        happened = "waiting" if state.started is None else _ended(state)
-    return {**state.as_value(), "path": str(path), "event": happened, "pinged": event["at"]}
+        return "stopped" if _was_stopped(state) else "running"
+    return "waiting" if state.started is None or _waits(state) else _ended(state)
+
+
+def _waits(state: spec.JobState) -> bool:
+    return state.reason is not None and state.reason.startswith("waiting: ")
 
 
 def for_people(row: dict[str, Any]) -> dict[str, Any]:

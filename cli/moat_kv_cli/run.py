@@ -14,10 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
-import moat_kv
 from moat_kv import config
 from moat_kv.path import Path
-from moat_kv_cli import at, command, joblog, moving, output, placement, progress, trying, why
+from moat_kv_cli import (
+    at,
+    board,
+    command,
+    joblog,
+    monitor,
+    moving,
+    output,
+    placement,
+    progress,
+    trying,
+    why,
+)
 from moat_kv_runner import group_settings, node_facts
 
 if TYPE_CHECKING:
@@ -232,35 +243,6 @@ def _node_words(facts: Mapping[str, Any]) -> str:
     return ", ".join([*words, "drained"] if facts["drained"] else words)
 
 
-@click.command(
-    cls=command.Command, example="moat kv run monitor\nmoat kv run -n - monitor -o jsonl"
-)
-@click.option("-f", "--fetch", is_flag=True, help="First what is there now.")
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many lines.")
-@placement.options
-@output.option
-@command.pass_invocation
-async def monitor(
-    invocation: command.Invocation, /, fetch: bool, count: int | None, out: output.Printer
-) -> None:
-    """Print what happens to a group's jobs as it happens, until interrupted."""
-    which = placement.of(invocation)
-    async with invocation.staying_client() as client:
-        _, states = placement.places_of(which, await config.load_places(client))
-        seen = 0
-        async with client.watch(states, fetch=fetch, min_depth=1) as changes:
-            async for event in changes:
-                if not isinstance(event, moat_kv.WatchEvent):
-                    continue
-                row = progress.event_row(which, event.path[len(states) :], event)
-                if out.for_people:
-                    row = progress.for_people(row)
-                out.row(progress.EVENT_COLUMNS, row, bare="path")
-                seen += 1
-                if seen == count:
-                    return
-
-
 for _verb in (why.why, joblog.log, joblog.runs, trying.try_):
     at.at.add_command(_verb)
 for _group in (run, job):
@@ -268,6 +250,7 @@ for _group in (run, job):
     _group.add_command(everything)
     _group.add_command(at.at)
     _group.add_command(info)
-    _group.add_command(monitor)
+    _group.add_command(board.board)
+    _group.add_command(monitor.monitor)
     _group.add_command(moving.drain)
     _group.add_command(moving.rebalance)

@@ -465,10 +465,10 @@ async def test_monitoring_prints_what_becomes_of_jobs(moat: Moat, client: moat_k
     event = json.loads(out)
     assert (event["path"], event["event"], event["result"]) == ("a.question", "done", 42)
     await client.set(STATE, {"started": 3, "stopped": 2, "result": 42, "reason": "running"})
-    line = await moat.fine("run", "monitor", "-f", "--count", "1")
-    assert line.split()[2:] == ["a.question", "running"]
+    line = await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "table")
+    assert line.split()[2:] == ["any", "a.question", "running"]
     await client.set(STATE, {"started": 3, "stopped": 2, "reason": "its runner was stopped"})
-    line = await moat.fine("run", "monitor", "-f", "--count", "1")
+    line = await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "table")
     assert line.endswith("a.question  stopped  its runner was stopped\n")
     assert await moat.fine("run", "monitor", "-f", "--count", "1", "-o", "value") == "a.question\n"
 
