@@ -9,7 +9,7 @@ import asyncclick as click
 
 from moat_kv import errors
 from moat_kv.path import Path
-from moat_kv_cli import command, manifest, output, stored, trying, values, verbs
+from moat_kv_cli import command, manifest, output, stored, stubs, trying, values, verbs
 
 
 def check(name: str, value: Mapping[str, Any]) -> None:
@@ -43,6 +43,7 @@ def code() -> None:
 
 stored.register(code, KIND)
 code.add_other(manifest.load)
+code.add_other(stubs.stubs)
 
 
 @code.command(

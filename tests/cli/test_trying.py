@@ -276,3 +276,18 @@ def test_interrupt_ends_it_and_says_what_became_of_the_writes(tmp_path: pathlib.
             assert tried.stderr is not None
             assert "moat: 1 write, not stored\n" in tried.stderr.read()
             assert tried.wait(processes.PATIENCE_S) == 130
+
+
+async def test_stubs_are_written_but_over_nobody_elses_file(
+    moat: Moat, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "scripts"
+    await anyio.Path(folder).mkdir()
+    place = folder / "__builtins__.pyi"
+    for _ in range(2):
+        assert await moat.fine("code", "stubs", str(folder)) == f"{place}\n"
+    assert "_self as _self" in place.read_text()
+    place.write_text("x: int\n")
+    ended = await moat("code", "stubs", str(folder))
+    assert (ended.code, "is there already" in ended.error_line) == (1, True)
+    assert (await moat("code", "stubs", str(tmp_path / "nowhere"))).code == 128

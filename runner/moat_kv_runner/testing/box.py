@@ -195,9 +195,12 @@ class Box:
                 places=Places(),
                 state=state,
                 load=lambda: stored.load(script.needs, needed_by=script.procedure.name),
+                begins=run.begins,
             )
 
         self.runs.append(run)
+        is_async = script.procedure.is_async is True
+        self._loop.clock.at_work.append(lambda: run.is_in_thread(is_async))
         self._ground.tasks.start_soon(run.work, self._ground, make, builtins)
 
     def stop_run(self, run: script_run.ScriptRun) -> None:

@@ -6,6 +6,7 @@ was when all had settled.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class ScriptRun:
         self.happenings: list[happenings.Happening] = []
         self._trial: trial.Trial
         self._scope: anyio.CancelScope  # made in the loop, when it begins
+        # Its modules have been loaded, which is done in a thread.
+        self._has_begun = False
         self._over = False
         self._result: Any = None
         self._error: BaseException | None = None
@@ -54,9 +57,16 @@ class ScriptRun:
                     try:
                         self._result = await self._trial.run()
                     except Exception as exc:
-                        self._error = execution.cause_of(exc)
+                        self._error = _with_lines(execution.cause_of(exc))
         finally:
             self._over = True
+
+    def begins(self) -> None:
+        self._has_begun = True
+
+    def is_in_thread(self, is_async: bool) -> bool:
+        """Whether a thread works for it that its loop does not know of."""
+        return not self._over and not (self._has_begun and is_async)
 
     def cancel(self) -> None:
         self._scope.cancel()
@@ -187,6 +197,13 @@ class ScriptRun:
             lines.append(f"returned {self._result!r}" if self._over else "it still runs")
         entries = [f"  {path}: {value!r}" for path, value in self.entries.items()]
         return "\n".join([*lines, "entries:", *entries])
+
+
+def _with_lines(error: BaseException) -> BaseException:
+    """The error with a note of the script's lines: pytest leaves such frames out."""
+    lines = traceback.format_tb(error.__traceback__)
+    error.add_note("".join(["in the script:\n", *lines]).rstrip())
+    return error
 
 
 def _is_of(message: Any, kind: str | type) -> bool:

@@ -100,7 +100,8 @@ class TrialAdmin(admin.CallAdmin):
 class Trial:
     """One run; `admin` is its `_self` from the start.
 
-    `line` is the script's to its ground, `desk` another one, for its error records.
+    `line` is the script's to its ground, `desk` another one, for its error records. `load` imports
+    what it requires, in a thread; `begins` is called right before the script is.
     """
 
     def __init__(
@@ -113,10 +114,13 @@ class Trial:
         places: Places,
         state: messages.ActorState | None = None,
         load: Callable[[], None] | None = None,
+        begins: Callable[[], None] | None = None,
         queue_limit: int = info_queue.LIMIT,
     ) -> None:
         self._script = script
-        self._load = load
+        # Without stored modules there is nothing to load.
+        self._load = load if script.needs.stored else None
+        self._begins = begins
         self._tell = tell
         #: What `_client` is.
         self.client = script_client.ScriptClient(line.shared, writes.Binding(), session=_Hangs())
@@ -154,7 +158,12 @@ class Trial:
             needs=self._script.needs,
         )
         return await execution.perform(
-            call, self.admin, client=self.client, load=load, config=self._config
+            call,
+            self.admin,
+            client=self.client,
+            load=load,
+            config=self._config,
+            begins=self._begins,
         )
 
     async def _work_well(self) -> None:
