@@ -40,7 +40,8 @@ async def test_an_update_of_something_else_is_not_merged() -> None:
             ):
                 await cache.set("w", stranger)
             with anyio.fail_after(30):
-                while (await at(one, "test.test.x")).references:  # it refers to its resource no more
+                # It refers to its resource no more.
+                while (await at(one, "test.test.x")).references:
                     await anyio.sleep(0.01)
         await cache.expire_all()
         assert widgets.total() == 1
