@@ -27,7 +27,8 @@ class LruCache(caching.CacheLogic[_U]):
 
         True: it is new. False: it was merged. None: merged into one whose time was up, which was
         ended. With `init_cache` its state is in the tree when this returns; if it raises (Detached,
-        Disconnected, what `merge` raises), it was not taken.
+        Disconnected, what `merge` raises, ValueError if the key has another resource's or another
+        kind's), it was not taken.
         """
         return ground.drive(self._set(key, update))
 

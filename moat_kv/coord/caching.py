@@ -67,7 +67,7 @@ class CacheLogic(Generic[_U]):
                 return True
             if present is update:
                 return False
-            if await present._course.refresh(update):
+            if await self._merged(present, update):
                 if not present.is_expired():
                     return False
                 if self._take(key, present) is not None:
@@ -75,6 +75,13 @@ class CacheLogic(Generic[_U]):
                 return None
             # Its end has begun since; then this one is new.
             self._take(key, present)
+
+    async def _merged(self, present: _U, update: _U) -> bool:
+        try:
+            return await present._course.refresh(update)
+        except BaseException:
+            update._course.let_go()
+            raise
 
     def _put(self, key: Hashable, update: _U) -> tuple[_U | None, list[_U]]:
         """The one that is there already, or None and those that are too many now."""
@@ -98,7 +105,7 @@ class CacheLogic(Generic[_U]):
 
     async def _begin(self, key: Hashable, update: _U) -> None:
         try:
-            await update._course.begin()
+            await update._course.begin_in_cache()
         except BaseException:
             self._take(key, update)
             raise

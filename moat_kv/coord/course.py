@@ -50,6 +50,8 @@ class Course:
         self._key = ""
         self._rev = 0
         self._kept: bytes | None = None
+        # A cache could not take it.
+        self._refused = False
         #: How often its end failed.
         self.tries = 0
         self._soft_s = soft_s
@@ -94,17 +96,45 @@ class Course:
     async def begin(self) -> None:
         """Hold the resource, and with `init_cache` keep what there is of the update."""
         async with self._mutex:
-            await self.hold()
-            if self._update.init_cache and not self._rev and not self.over:
-                await self._keep(None)
+            await self._begin()
+
+    async def begin_in_cache(self) -> None:
+        """`begin`; if that fails, those who wait to be merged into it are not."""
+        async with self._mutex:
+            self._refused = False
+            try:
+                await self._begin()
+            except BaseException:
+                self._refused = True
+                self.let_go()
+                raise
+
+    def let_go(self) -> None:
+        """A cache has not taken it: hold the resource no more, unless it is in the tree itself."""
+        if self._holding is not None and not self._rev:
+            holding, self._holding = self._holding, None
+            self._process.holdings.leave_soon(holding)
+
+    async def _begin(self) -> None:
+        await self.hold()
+        if self._update.init_cache and not self._rev and not self.over:
+            await self._keep(None)
 
     async def refresh(self, other: UpdateLogic) -> bool:
-        """Merge another update into this one; False, and nothing done, if this one is over.
+        """Merge another update into this one; False, and nothing done, if this one is over, or the
+        cache that it was to begin in could not take it.
 
         With `init_cache` it is in the tree then. If it cannot be brought there, nothing was merged.
+        Raises ValueError if they are not of one resource and kind.
         """
+        mine = self._update
+        if other.resource_id != mine.resource_id or other.kind != mine.kind:
+            raise ValueError(
+                f"an update of {other.resource_id} ({other.kind}) cannot be merged into one of"
+                f" {mine.resource_id} ({mine.kind})"
+            )
         async with self._mutex:
-            if self.over or self.todo is not None:
+            if self.over or self._refused or self.todo is not None:
                 return False
             if self._update.init_cache:
                 await self.hold()
@@ -136,13 +166,19 @@ class Course:
         try:
             while not await self._store(self._holding.key):
                 logger.warning("what %s had kept was taken over by another process", self.name)
-                await self._update._clear()
+                await self._begin_anew()
                 if other is not None:
                     await self._on.user(self._update.merge, other)
         except BaseException:
             if self._kept is not None:
                 self._update._restore(codec.unpack(self._kept))
             raise
+
+    async def _begin_anew(self) -> None:
+        """What it was until now has been taken over by another process."""
+        self._key, self._rev = "", 0
+        await self._update._clear()
+        self._kept = codec.pack(self._update._state())
 
     async def _store(
         self, reference: str | None, others: Sequence[writes.WriteOp] = (), *, mapped: bool = False
@@ -165,7 +201,6 @@ class Course:
                 ending.keep, self._client, self._place, value, self._rev, others
             )
         if rev is None:
-            self._key, self._rev, self._kept = "", 0, None
             return False
         self._rev = rev
         if self._update.init_cache:
@@ -285,13 +320,17 @@ class Course:
         last_here = holding is not None and self._process.holdings.leave(holding)
         try:
             found = await self._on.io(ending.read, self._client, self._base)
-            if self._rev and not any(part.key == self._key for part in found.parts):
-                if holding is None:
-                    self.over = True  # somebody else has taken it up
-                    return
-                self._key, self._rev = "", 0
-                await self._update._clear()
             taken = [each for each in found.ended() if each.kind == self._update.kind]
+            if self._rev and holding is None:
+                # Taken up from another process, which may be alive and have gone on since.
+                taken.sort(key=lambda part: part.key != self._key)
+                if not taken or taken[0].key != self._key:
+                    self.over = True  # somebody else has taken it up, or its owner has it again
+                    return
+                self._update._restore(taken[0].state)
+            elif self._rev and not any(part.key == self._key for part in found.parts):
+                await self._begin_anew()
+                before = codec.pack(self._update._state())
             del taken[ending.TAKEN_LIMIT :]
             for part in taken:
                 if part.key != self._key:

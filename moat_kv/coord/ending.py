@@ -50,10 +50,10 @@ async def once(
     Where it is not known whether it happened, `done` is asked until it is, also while the server is
     cut off: whoever is told of a failure may rely on that nothing has happened.
     """
-    in_doubt = False
+    in_doubt = asked_before = False
 
     async def ask() -> _T:
-        nonlocal in_doubt
+        nonlocal in_doubt, asked_before
         if in_doubt:
             found = await claiming.patiently(client, done)
             if found is not None:
@@ -62,8 +62,14 @@ async def once(
         try:
             return await _whole(act)
         except (errors.Unknown, errors.RequestTimeout):
-            in_doubt = True
+            in_doubt = asked_before = True
             raise
+        except (errors.Conflict, errors.StaleFence):
+            # One that was given up may have come to the server late.
+            found = await claiming.patiently(client, done) if asked_before else None
+            if found is None:
+                raise
+            return found
 
     return await claiming.patiently(client, ask, claiming.BREAKS)
 
@@ -102,16 +108,16 @@ async def keep(
     writes that go with it, all or nothing.
     """
 
-    async def act() -> int | None:
-        try:
-            if others:
-                op = client.op_set(path, value, expect=rev)
-                return (await client.batch([op, *others]))[0].rev
-            return (await client.set(path, value, expect=rev, strict=True)).rev
-        except errors.Conflict:
-            return None
+    async def act() -> int:
+        if others:
+            op = client.op_set(path, value, expect=rev)
+            return (await client.batch([op, *others]))[0].rev
+        return (await client.set(path, value, expect=rev, strict=True)).rev
 
-    return await once(client, act, lambda: written(client, path, value["serial"]))
+    try:
+        return await once(client, act, lambda: written(client, path, value["serial"]))
+    except errors.Conflict:
+        return None
 
 
 async def keep_mapped(
@@ -129,11 +135,8 @@ async def keep_mapped(
     """
     place = base / resource.CACHED
 
-    async def act() -> int | None:
-        try:
-            return (await client.patch(place, "merge", {key: value}, fence=kept)).rev
-        except errors.StaleFence:
-            return None
+    async def act() -> int:
+        return (await client.patch(place, "merge", {key: value}, fence=kept)).rev
 
     async def done() -> int | None:
         for version in await client.history(place, limit=VERSIONS):
@@ -141,8 +144,9 @@ async def keep_mapped(
                 return version.rev
         return None
 
-    rev = await once(client, act, done)
-    if rev is None:
+    try:
+        rev = await once(client, act, done)
+    except errors.StaleFence:
         return None
     # Until this is done the part is there twice, under one key, and counts once.
     ops = [*others, *([client.op_delete(kept[0])] if kept is not None else [])]

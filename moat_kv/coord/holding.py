@@ -97,6 +97,16 @@ class Holdings:
                 del self._of[holding.name]
             return True
 
+    def leave_soon(self, holding: Holding) -> None:
+        """`leave`, with the entry deleted in the background if it was the last. From any thread."""
+        process = self._process
+        if self.leave(holding):
+            process.call_soon(lambda: process.tasks.start_soon(self._delete, holding))
+
+    async def _delete(self, holding: Holding) -> None:
+        client = self._process.client
+        await claiming.patiently(client, lambda: client.delete(holding.path, strict=True))
+
     def rejoin(self, holding: Holding) -> None:
         """It did not leave after all; its entry is still there."""
         with self._mutex:
@@ -114,12 +124,14 @@ class Holdings:
                 session = await self._process.live_session()
                 try:
                     await client.set(holding.path, facts, session=session)
-                    return
                 except errors.SessionExpired:
                     continue
+                # From now on `renew` sees to it, if that session was not lost before the answer.
+                holding.registered = True
+                if not session.ended:
+                    return
 
         await claiming.patiently(client, ask, claiming.BREAKS)
-        holding.registered = True
 
     async def renew(self) -> None:
         """Write all entries anew: there is another session."""

@@ -76,6 +76,18 @@ class matches:
         return value is None or re.fullmatch(self.pattern, value) is not None
 
 
+def schema_of(checks: tuple[Validator, ...]) -> dict[str, Any]:
+    """What JSON Schema can say of validators."""
+    found: dict[str, Any] = {}
+    for check in checks:
+        if isinstance(check, between):
+            limits = {"minimum": check.low, "maximum": check.high}
+            found |= {k: v for k, v in limits.items() if isinstance(v, int | float)}
+        elif isinstance(check, matches):
+            found["pattern"] = f"^(?:{check.pattern})$"
+    return found
+
+
 def describe(check: Validator) -> str:
     """A validator, for people."""
     name = getattr(check, "__name__", None)

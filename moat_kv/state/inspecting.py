@@ -6,6 +6,7 @@ other: under the model's lock, by compare-and-set, checked against the schema as
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ async def schema_of(client: Client, name: Path) -> dict[str, Any]:
 async def change(
     client: Client,
     name: Path,
-    how: Callable[[dict[str, Any]], Mapping[str, Any]],
+    how: Callable[[dict[str, Any]], object],
     *,
     wait_s: float,
 ) -> Entry:
@@ -113,7 +114,7 @@ async def change(
         lock = process.lock(Path(sharing.LOCKS) + name, timeout_s=wait_s)
         async with lock:
             present = await find(client, name)
-            state = dict(how(dict(present.state or {})))
+            state = changed(dict(present.state or {}), how, name)
             check(schema, state)
             value = {
                 "state": state,
@@ -124,8 +125,22 @@ async def change(
             return await client.set(path, value, expect=present.rev, fence=lock.guard, strict=True)
 
 
+def changed(
+    present: Mapping[str, Any], how: Callable[[dict[str, Any]], object], name: Path
+) -> dict[str, Any]:
+    """What `how` makes of a state, with its id. Raises BadValue if that lacks an attribute."""
+    state = how(dict(present))
+    if not isinstance(state, Mapping):
+        raise errors.BadValue("the state of a model is a mapping", name)
+    state = {each: present[each] for each in ("id",) if each in present} | dict(state)
+    for each in present:
+        if each not in state:
+            raise errors.BadValue("a state has all attributes; this one is missing", each)
+    return state
+
+
 def check(schema: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Raises BadValue for attributes that are not declared, missing, or of another type."""
+    """Raises BadValue for attributes that are not declared, or of another type or out of limits."""
     declared = schema["properties"]
     for name, value in state.items():
         if name in declared:
@@ -136,7 +151,9 @@ def check(schema: Mapping[str, Any], state: Mapping[str, Any]) -> None:
 
 
 def fits(schema: Mapping[str, Any], value: Any) -> bool:
-    """Whether a value has the type that a schema names; what else it says is not looked at."""
+    """Whether a value has the type that a schema names, and is within its limits."""
+    if not _is_within(schema, value):
+        return False
     if "anyOf" in schema:
         return any(fits(each, value) for each in schema["anyOf"])
     if "enum" in schema:
@@ -149,3 +166,11 @@ def fits(schema: Mapping[str, Any], value: Any) -> bool:
     if isinstance(value, list) and "items" in schema and schema["items"]:
         return list in wanted and all(fits(schema["items"], each) for each in value)
     return isinstance(value, wanted)
+
+
+def _is_within(schema: Mapping[str, Any], value: Any) -> bool:
+    if isinstance(value, int | float):
+        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
+    if isinstance(value, str) and "pattern" in schema:
+        return re.fullmatch(schema["pattern"], value) is not None
+    return True

@@ -10,7 +10,7 @@ import inspect
 import typing
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moat_kv.state import copying, errors, shapes, value_rules
+from moat_kv.state import attributes, copying, errors, shapes, value_rules
 
 if TYPE_CHECKING:
     from moat_kv.state.model import StateModel
@@ -62,7 +62,7 @@ def schema_of(cls: type[StateModel]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for name, field in shape.fields.items():
         about = {"description": field.spec.doc} if field.spec.doc else {}
-        properties[name] = field.rule.schema | about
+        properties[name] = field.rule.schema | attributes.schema_of(field.spec.checks) | about
     if shape.kind is shapes.Kind.PLAIN:
         properties = {
             name: _getter_schema(each.fget)

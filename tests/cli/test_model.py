@@ -10,7 +10,7 @@ import pytest
 
 from moat_kv import P, open_client
 from moat_kv.coord import aio
-from moat_kv.state import Models, State, StateModel, attach, attribute, between
+from moat_kv.state import Models, State, StateModel, attach, attribute, between, matches
 from tests.cli.conftest import Moat
 from tests.client import waiting
 
@@ -24,6 +24,7 @@ class Thermostat(StateModel):
     target: float = attribute(default=20.0, check=between(5, 30), doc="degrees")
     mode: str | None = None
     rooms: list[str] = attribute(factory=list)
+    unit: str = attribute(default="C", check=matches("[CF]"))
 
 
 class Site(StateModel):
@@ -61,7 +62,7 @@ async def test_models_are_listed(moat: Moat, models: Models) -> None:
 
 async def test_a_model_is_printed(moat: Moat, models: Models) -> None:
     state = json.loads(await moat.fine("model", "get", "Thermostat.bath", "-o", "json"))
-    assert state == {"id": "bath", "target": 24.0, "mode": None, "rooms": []}
+    assert state == {"id": "bath", "target": 24.0, "mode": None, "rooms": [], "unit": "C"}
     assert "by" in json.loads(await moat.fine("model", "get", "Site", "-l", "-o", "json"))
     ended = await moat("model", "get", "Thermostat.attic")
     assert (ended.code, "no model Thermostat.attic" in ended.error_line) == (3, True)
@@ -74,6 +75,10 @@ async def test_a_change_is_committed_to_all_processes(moat: Moat, models: Models
     await moat.fine("model", "set", "Thermostat.hall", "-e", "target", "21.5", "-e", "mode", "null")
     await waiting.until(lambda: told == [21.5])
     assert State(within=models).checkout(hall).target == 21.5
+    whole = {"target": 22.5, "mode": "eco", "rooms": [], "unit": "F"}
+    await moat.fine("model", "set", "Thermostat.hall", "-e", ":", str(whole))
+    await waiting.until(lambda: told == [21.5, 22.5])
+    assert State(within=models).checkout(hall).id == "hall"
     done = await moat.fine("model", "set", "Site", "-v", "name", "work", "-o", "json")
     assert json.loads(done)["model"] == "Site"
 
@@ -87,6 +92,10 @@ async def test_a_change_is_committed_to_all_processes(moat: Moat, models: Models
         (("-e", "rooms", "3"), "does not fit"),
         (("-e", "mode", "3"), "does not fit"),
         (("-e", "tagret", "3"), "no attribute 'tagret'"),
+        (("-e", "target", "99"), "99 does not fit"),
+        (("-v", "unit", "metres"), "'metres' does not fit"),
+        (("-e", ":", "5"), "is a mapping"),
+        (("-e", ":", "{'target': 5}"), "is missing (at mode)"),
     ],
     ids=" ".join,
 )
@@ -145,5 +154,7 @@ async def test_earlier_states_are_printed(moat: Moat, models: Models) -> None:
 async def test_the_schema_is_printed(moat: Moat, models: Models) -> None:
     schema = json.loads(await moat.fine("model", "schema", "Thermostat.hall", "-o", "json"))
     assert schema["description"] == "Of one room."
-    assert schema["properties"]["target"] == {"type": "number", "description": "degrees"}
+    limits = {"minimum": 5, "maximum": 30}
+    target = {"type": "number", "description": "degrees", **limits}
+    assert schema["properties"]["target"] == target
     assert (await moat("model", "schema", "Nothing")).code == 3

@@ -171,6 +171,28 @@ async def test_one_that_was_dereferenced_while_the_session_was_away_does_not_com
         assert await theirs.count() == 1
 
 
+async def test_a_reference_whose_session_ended_before_the_answer_is_made_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as (_, one, other):
+        original = one.client.set
+        old = one.session
+
+        async def set_and_lose(*args: Any, **options: Any) -> Any:
+            result = await original(*args, **options)
+            if one.session is old:
+                await original(P("x"), 1)
+                old.ended = True
+                one.session = await one._open_session()
+                await other.client.delete(args[0])
+            return result
+
+        monkeypatch.setattr(one.client, "set", set_and_lose)
+        await one.create_reference("me")
+        theirs = await other.create_reference("me")
+        assert await theirs.count() == 2
+
+
 async def test_a_reference_that_cannot_be_made_leaves_nothing() -> None:
     async with running_server() as running, open_client(running.url) as client:
         process = aio.Process(client)

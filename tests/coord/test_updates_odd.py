@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from moat_kv import P, errors, open_client
-from moat_kv.coord import aio, ending, resource, stock, watching
+from moat_kv.coord import aio, ending, recovery, resource, stock, watching
 from moat_kv.testing.server import running_server
 from tests.client.waiting import until
 from tests.coord import widgets
@@ -27,6 +27,25 @@ async def test_a_refresh_takes_what_the_other_one_had_kept() -> None:
         await nothing_left(one)
         assert await mine.end_session()
         assert widgets.total() == 3
+
+
+async def test_an_update_of_something_else_is_not_merged() -> None:
+    async with two() as (_, one, _other):
+        cache = aio.LruCache[Any]()
+        await cache.set("w", Clicks(one, "w", doc={"clicks": 1}))
+        for stranger in (Clicks(one, "x", doc={"clicks": 2}), FreeClicks(one, "w", doc={})):
+            await stranger._course.hold()
+            with pytest.raises(
+                ValueError, match=r"cannot be merged into one of test.test.w \(Click"
+            ):
+                await cache.set("w", stranger)
+            with anyio.fail_after(30):
+                # It refers to its resource no more.
+                while (await at(one, "test.test.x")).references:
+                    await anyio.sleep(0.01)
+        await cache.expire_all()
+        assert widgets.total() == 1
+        await nothing_left(one)
 
 
 async def test_a_damaged_state_stays_and_disturbs_nobody() -> None:
@@ -104,6 +123,133 @@ async def test_a_part_that_changes_while_it_is_taken_is_read_again(
             await last.end_session()
         assert await last.end_session()
         assert widgets.total("v") == 2
+
+
+@pytest.mark.parametrize("owner_is_back", [False, True], ids=["still lost", "back"])
+async def test_a_part_whose_owner_goes_on_while_it_is_taken_over_counts_once(
+    monkeypatch: pytest.MonkeyPatch, owner_is_back: bool
+) -> None:
+    """The owner, which had been taken for dead, keeps more after it was read for the first time."""
+    async with two() as (_, one, other):
+        theirs = Clicks(other, "w", doc={"clicks": 1}, init_cache=True)
+        await theirs.cache()
+        await one.client.delete_tree(one.path_of("test.test.w") / resource.REFERENCES)
+        original = ending.read
+        read: list[stock.Stock] = []
+
+        async def read_and_go_on(*args: Any) -> stock.Stock:
+            found = await original(*args)
+            read.append(found)
+            if len(read) == 1:
+                await theirs.refresh(Clicks(other, "w", doc={"clicks": 10}))
+                if owner_is_back:
+                    await other.holdings.renew()
+            return found
+
+        one.watching.kinds["Clicks"], one.watching.host = Clicks, one
+        monkeypatch.setattr(ending, "read", read_and_go_on)
+        await recovery.settle_left(one, one.ground, "test.test.w")
+        assert widgets.total() == (0 if owner_is_back else 11)
+        await theirs.refresh(Clicks(other, "w", doc={"clicks": 100}))
+        assert await theirs.end_session()
+        assert widgets.total() == 111
+        await nothing_left(one)
+
+
+async def test_what_was_taken_over_does_not_come_back_when_the_end_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as (_, one, other):
+        theirs = Clicks(other, "w", doc={"clicks": 2})
+        await theirs.cache()
+        assert not await Clicks(one, "w", doc={"clicks": 1}).end_session()
+        (mine,) = [part for part in (await at(one)).parts if part.reference]
+        await one.client.delete(one.path_of("test.test.w") / resource.KEPT / mine.key)
+        original = ending.removals
+        changes = [10]
+
+        def changed(*args: Any) -> Any:
+            found = original(*args)
+            if changes:
+                found[0].options["expect"] = changes.pop()
+            return found
+
+        monkeypatch.setattr(ending, "removals", changed)
+        assert await theirs.end_session()
+        assert (widgets.total(), changes) == (1, [])
+
+
+async def test_what_cannot_be_kept_after_it_was_taken_over_is_not_merged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as (_, one, other):
+        update = Clicks(one, "w", doc={"clicks": 1}, init_cache=True)
+        await update.cache()
+        await other.client.delete_tree(one.path_of("test.test.w") / resource.KEPT)
+        original = ending.keep
+        calls: list[Any] = []
+
+        async def keep(*args: Any) -> int | None:
+            calls.append(args)
+            if len(calls) == 2:
+                raise errors.Detached("by the test")
+            return await original(*args)
+
+        monkeypatch.setattr(ending, "keep", keep)
+        with pytest.raises(errors.Detached):
+            await update.refresh(Clicks(one, "w", doc={"clicks": 10}))
+        assert update.doc == {}
+        await update.refresh(Clicks(one, "w", doc={"clicks": 100}))
+        assert await update.end_session()
+        assert widgets.total() == 100
+
+
+async def test_who_waits_to_be_merged_into_one_that_could_not_be_kept_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as (_, one, _other):
+        cache = aio.LruCache[Clicks]()
+        original = ending.keep
+        fail = [1]
+        entered = anyio.Event()
+
+        async def keep(*args: Any) -> int | None:
+            if fail:
+                fail.pop()
+                entered.set()
+                await anyio.wait_all_tasks_blocked()
+                raise errors.Detached("by the test")
+            return await original(*args)
+
+        async def first() -> None:
+            with pytest.raises(errors.Detached):
+                await cache.set("w", Clicks(one, "w", doc={"clicks": 1}, init_cache=True))
+
+        monkeypatch.setattr(ending, "keep", keep)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            await entered.wait()
+            assert await cache.set("w", Clicks(one, "w", doc={"clicks": 10}, init_cache=True))
+        assert list(cache) == ["w"]
+        await cache.expire_all()
+        assert widgets.total() == 10
+
+
+async def test_a_write_that_came_late_is_known_by_what_it_has_written() -> None:
+    async with two() as (_, one, _other):
+        answers: list[Any] = [errors.RequestTimeout("set", 1), errors.Conflict("a", 1, 2)]
+        done: list[int | None] = [None, 7]
+
+        async def act() -> int:
+            raise answers.pop(0)
+
+        async def look() -> int | None:
+            return done.pop(0)
+
+        assert await ending.once(one.client, act, look) == 7
+        answers.append(errors.Conflict("a", 1, 2))
+        with pytest.raises(errors.Conflict):
+            await ending.once(one.client, act, look)
 
 
 async def test_a_conflict_free_part_that_was_taken_over_is_not_left_again() -> None:

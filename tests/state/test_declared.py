@@ -373,6 +373,18 @@ def test_a_schema_says_what_is_declared() -> None:
     assert schema["properties"]["tags"]["uniqueItems"]
 
 
+def test_a_schema_says_what_validators_allow() -> None:
+    class Limited(StateModel):
+        power: float = attribute(default=1.0, check=(between(0, 10), bool))
+        least: int = attribute(default=1, check=between(1))
+        name: str = attribute(default="a", check=matches("a|b"))
+
+    properties = stored.schema_of(Limited)["properties"]
+    assert properties["power"] == {"type": "number", "minimum": 0, "maximum": 10}
+    assert properties["least"] == {"type": "integer", "minimum": 1}
+    assert properties["name"] == {"type": "string", "pattern": "^(?:a|b)$"}
+
+
 def test_a_schema_of_getters_has_what_they_return() -> None:
     class Plain(StateModel):
         def __init__(self) -> None:
