@@ -17,7 +17,7 @@ import asyncclick as click
 import moat_kv
 from moat_kv import config
 from moat_kv.path import Path
-from moat_kv_cli import at, command, moving, output, placement, progress, why
+from moat_kv_cli import at, command, moving, output, parted, placement, progress, why
 from moat_kv_runner import group_settings, node_facts
 
 if TYPE_CHECKING:
@@ -253,6 +253,8 @@ async def monitor(
 
 
 at.at.add_command(why.why)
+at.at.add_command(parted.parts)
+at.at.add_command(parted.let_go)
 for _group in (run, job):
     _group.add_command(all_, "all" if _group is run else "run")
     _group.add_command(everything)
