@@ -29,6 +29,7 @@ from moat_kv_cli import (
 from moat_kv_cli import timing as job_timing
 from moat_kv_runner import claims as made_claims
 from moat_kv_runner import job as spec
+from moat_kv_runner import parting, roots
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -66,6 +67,8 @@ class Job:
         self.states = states
         self.claims = claims
         self.path = Path()
+        #: Where jobs for any node have their states that ran without a claim.
+        self.all_parts = Path()
 
     @classmethod
     async def of(cls, invocation: command.Invocation, client: Client) -> Job:
@@ -75,7 +78,19 @@ class Job:
         jobs, states = placement.places_of(which, places)
         job = cls(client, which, jobs, states, places.claim + which.prefix)
         job.path = invocation.here
+        job.all_parts = roots.part_below(places, which.group)
         return job
+
+    def part(self, node: str) -> Path:
+        """Where its state is of when it ran on that node without a claim."""
+        return self.all_parts / node + self.path
+
+    async def parts(self) -> list[tuple[str, Path]]:
+        """The same, by node, of those that have ever run any job so."""
+        if self.which.kind != "any":
+            return []
+        nodes = [str(each.name) for each in await self.client.list(self.all_parts)]
+        return [(node, self.part(node)) for node in sorted(nodes)]
 
     @property
     def place(self) -> Path:
@@ -124,6 +139,8 @@ class Job:
             if "value" in state:
                 with contextlib.suppress(errors.Conflict):  # a runner has taken it just now
                     await self.client.delete(self.states + below, expect=state.rev)
+        for _node, path in await self.parts():
+            await self.client.delete(path)
 
 
 @at.command(example="moat kv run at a.question\nmoat kv run -n pi3 at onewire.temperatures -o json")
@@ -184,6 +201,12 @@ def print_jobs(out: output.Printer, rows: list[dict[str, Any]]) -> None:
     help="Rather on nodes that have this; may be repeated; -: on any.",
 )
 @isolation.options
+@click.option(
+    "--on-split",
+    type=click.Choice(parting.POLICIES),
+    help="While the network is parted: run once in each part, only under a claim, or only where it"
+    " was. [each]",
+)
 @click.option("-i", "--info", metavar="TEXT", help="What it is for, in a line.")
 @values.options
 @output.option
@@ -195,6 +218,7 @@ async def set_(
     copy: Path | None,
     require: tuple[str, ...],
     prefer: tuple[str, ...],
+    on_split: str | None,
     info: str | None,
     timing: Mapping[str, Any],
     process: Mapping[str, Any],
@@ -207,7 +231,8 @@ async def set_(
     """Make or change a job; what is not given stays. The value options are data for its code."""
     data = values.read(texts, literals, paths, yaml_file)
     tags = {"require": require or None, "prefer": prefer or None}
-    attributes = {"code": code, "info": info, **{key: _tags(each) for key, each in tags.items()}}
+    attributes: dict[str, Any] = {"code": code, "info": info, "on_split": on_split}
+    attributes |= {key: _tags(each) for key, each in tags.items()}
     attributes = {key: value for key, value in attributes.items() if value is not None}
     if not attributes and not data and copy is None and not timing and not process:
         raise command.fail("nothing to set; a job needs code, -c PATH")

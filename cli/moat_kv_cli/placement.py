@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncclick as click
 
 from moat_kv import config, errors
+from moat_kv.client import results
 from moat_kv.path import P, Path
 from moat_kv_cli import command
 
 if TYPE_CHECKING:
     from moat_kv import Client
-    from moat_kv.client import results
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -143,11 +143,13 @@ def places_of(placement: Placement, places: config.Places) -> tuple[Path, Path]:
     return places.run + placement.prefix, places.state + placement.prefix
 
 
-async def members(client: Client, group: Path) -> dict[str, results.MemberInfo]:
-    """The runners that serve a group now, by name."""
+async def members(client: Client, group: Path) -> results.Members:
+    """The runners that serve a group now, by name, in order."""
     place = (await config.load_places(client)).group + group
     async with client.watch_group(place) as changes:
         async for seen in changes:
             if seen is not None:
-                return dict(sorted(seen.items()))
-    return {}
+                found = results.Members(sorted(seen.items()))
+                found.parted = seen.parted
+                return found
+    return results.Members()

@@ -24,6 +24,7 @@ from moat_kv_cli import (
     monitor,
     moving,
     output,
+    parted,
     placement,
     progress,
     trying,
@@ -243,7 +244,7 @@ def _node_words(facts: Mapping[str, Any]) -> str:
     return ", ".join([*words, "drained"] if facts["drained"] else words)
 
 
-for _verb in (why.why, joblog.log, joblog.runs, trying.try_):
+for _verb in (why.why, joblog.log, joblog.runs, trying.try_, parted.parts, parted.let_go):
     at.at.add_command(_verb)
 for _group in (run, job):
     _group.add_command(all_, "all" if _group is run else "run")

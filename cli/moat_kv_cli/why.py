@@ -14,6 +14,7 @@ from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
 from moat_kv_cli import at, command, output, placement
 from moat_kv_runner import explaining, group_settings, node_facts
+from moat_kv_runner import job as job_module
 from moat_kv_runner.job import parse_state
 
 #: How a span of time is said, the longest first: seconds, and the word.
@@ -44,6 +45,10 @@ async def why(invocation: command.Invocation, /, out: output.Printer) -> None:
                 runners=_candidates(job, node, members),
                 drained=settings.drained,
                 whose=f"node {node}" if node else str(job.which),
+                kind=job.which.kind,
+                parted=members.parted,
+                parts=await _parts(job, members),
+                reconcile=settings.reconcile,
             )
             found = explaining.why(known, time.time())
             rows.append({"node": node or None, "why": found.text, "due": found.at})
@@ -54,6 +59,20 @@ async def _places(job: at.Job, members: Mapping[str, results.MemberInfo]) -> dic
     """Where its states and claims are, by node; by no name where there is one only."""
     there = [name for name, each in members.items() if "all" in each.roles]
     return await job.below(there)
+
+
+async def _parts(
+    job: at.Job, members: Mapping[str, results.MemberInfo]
+) -> dict[str, job_module.JobState]:
+    """What became of it where it ran without a claim."""
+    if job.which.kind != "any":
+        return {}
+    found = {name: await job.client.get(job.part(name)) for name in members}
+    return {
+        name: parse_state(each.value)
+        for name, each in found.items()
+        if job_module.is_state(each.get("value"))
+    }
 
 
 def _candidates(

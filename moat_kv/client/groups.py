@@ -92,6 +92,7 @@ class GroupWatch(subscription.Subscription[results.Members | None]):
     def item(self, fields: dict[str, Any], value: bytes | None) -> None:
         infos = codec.unpack(value) if value is not None else {}
         members = results.Members()
+        members.parted = bool(fields.get("parted"))
         for name, facts in fields["members"].items():
             roles = tuple(sorted(facts["roles"]))
             members[name] = results.MemberInfo(roles=roles, info=infos.get(name))

@@ -205,7 +205,13 @@ class MemberInfo:
 
 
 class Members(dict[str, MemberInfo]):
-    """The members of a group, by name."""
+    """The members of a group, by name.
+
+    `parted`: the server has been cut off from the network for longer than claims hold; it sees only
+    its own clients, and whether others have what they had cannot be told.
+    """
+
+    parted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -90,6 +90,7 @@ class Groups:
         self._elsewhere: dict[str, set[Path]] = {}
         #: Called when this server's own members have changed.
         self.on_change: Callable[[], None] | None = None
+        self._parted = False
 
     def join(
         self, path: Path, name: str, role: str, session: str, info: bytes, *, now: float = 0.0
@@ -224,14 +225,27 @@ class Groups:
         return unwatch
 
     def state(self, path: Path) -> tuple[dict[str, Any], bytes | None]:
-        """The members with their roles, and packed {name: info}; info is the first role's."""
+        """The members with their roles, and packed {name: info}; info is the first role's.
+
+        `parted` is there if this server is on its own.
+        """
         group = self._groups.get(path)
         members = group.seen() if group is not None else {}
-        fields = {"members": {name: {"roles": sorted(roles)} for name, roles in members.items()}}
+        roles_of = {name: {"roles": sorted(roles)} for name, roles in members.items()}
+        fields: dict[str, Any] = {"members": roles_of}
+        if self._parted:
+            fields["parted"] = True
         infos = [_packer.pack_map_header(len(members))]
         for name, roles in members.items():
             infos += (codec.pack(name), next(iter(roles.values())).info)
         return fields, b"".join(infos)
+
+    def tell_parted(self, parted: bool) -> None:
+        """Whether this server and its clients are on their own, see `Leases.is_parted`."""
+        if parted != self._parted:
+            self._parted = parted
+            for group in list(self._groups.values()):
+                self._tell(group)
 
     def describe(self) -> dict[str, list[str]]:
         return {str(path): sorted(group.seen()) for path, group in self._groups.items()}

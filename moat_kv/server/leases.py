@@ -64,6 +64,7 @@ class Leases:
         self._seen: dict[str, Lease] = {}
         # By `clock`.
         self._held_until: float | None = None
+        self._began_at = clock()
         # In this log; one that is restored from a copy has an older one of ours.
         self._has_held = False
         self._has_waited = False
@@ -78,6 +79,19 @@ class Leases:
         if not self._server.engine.shared:
             return True
         return self._held_until is not None and self._clock() < self._held_until
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether this server is cut off, and has been for as long as a lease holds.
+
+        Nothing then keeps others from having what its clients had, and nothing can tell.
+        """
+        engine, until = self._server.engine, self._held_until
+        if not engine.shared or engine.attached:
+            return False
+        if until is None:
+            until = self._began_at + self._server.times.lease_s
+        return self._clock() >= until
 
     def need(self) -> None:
         """Raises Detached while the lease is not held."""

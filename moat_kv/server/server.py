@@ -195,6 +195,7 @@ class Server:
         self.leases.touched()
         self.estates.touched()
         self.presence.touched()
+        self.groups.tell_parted(self.leases.is_parted)
 
     async def _serve_client(self, stream: anyio.abc.ByteStream) -> None:
         async with stream:

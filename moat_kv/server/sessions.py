@@ -380,6 +380,7 @@ class Sessions:
                 retried_at = now
                 self._sweep_again()
             held = self._server.leases.held
+            self._server.groups.tell_parted(self._server.leases.is_parted)
             for session in list(self._live.values()):
                 if not held and session.recorded:
                     self._give_up(session)

@@ -118,8 +118,9 @@ class CallAdmin:
 
     @property
     def fence(self) -> int:
-        """The number of this run's claim; each new claim has a higher one."""
-        return self._facts.fence
+        """The number of this run's claim; each new claim has a higher one. 0: it has none (yet)."""
+        late = self._client.binding.fence
+        return self._facts.fence or (late[1] if late is not None else 0)
 
     @property
     def node(self) -> str:

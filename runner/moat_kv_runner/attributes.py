@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from moat_kv import config, errors
 from moat_kv.path import P, Path
-from moat_kv_runner import recurrence
+from moat_kv_runner import parting, recurrence
 from moat_kv_runner.children import limits
 
 
@@ -141,7 +141,7 @@ _CHECKS: dict[str, Any] = {
     "prefer": _tags,
     "enabled": _flag,
     "isolate": _one_of(*config.ISOLATIONS),
-    "on_split": _one_of("each", "fenced", "stick"),
+    "on_split": _one_of(*parting.POLICIES),
     "share": _name,
     "env": _environment,
     "limits": limits.checked,

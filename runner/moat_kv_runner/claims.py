@@ -51,6 +51,11 @@ class ClaimEntry(ClientEntry):
         """The runner that has the job; None if nobody has."""
         return holder_of(self.value)
 
+    @property
+    def session(self) -> str | None:
+        """The session that it is bound to; None if there is no claim that a runner has made."""
+        return self.value["session"] if is_made(self.value) else None
+
     def updated(self) -> None:
         cast(ClaimRoot, self.root).tell(self.path)
 

@@ -19,13 +19,13 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from moat_kv import blocking, codec, errors
-from moat_kv.client import error_record
+from moat_kv.client import error_record, writes
 from moat_kv.client.client import Client
 from moat_kv.code import compiling
 from moat_kv.code.modules import ModuleRoot
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import P, Path
-from moat_kv_runner import messages, readiness
+from moat_kv_runner import messages, readiness, script_client
 from moat_kv_runner.admin import CallAdmin, ScriptEnded
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,16 @@ class Run:
     def tell_state(self, state: messages.ActorState) -> None:
         """The group's state has changed, perhaps."""
         self._admin.tell_state(state)
+
+    async def confirm(self, fence: writes.Guard) -> None:
+        """It began without a claim, and has this one now."""
+        if isinstance(self._client, script_client.ScriptClient):
+            self._client.give_claim(fence)
+
+    async def tell_lost(self, why: str) -> None:
+        """The job is another runner's; `stop` has to follow."""
+        if isinstance(self._client, script_client.ScriptClient):
+            self._client.lose(why)
 
     async def stop(self, limit_s: float, *, at_once: bool = False) -> bool:
         """Cancel it, if it is not over, and give it so many seconds; whether it is over then.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from moat_kv import errors
 from moat_kv.notgiven import NotGiven
-from moat_kv_runner import claims, placing, schedule
+from moat_kv_runner import claims, parting, placing, schedule
 from moat_kv_runner.job import JobSpec, JobState, parse_spec
 from moat_kv_runner.node_facts import NodeFacts
 
@@ -39,6 +39,13 @@ class Known:
     """Nodes that take no jobs."""
     whose: str = "its group"
     """Where it may run, in words."""
+    kind: str = "any"
+    parted: bool = False
+    """The server that was asked has been cut off for longer than claims hold."""
+    parts: Mapping[str, JobState] = field(default_factory=dict)
+    """Its states where it ran without a claim, by runner."""
+    reconcile: str = parting.RULES[0]
+    """Of its group."""
 
 
 class Why(NamedTuple):
@@ -52,7 +59,10 @@ def why(known: Known, now: float) -> Why:
     """The one reason that comes first."""
     state = known.state
     holder = claims.holder_of(known.claim)
-    if state.running and holder is not None:
+    apart = _apart(known, holder)
+    if apart is not None:
+        return Why(apart)
+    if state.running and holder is not None and not known.parted:
         if state.reason not in (None, "running"):
             return Why(f"on {holder}: {state.reason}")
         return Why(f"it is running on {holder}")
@@ -70,6 +80,33 @@ def why(known: Known, now: float) -> Why:
     if due.at is None:
         return Why(_over(due.why, state))
     return Why(_reason(known, spec, holder, due, now), due.at)
+
+
+def _apart(known: Known, holder: str | None) -> str | None:
+    """Where it runs without a claim, if that is somewhere."""
+    open_ones = {name: each for name, each in known.parts.items() if each.settled is None}
+    runs = sorted(n for n, each in open_ones.items() if each.running and n in known.runners)
+    if known.kind != "any" and known.parted and known.state.running and not known.state.fence:
+        runs = sorted(known.runners)[:1]
+    if not runs:
+        return None
+    names = ", ".join(runs)
+    if known.parted:
+        return f"it is running on {names} without a claim: the server is cut off"
+    if known.state.running and holder is not None and holder not in runs:
+        names = f"{holder}, and on {names} since the network was parted"
+        return f"it is running on {names}; one is about to go on ({known.reconcile})"
+    return f"it is running on {names}, and about to have a claim again"
+
+
+def _parted(spec: JobSpec, state: JobState) -> str | None:
+    """Why it does not run where there is no agreement."""
+    if spec.on_split == "fenced":
+        return "the server is cut off, and `on_split` is fenced: it waits for the network"
+    if spec.on_split == "stick":
+        had = f"runner {state.sticks_to} had it" if state.sticks_to else "nobody had it here"
+        return f"the server is cut off, `on_split` is stick, and {had}: it waits for the network"
+    return None
 
 
 def _over(why: str, state: JobState) -> str:
@@ -91,6 +128,11 @@ def _reason(known: Known, spec: JobSpec, holder: str | None, due: schedule.Due, 
         return f"{', '.join(able)} could run it, but is drained"
     if due.at is not None and due.at > now:
         return f"{due.why}; {waits}" if state.backoff else due.why
+    if known.parted:
+        return _parted(spec, state) or "the server is cut off; it is about to start without a claim"
+    if spec.on_split == "stick" and holder is None and state.sticks_to is not None:
+        text = "runner {0} had it, and is not known to be dead (`on_split` is stick); it goes on"
+        return f"{text.format(state.sticks_to)} there, or `let-go` gives it to others"
     if known.claim is not NotGiven and not claims.is_made(known.claim):
         return "no runner has written its claim; delete that, or it is taken over in a while"
     if holder is not None and holder not in known.runners:

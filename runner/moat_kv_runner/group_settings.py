@@ -12,7 +12,7 @@ from typing import Any
 
 from moat_kv import errors
 from moat_kv.notgiven import NotGiven
-from moat_kv_runner import attributes, job
+from moat_kv_runner import attributes, job, parting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,13 @@ class GroupSettings:
     """Attributes of the jobs that do not say themselves; of the names in `job.DEFAULTS`."""
     drained: frozenset[str] = frozenset()
     """Nodes that take no jobs for any node, and leave those that they have to others."""
+    reconcile: str = parting.RULES[0]
+    """Which of a job's runs goes on that were one in each part of the network."""
     problems: tuple[str, ...] = ()
     """A sentence for each setting that is left out: its name, and what would be right."""
 
 
-_NAMES = ("nodes", "defaults", "drained")
+_NAMES = ("nodes", "defaults", "drained", "reconcile")
 
 
 def parse(value: Any) -> GroupSettings:
@@ -49,6 +51,10 @@ def parse(value: Any) -> GroupSettings:
     if not isinstance(drained, list) or not all(isinstance(name, str) for name in drained):
         problems.append(f"drained: a list of names of nodes is needed, not {drained!r}")
         drained = []
+    reconcile = value.get("reconcile")
+    if reconcile is not None and reconcile not in parting.RULES:
+        problems.append(f"reconcile: one of {_listed(parting.RULES)} is needed, not {reconcile!r}")
+        reconcile = None
     defaults = value.get("defaults")
     if defaults is not None and not isinstance(defaults, Mapping):
         problems.append(f"defaults: a mapping of {_listed(job.DEFAULTS)} is needed")
@@ -63,7 +69,11 @@ def parse(value: Any) -> GroupSettings:
             except errors.BadValue as exc:
                 problems.append(f"defaults.{exc.reason}")
     return GroupSettings(
-        nodes=nodes, defaults=good, drained=frozenset(drained), problems=tuple(problems)
+        nodes=nodes,
+        defaults=good,
+        drained=frozenset(drained),
+        reconcile=reconcile or parting.RULES[0],
+        problems=tuple(problems),
     )
 
 

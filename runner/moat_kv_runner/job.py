@@ -63,7 +63,8 @@ class JobSpec:
     """A run that lasts this long has left its earlier failures behind; 0: only when it succeeds."""
     enabled: bool = True
     isolate: str | None = None
-    on_split: str | None = None
+    on_split: str = "each"
+    """What it does while the network is parted: `each`, `fenced` or `stick`, see `parting`."""
     share: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -148,6 +149,10 @@ class JobState:
     """The last run did not end by itself: the job was disabled, or lost its target."""
     parked: bytes | None = None
     """It has failed too often; what its code was then, as `readiness.digest` has it."""
+    sticks_to: str | None = None
+    """With `on_split: stick`: the runner that has it, and that has not let go."""
+    settled: str | None = None
+    """Of a run without a claim: the runner that went on when the network was whole again."""
 
     @property
     def running(self) -> bool:
@@ -199,6 +204,8 @@ def parse_state(value: Any) -> JobState:
         fence=int(number("fence") or 0) or None,
         interrupted=value.get("interrupted") is True,
         parked=parked if isinstance(parked := value.get("parked"), bytes) else None,
+        sticks_to=text("sticks_to"),
+        settled=text("settled"),
     )
 
 
@@ -251,7 +258,7 @@ class JobEntry(ClientEntry):
     ok_after = _Attribute[float]()
     enabled = _Attribute[bool]()
     isolate = _Attribute[str | None]()
-    on_split = _Attribute[str | None]()
+    on_split = _Attribute[str]()
     share = _Attribute[str | None]()
     env = _Attribute[Mapping[str, str]]()
     limits = _Attribute[Mapping[str, float]]()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from moat_kv.client.session import PINGS
 from moat_kv.path import Path
-from moat_kv_runner import claims, holding, placing
+from moat_kv_runner import apart, claims, holding, parting, placing
 from moat_kv_runner.job import JobSpec
 
 if TYPE_CHECKING:
@@ -24,18 +25,31 @@ logger = logging.getLogger(__name__)
 
 #: How long a job that was given up is left to others before it is asked for again, in seconds.
 SHUN_S = 5.0
+#: How long each place in the order waits for those before it, in a part, in seconds: for a state to
+#: be written and seen, on one server.
+APART_TURN_S = 1.0
 
 
 class Obtaining:
     """See above; `obtain` is called until `held` has a claim."""
 
-    def __init__(self, root: JobRoot, service: Service, job: Path, held: holding.Holding) -> None:
+    def __init__(
+        self,
+        root: JobRoot,
+        service: Service,
+        job: Path,
+        held: holding.Holding,
+        apartness: apart.Apart,
+    ) -> None:
         self._root = root
         self._service = service
         self._job = job
         self._held = held
+        self._apart = apartness
         # From when the turn in placing counts: when the job became due and free.
         self._free_at: float | None = None
+        # What it was counted with, in a part.
+        self._part_order: tuple[str, ...] = ()
         # The revision of a claim that seems nobody's, and since when.
         self._stray = (0, 0.0)
         # This node lacks a package, and lets these others try.
@@ -79,6 +93,13 @@ class Obtaining:
             with anyio.move_on_after(wait_s if wait_s > 0 else None):
                 await news.wait()
             return
+        if self._service.is_parted:
+            await self._begin_apart(spec, news)
+            return
+        if self._held.present.is_free and self._apart.waits_for(spec) is not None:
+            self._free_at = None
+            await news.wait()
+            return
         is_left = not fit and self._left_to and self._others() == self._left_to
         if is_left or not self._held.present.is_free:
             self._free_at = None
@@ -98,6 +119,33 @@ class Obtaining:
         if not await self._held.take():
             # The mirror has not shown it yet; it will.
             await news.wait()
+
+    async def _begin_apart(self, spec: JobSpec, news: anyio.Event) -> None:
+        """Have the job without a claim when it is this runner's turn in its part."""
+        part, now = self._apart.part(spec), anyio.current_time()
+        turn = parting.turn(part)
+        if turn is None or tuple(part.order) != self._part_order:
+            self._free_at, self._part_order = None, tuple(part.order)
+        if self._free_at is None and turn is not None:
+            self._free_at = now
+        wait_s = math.inf
+        if turn is not None and self._free_at is not None:
+            # Nobody else can be at work here still if this runner had it; else, until its next
+            # sign of life, one whose session has ended may not know that.
+            settle_s = 0.0 if part.holder == part.own_name else self._settle_s
+            wait_s = self._free_at + settle_s + turn * APART_TURN_S - now
+        if wait_s > 0:
+            with anyio.move_on_after(wait_s):
+                await news.wait()
+            return
+        self._free_at = None
+        text = "job %s: it runs here without a claim: the server is cut off (on_split: %s)"
+        logger.warning(text, self._job, spec.on_split)
+        self._held.take_apart()
+
+    @property
+    def _settle_s(self) -> float:
+        return 1.2 * self._service.session.ttl_s / PINGS
 
     async def _take_stray(self, spec: JobSpec, news: anyio.Event, *, fit: bool) -> bool:
         """Take the job over from a claim that has been nobody's for long enough.

@@ -22,7 +22,7 @@ from moat_kv.client.client import Client
 from moat_kv.client.mirror import ClientRoot
 from moat_kv.code.procedures import CodeRoot
 from moat_kv.path import Path
-from moat_kv_runner import claims, execution, group_settings, job, serving, supervision
+from moat_kv_runner import apart, claims, execution, group_settings, job, serving, supervision
 from moat_kv_runner.children import process_run
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ def runner_name(client: Client, name: str | None = None) -> str:
     return name
 
 
+def part_below(places: config.Places, group: Path) -> Path:
+    """Where the states of a group's runs without a claim are; below it the runner, then the job."""
+    return places.state / apart.KIND + group
+
+
 class JobRoot(ClientRoot):
     """The jobs of one kind in one group. Use one of the subclasses."""
 
@@ -66,6 +71,8 @@ class JobRoot(ClientRoot):
         self._nodes = nodes
         self.states: job.StateRoot
         self.claims: claims.ClaimRoot
+        #: Where jobs ran without a claim; None where only one runner may have them anyway.
+        self.parts: apart.PartRoot | None = None
         self._is_served = False
         # Parsed at the first look.
         self._settings: group_settings.GroupSettings | None = None
@@ -128,6 +135,8 @@ class JobRoot(ClientRoot):
         root.claims = await claims.ClaimRoot.as_handler(
             client, path=cls.state_below(places.claim, subpath, name)
         )
+        if cls.kind == "any":
+            root.parts = await apart.PartRoot.as_handler(client, path=part_below(places, subpath))
         if serve and not root._is_served:
             root._is_served = True
             try:
@@ -177,6 +186,8 @@ class JobRoot(ClientRoot):
     ) -> None:
         """Run the jobs, for as long as the service's session lives."""
         listeners = (self.states.listeners, self.claims.listeners)
+        if self.parts is not None:
+            self.parts.listeners.append(self._part_changed)
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._service = service
@@ -188,6 +199,8 @@ class JobRoot(ClientRoot):
                 roots = (self, self.states, self.claims)
                 for path in {entry.path for root in roots for entry in root.all_children}:
                     self._concerns(path)
+                for entry in self.parts.all_children if self.parts is not None else ():
+                    self._part_changed(entry.path)
                 task_status.started()
                 try:
                     await anyio.sleep_forever()
@@ -196,10 +209,15 @@ class JobRoot(ClientRoot):
                     self._tasks = None
                     for each in listeners:
                         each.remove(self._concerns)
+                    if self.parts is not None:
+                        self.parts.listeners.remove(self._part_changed)
         finally:
             self._supervisors.clear()
             self._holders.clear()
             self.held.clear()
+
+    def _part_changed(self, path: Path) -> None:
+        self._concerns(path[1:])
 
     def _concerns(self, path: Path) -> None:
         """Something about the job at this path has changed."""

@@ -18,6 +18,7 @@ from moat_kv import errors
 from moat_kv.client import writes
 from moat_kv_runner import (
     admin,
+    apart,
     execution,
     holding,
     messages,
@@ -62,14 +63,21 @@ class Running:
         service: Service,
         entry: JobEntry,
         held: holding.Holding,
+        apartness: apart.Apart,
         signature: readiness.Signature,
     ) -> None:
         #: Why it was cancelled; None if it has ended by itself.
         self.stop: Stop | None = None
+        #: The runner that goes on, where the network was parted.
+        self.lost_to: str | None = None
+        self._is_outvoted = False
+        #: What the script is told if it is because its claim is lost.
+        self.why_lost = str(messages.claim_is_gone(entry.absolute))
         self._root = root
         self._service = service
         self._entry = entry
         self._held = held
+        self._apart = apartness
         self._signature = signature
         self._claim = held.claim
         self._news = anyio.Event()
@@ -136,6 +144,8 @@ class Running:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch_for_stop, tasks.cancel_scope)
+                if self._root.kind == "any" or self._held.is_apart:
+                    tasks.start_soon(self._keep_one, tasks.cancel_scope)
                 if spec.ok_after:
                     tasks.start_soon(self._well_after, spec.ok_after, tasks.cancel_scope)
                 if spec.overlap == "restart" and spec.cron is not None:
@@ -143,13 +153,17 @@ class Running:
                 await run.over.wait()
                 tasks.cancel_scope.cancel()
         finally:
-            is_gone = self.stop == "lost" or self._service.session.ended
+            # One that was not picked has time to end well: others are known to be at work.
+            is_lost = self.stop == "lost" and not self._is_outvoted
+            is_gone = is_lost or self._service.session.ended
+            if self._is_outvoted:
+                await run.tell_lost(self.why_lost)
             if not await run.stop(STOP_S, at_once=is_gone):
                 self._leave_behind(run)
         if self.stop != "lost" and not run.over.is_set():
             await self._wait_out(run)
         if self.stop == "lost":
-            raise messages.claim_is_gone(self._entry.absolute)
+            raise messages.LostClaim(self.why_lost)
         # Whoever cancels this run's task cancels this one, too; nothing may be written then.
         await anyio.lowlevel.checkpoint()
         if run.was_left_alone and self.stop is None:
@@ -183,9 +197,12 @@ class Running:
     def _facts(self) -> admin.RunFacts:
         service, claim = self._service, self._claim
         assert claim is not None  # the state was written under it a moment ago
+        binding: writes.Binding = script_client.LateBinding()
+        if claim.fence:
+            binding = writes.Binding(fence=claim.guard)
         return admin.RunFacts(
             client=script_client.ScriptClient(
-                service.client.shared, writes.Binding(fence=claim.guard), session=service.session
+                service.client.shared, binding, session=service.session
             ),
             runner_client=service.client,
             places=service.places,
@@ -209,6 +226,29 @@ class Running:
                 return
             await news.wait()
 
+    async def _keep_one(self, scope: anyio.CancelScope) -> None:
+        """After the network was parted: get the claim, or settle who goes on with the job."""
+        held = self._held
+        while True:
+            news = self._news
+            try:
+                if held.is_apart and not self._service.is_parted and await self._apart.confirm():
+                    self._claim = held.claim
+                    assert self._claim is not None
+                    await self._run.confirm(self._claim.guard)
+                winner = await self._apart.settle()
+                if winner is None:
+                    with anyio.move_on_after(apart.LOOK_S if self._apart.is_open else None):
+                        await news.wait()
+                    continue
+                self._is_outvoted = True
+                self.why_lost = f"runner {winner} goes on with it, after the network was parted"
+            except messages.LostClaim as exc:
+                self.why_lost = str(exc)
+            self.stop = "lost"
+            scope.cancel()
+            return
+
     async def _make_room(self, spec: JobSpec, scope: anyio.CancelScope) -> None:
         """Stop it when the next one is due."""
         started = self._held.state.started
@@ -224,6 +264,8 @@ class Running:
 
     def _reason_to_stop(self) -> Stop | None:
         if self._held.is_lost:
+            self.why_lost = self._held.why_lost or self.why_lost
+            self._is_outvoted = self._held.is_apart
             return "lost"
         if not self._entry.exists:
             return "stopped"
@@ -231,6 +273,14 @@ class Running:
             spec = self._entry.spec()
         except errors.BadValue:
             return "restart"  # which waits until the entry is right
+        if self._held.is_apart:
+            winner = self._apart.loses_to(spec)
+            if winner is not None:
+                self.lost_to, self._is_outvoted = winner, True
+                self.why_lost = f"runner {winner} of the same part goes on with it"
+                return "lost"
+            if not self._apart.may_go_on(spec):
+                return "moved"
         if not spec.enabled or spec.target is None:
             return "stopped"
         is_drained = self._service.name in self._root.settings.drained

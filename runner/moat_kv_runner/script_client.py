@@ -10,6 +10,7 @@ waiting ends with the runner's session, on which the claim hangs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -43,18 +44,64 @@ class Hangs(Protocol):
     def ended(self) -> bool: ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LateBinding(writes.Binding):
+    """Of a run that has no claim (yet): it carries nothing until it is given one, for good."""
+
+    followers: list[LateBinding] = dataclasses.field(default_factory=list)
+
+    def give(self, fence: writes.Guard) -> None:
+        """From now on writes carry this claim."""
+        object.__setattr__(self, "fence", fence)
+        for each in self.followers:
+            each.give(fence)
+
+    def derived(self, session: writes.SessionLike | None) -> LateBinding:
+        """The same for a view of the client."""
+        made = LateBinding(fence=self.fence, session=session)
+        self.followers.append(made)
+        return made
+
+
+class Fate:
+    """What all views of a run's client share."""
+
+    def __init__(self) -> None:
+        #: Why the run has lost its job; its calls end with that.
+        self.lost: str | None = None
+
+
 class ScriptClient(Client):
     """See above. Raises LostClaim where the session ended while a call waited for the line."""
 
-    def __init__(self, shared: Shared, binding: writes.Binding, *, session: Hangs) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        binding: writes.Binding,
+        *,
+        session: Hangs,
+        fate: Fate | None = None,
+    ) -> None:
         super().__init__(shared, binding)
         self._session = session
+        self._fate = fate or Fate()
+
+    def give_claim(self, fence: writes.Guard) -> None:
+        """A run that began without a claim has one now; all its further writes carry it."""
+        if isinstance(self.binding, LateBinding):
+            self.binding.give(fence)
+
+    def lose(self, why: str) -> None:
+        """The job is another runner's: every call from now on raises LostClaim."""
+        self._fate.lost = why
 
     def bound(
         self, *, fence: writes.Guard | None = None, session: writes.SessionLike | None = None
     ) -> ScriptClient:
         binding = super().bound(fence=fence, session=session).binding
-        return ScriptClient(self.shared, binding, session=self._session)
+        if isinstance(self.binding, LateBinding) and fence is None:
+            binding = self.binding.derived(binding.session)
+        return ScriptClient(self.shared, binding, session=self._session, fate=self._fate)
 
     # Writes -------------------------------------------------------------------------------------
 
@@ -115,6 +162,8 @@ class ScriptClient(Client):
         """
         wait_s, longest_s = claiming.RETRY_S
         while True:
+            if self._fate.lost is not None:
+                raise messages.LostClaim(self._fate.lost)
             try:
                 return await ask()
             except errors.Disconnected:

@@ -114,6 +114,8 @@ class Service:
         self._has_served = False
         #: None: the group cannot be seen.
         self._members: results.Members | None = None
+        #: Those that this process has had, by id; what is bound to them is nobody else's.
+        self.former_sessions: set[str] = set()
 
     @classmethod
     async def make(
@@ -186,6 +188,18 @@ class Service:
     def state_of(self, root: JobRoot) -> messages.ActorState:
         """The group's state, as a root's jobs are told it."""
         return group_state.judge(self._members, own_name=self.name, nodes=root.nodes)
+
+    @property
+    def is_parted(self) -> bool:
+        """The server has been cut off for longer than claims hold; see `parting`."""
+        return self._members is not None and self._members.parted
+
+    def load_of(self, name: str) -> float:
+        """How busy a runner's node is, as it has told."""
+        if name == self.name:
+            return self.facts.load
+        member = self._members.get(name) if self._members is not None else None
+        return node_facts.parse(member.info).load if member is not None else 0.0
 
     def candidates(self, root: JobRoot) -> list[str] | None:
         """Who may run a root's jobs; None if only this runner may."""
@@ -268,6 +282,7 @@ class Service:
                 try:
                     async with self.client.session(**self._session_times) as self.session:
                         times.check(self.session.ttl_s, self.session.grace_s)
+                        self.former_sessions.add(self.session.id)
                         try:
                             await self._join()
                             await self._serve_session(task_status)

@@ -21,6 +21,7 @@ from moat_kv.client import claiming, error_record
 from moat_kv.path import Path
 from moat_kv_runner import (
     admin,
+    apart,
     execution,
     holding,
     messages,
@@ -54,7 +55,10 @@ class Supervisor:
         self._service = service
         self._client = service.client
         self._held = holding.Holding(root, service, path)
-        self._turn = obtaining.Obtaining(root, service, self.entry.absolute, self._held)
+        self._apart = apart.Apart(root, service, path, self._held)
+        self._turn = obtaining.Obtaining(
+            root, service, self.entry.absolute, self._held, self._apart
+        )
         self._news = anyio.Event()
         # The run that is under way; its end has not been written yet.
         self._running: running.Running | None = None
@@ -103,6 +107,8 @@ class Supervisor:
                 except messages.LostClaim as exc:
                     text = "job %s: its run here was ended: %s"
                     logger.warning(text, self.entry.absolute, self._held.why_lost or exc)
+                    if self._running is not None:
+                        await self._apart.lost(self._running.lost_to)
                     self._held.claim = self._running = None
                 except errors.SessionExpired:
                     # The client is about to notice; then all jobs end.
@@ -138,6 +144,8 @@ class Supervisor:
         if self._held.claim is not None and not self._turn.may_have(spec):
             await self._move()
             return
+        if not await self._apart.agree(spec):
+            return
         due = self._due(spec, problem)
         now = time.time()
         if due.at is None or due.at > now:
@@ -160,7 +168,7 @@ class Supervisor:
         if problem is not None:
             return schedule.Due(0.0, "the job's entry is wrong", True)
         is_held = self._held.claim is not None
-        past = self._held.state if is_held else self.entry.state.state
+        past = self._held.state if is_held else self._held.shown
         due = schedule.due(spec, past, time.time(), key=self.entry.absolute.packed)
         if due.parked and past.parked not in (None, self._digest(spec)):
             return schedule.Due(past.stopped, "its code has changed since it was parked")
@@ -213,6 +221,10 @@ class Supervisor:
     async def _forget(self, news: anyio.Event) -> None:
         """The job was deleted: its error is over, and its state goes."""
         await self._held.resolve_error()
+        if self._service.is_parted:
+            self._held.claim = None
+            await news.wait()
+            return
         await self._held.forget()
         if self._held.claim is not None:
             await self._held.release()
@@ -240,12 +252,16 @@ class Supervisor:
             parked=None,
         )
         self._running = running.Running(
-            self._root, self._service, self.entry, self._held, signature
+            self._root, self._service, self.entry, self._held, self._apart, signature
         )
         run = await self._running.see_through(spec, call)
         stop = self._running.stop
         # Stopped just now, the end of this run must still be told, or another node runs it again.
-        await _to_the_end(lambda: self._finish(run, stop))
+        # If its session is over there is nobody to tell it to.
+        session = self._service.session
+        await _to_the_end(
+            lambda: self._finish(run, stop), lambda: 0.0 if session.ended else LEAVE_S
+        )
         self._running = None
 
     async def _finish(
@@ -336,8 +352,10 @@ class Supervisor:
         logger.warning(text, self.entry.absolute, why)
 
 
-async def _to_the_end(finish: Callable[[], Awaitable[None]]) -> None:
-    """Call it; cancelled meanwhile, it still has `LEAVE_S` to come to its end."""
+async def _to_the_end(
+    finish: Callable[[], Awaitable[None]], limit_s: Callable[[], float] = lambda: LEAVE_S
+) -> None:
+    """Call it; cancelled meanwhile, it still has so many seconds to come to its end."""
     shielded = anyio.CancelScope(shield=True)
     failure: Exception | None = None
 
@@ -345,7 +363,7 @@ async def _to_the_end(finish: Callable[[], Awaitable[None]]) -> None:
         try:
             await anyio.sleep_forever()
         finally:
-            shielded.deadline = anyio.current_time() + LEAVE_S
+            shielded.deadline = anyio.current_time() + limit_s()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(limit)

@@ -386,7 +386,8 @@ async def test_listing_says_what_each_job_does(moat: Moat, client: moat_kv.Clien
     assert "jobs for  any node of group default" in shown
     assert "nodes     no runner serves this group now" in shown
     await client.set(P(":.moat.kv.run.any.default"), {"node": 2})
-    told = "node: there is no such setting of a group; there are nodes, defaults and drained"
+    there = "nodes, defaults, drained and reconcile"
+    told = f"node: there is no such setting of a group; there are {there}"
     assert told in await moat.fine("run", "info")
     assert json.loads(await moat.fine("run", "info", "-o", "json"))["wrong"] == [told]
 

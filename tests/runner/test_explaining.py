@@ -14,6 +14,8 @@ from moat_kv_runner.node_facts import NodeFacts
 NOW = 100_000.0
 CLAIM = {"node": "n1", "session": "s"}
 RAN = JobState(started=NOW - 20, stopped=NOW - 10, node="n1", reason="done")
+CUT = JobState(started=NOW - 1, reason="running")
+APART = replace(CUT, node="n1")
 FAILED = replace(RAN, backoff=2, reason="failed: ValueError: no bus")
 
 
@@ -74,6 +76,66 @@ CASES: dict[str, tuple[explaining.Known, str, float | None]] = {
         _known(state=JobState(reason="waiting: missing variable pin"), claim=CLAIM),
         "missing variable pin",
         NOW,
+    ),
+    "parted-each": (
+        _known(parted=True, claim=CLAIM, runners=("n2",)),
+        "the server is cut off; it is about to start without a claim",
+        NOW,
+    ),
+    "parted-fenced": (
+        _known({"on_split": "fenced"}, CUT, parted=True, claim=CLAIM),
+        "the server is cut off, and `on_split` is fenced: it waits for the network",
+        NOW - 1,
+    ),
+    "parted-fenced-by-the-group": (
+        _known(defaults={"on_split": "fenced"}, parted=True),
+        "the server is cut off, and `on_split` is fenced: it waits for the network",
+        NOW,
+    ),
+    "parted-stick": (
+        _known({"on_split": "stick"}, replace(CUT, sticks_to="n7"), parted=True),
+        "the server is cut off, `on_split` is stick, and runner n7 had it: it waits",
+        NOW - 1,
+    ),
+    "parted-stick-free": (
+        _known({"on_split": "stick"}, parted=True),
+        "the server is cut off, `on_split` is stick, and nobody had it here: it waits",
+        NOW,
+    ),
+    "parted-running": (
+        _known(parted=True, parts={"n1": APART}),
+        "it is running on n1 without a claim: the server is cut off",
+        None,
+    ),
+    "parted-running-at-node": (
+        _known(state=replace(CUT, node="n1"), parted=True, kind="at"),
+        "it is running on n1 without a claim: the server is cut off",
+        None,
+    ),
+    "healed": (
+        _known(state=CUT, parts={"n1": APART}),
+        "it is running on n1, and about to have a claim again",
+        None,
+    ),
+    "healed-twice": (
+        _known(state=CUT, claim={**CLAIM, "node": "n2"}, parts={"n1": APART}, reconcile="newest"),
+        "it is running on n2, and on n1 since the network was parted; one is about to go on (new",
+        None,
+    ),
+    "settled": (
+        _known(state=CUT, claim=CLAIM, parts={"n1": replace(APART, settled="n1")}),
+        "it is running on n1",
+        None,
+    ),
+    "part-of-a-dead-runner": (
+        _known(parts={"n9": APART}),
+        "it is about to start",
+        NOW,
+    ),
+    "sticks": (
+        _known({"on_split": "stick"}, replace(CUT, sticks_to="n7")),
+        "runner n7 had it, and is not known to be dead (`on_split` is stick); it goes on there, or",
+        NOW - 1,
     ),
     "strange-claim": (_known(claim=5), "no runner has written its claim; delete that", NOW),
     "holder-gone": (

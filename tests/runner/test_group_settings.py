@@ -24,11 +24,12 @@ ALL = (
     "delay, backoff, max_delay, max_failures, repeat, zone, between, jitter, catch_up, overlap,"
     " ok_after, require, prefer, isolate, on_split, env and limits"
 )
+NAMES = "nodes, defaults, drained and reconcile"
 WRONG: dict[str, tuple[Any, str]] = {
-    "no-mapping": (5, "a mapping of nodes, defaults and drained is needed, not 5"),
+    "no-mapping": (5, "a mapping of nodes, defaults, drained and reconcile is needed, not 5"),
     "unknown": (
         {"node": 2},
-        "node: there is no such setting of a group; there are nodes, defaults and drained",
+        f"node: there is no such setting of a group; there are {NAMES}",
     ),
     "text": ({"nodes": "2"}, "nodes: a whole number from 1 is needed, not '2'"),
     "none-at-all": ({"nodes": 0}, "nodes: a whole number from 1 is needed, not 0"),
@@ -39,6 +40,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"defaults.target: there is no such default of jobs; there are {ALL}",
     ),
     "drained": ({"drained": "n1"}, "drained: a list of names of nodes is needed, not 'n1'"),
+    "reconcile": (
+        {"reconcile": "best"},
+        "reconcile: one of oldest, newest and lowest_load is needed, not 'best'",
+    ),
     "wrong-default": ({"defaults": {"delay": -1}}, "defaults.delay: 0 or more, not -1"),
 }
 
@@ -82,6 +87,6 @@ async def test_wrong_settings_are_logged_once_and_disturb_no_job(
         for problem in (
             "nodes: a whole number from 1 is needed, not 'two'",
             "defaults.delay: a number is needed, not 'x'",
-            "nods: there is no such setting of a group; there are nodes, defaults and drained",
+            f"nods: there is no such setting of a group; there are {NAMES}",
         )
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -34,11 +35,15 @@ from moat_kv_runner import (
 )
 from moat_kv_runner.children import calls, reporting, shelf, unwinding, wire
 
+logger = logging.getLogger(__name__)
+
 #: How long a run waits for a server before it fails, in seconds; its runner's session is over
 #: before that if there is none.
 CONNECT_S = 60.0
 #: How long it may take to see whether this line has broken with the runner's, in seconds.
 LOOK_S = 1.0
+#: How often a line is tried to be bound to a claim that a run got late.
+BIND_TRIES = 10
 
 
 def live(control: socket.socket, beside: socket.socket, *, backend: str) -> int:
@@ -114,6 +119,10 @@ class Host:
                 waiting[0].set()
         elif run is not None and frame.kind == "stop":
             run.cancel()
+        elif run is not None and frame.kind == "lost":
+            run.lose(frame.fields["why"])
+        elif run is not None and frame.kind == "claim":
+            self._tasks.start_soon(run.give_claim, frame.fields)
         elif run is not None and frame.kind == "state":
             run.tell_state(calls.state_of(frame.fields["state"]))
 
@@ -154,10 +163,36 @@ class InsideRun:
         self._scope = anyio.CancelScope()
         self._admin: admin.CallAdmin | None = None
         self._client: Client | None = None
+        self._own: script_client.ScriptClient | None = None
+        # Given before there was a client.
+        self._late: dict[str, Any] | None = None
         self._state = calls.state_of(call.state)
 
     def cancel(self) -> None:
         self._scope.cancel()
+
+    def lose(self, why: str) -> None:
+        """The job is another runner's: end, with calls that say so."""
+        if self._own is not None:
+            self._own.lose(why)
+        self._scope.cancel()
+
+    async def give_claim(self, fields: dict[str, Any]) -> None:
+        """It began without a claim, and has this one now."""
+        if self._client is None or self._own is None:
+            self._late = fields
+            return
+        guard = (fields["claim"], fields["fence"])
+        # From now on every write is refused if the claim has passed on, whatever the server says.
+        self._own.give_claim(guard)
+        for _ in range(BIND_TRIES):
+            try:
+                await self._client.bind_line(guard, fields["token"])
+                return
+            except errors.MoatKvError as exc:
+                # This line's server may be another one than the runner's, and a little behind.
+                logger.info("the line is not bound yet: %s", exc)
+            await anyio.sleep(LOOK_S)
 
     def tell_state(self, state: messages.ActorState) -> None:
         self._state = state
@@ -190,7 +225,9 @@ class InsideRun:
     async def _execute(self) -> Any:
         call, host = self._call, self._host
         async with bound_client(call) as (client, unbound):
-            self._client = unbound
+            self._client, self._own = unbound, client
+            if self._late is not None:
+                await self.give_claim(self._late)
             self._admin = admin.CallAdmin(
                 admin.RunFacts(
                     client=client,
@@ -262,8 +299,13 @@ def made_call(call: calls.ChildCall) -> readiness.Call:
 
 
 @contextlib.asynccontextmanager
-async def bound_client(call: calls.ChildCall) -> AsyncIterator[tuple[Client, Client]]:
-    """A client as scripts have it, and the same without its patience; both on a bound line."""
+async def bound_client(
+    call: calls.ChildCall,
+) -> AsyncIterator[tuple[script_client.ScriptClient, Client]]:
+    """A client as scripts have it, and the same without its patience; both on a bound line.
+
+    Where there is no claim (its fence is 0) the line is not bound.
+    """
     config = Config(runner=RunnerConfig(name=call.node, queue=call.queue_limit))
     guard = (call.claim, call.fence)
     async with open_client(
@@ -275,10 +317,11 @@ async def bound_client(call: calls.ChildCall) -> AsyncIterator[tuple[Client, Cli
         # Another server of the network may not know of the claim yet.
         seen=results.Mark(rev=call.fence, epoch=call.epoch),
     ) as client:
-        await client.bind_line(guard, call.token)
-        own = script_client.ScriptClient(
-            client.shared, writes.Binding(fence=guard), session=RunnersSession()
-        )
+        binding: writes.Binding = script_client.LateBinding()
+        if call.fence:
+            await client.bind_line(guard, call.token)
+            binding = writes.Binding(fence=guard)
+        own = script_client.ScriptClient(client.shared, binding, session=RunnersSession())
         yield own, client
 
 

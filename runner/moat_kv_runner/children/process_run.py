@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 
 from moat_kv import codec, errors
+from moat_kv.client import writes
 from moat_kv_runner import admin, job, messages, readiness, script_config
 from moat_kv_runner.children import (
     calls,
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 #: So many questions of a run may wait for their answers.
 ASKING_LIMIT = 100
+
+#: How long a script that is told why it ends may take before it is ended by force, in seconds.
+TOLD_S = 2.0
 
 _numbers = itertools.count(1)
 
@@ -89,6 +93,23 @@ class ProcessRun:
         self._state = state
         if self._child is not None:
             self._child.send("state", self._number, state=calls.state_facts(state))
+
+    async def confirm(self, fence: writes.Guard) -> None:
+        """It began without a claim, and has this one now."""
+        if self._child is not None:
+            token = await self._token(fence)
+            self._child.send("claim", self._number, claim=fence[0], fence=fence[1], token=token)
+
+    async def tell_lost(self, why: str) -> None:
+        """Tell the script that the job is another runner's, and cancel it; `stop` has to follow.
+
+        Cannot be cancelled itself.
+        """
+        if self._child is not None:
+            self._is_stopping = True
+            self._child.send("lost", self._number, why=why)
+            with anyio.move_on_after(TOLD_S, shield=True):
+                await self._done.wait()
 
     async def work(self) -> None:
         """Run it to its end."""
@@ -151,10 +172,7 @@ class ProcessRun:
     async def _child_call(self) -> calls.ChildCall:
         call, facts, service = self._call, self._facts, self._service
         claim, fence = facts.client.binding.fence or (facts.path, 0)
-        held = await service.client.get(claim)
-        token = held.value.get("token") if isinstance(held.get("value"), Mapping) else None
-        if held.rev != fence or not isinstance(token, str):
-            raise messages.claim_is_gone(facts.path)
+        token = await self._token((claim, fence)) if fence else ""
         source = call.procedure.source
         modules = service.modules
         return calls.ChildCall(
@@ -181,6 +199,15 @@ class ProcessRun:
             log_level=logging.getLogger("moat_kv.job").getEffectiveLevel(),
             is_shared=self._spec.share is not None,
         )
+
+    async def _token(self, fence: writes.Guard) -> str:
+        """What shows the server that a line may act for a claim. Raises LostClaim."""
+        path, rev = fence
+        held = await self._service.client.get(path)
+        token = held.value.get("token") if isinstance(held.get("value"), Mapping) else None
+        if held.rev != rev or not isinstance(token, str):
+            raise messages.claim_is_gone(self._facts.path)
+        return token
 
     # What the child says ------------------------------------------------------------------------
 
