@@ -22,7 +22,9 @@ import anyio
 
 from moat_kv import errors, waiting
 from moat_kv.engine import (
+    age,
     base,
+    nats_clock,
     nats_consumer,
     nats_direct,
     nats_line,
@@ -94,6 +96,8 @@ class Feed:
         #: The newest time that came with a record, seconds since 1970.
         self.at = 0.0
         self.received_bytes = 0
+        #: NATS's time, as far as it is known from what has come.
+        self.clock = nats_clock.Clock()
         #: What is under way, by path; the committer puts it here.
         self.chains: dict[Path, Chain] = {}
         #: Per path whose newest record is a deletion: its revision and time.
@@ -118,11 +122,6 @@ class Feed:
         self._total = self._remaining = 0
         self._fed_at = 0.0
 
-    @property
-    def clock(self) -> tuple[float, float] | None:
-        """See `nats_consumer.Consumer.clock`; of the one that was made last."""
-        return None if self._consumer is None else self._consumer.clock
-
     def resume(
         self, revision: int, floor: int, at: float, tombstones: Mapping[Path, tuple[int, float]]
     ) -> None:
@@ -135,6 +134,7 @@ class Feed:
         """What was applied is void; `load` begins with nothing."""
         self.resume(0, 0, self.at, {})
         self.leftovers, self.chains, self.newest = {}, {}, None
+        self.clock.forget_revisions()
 
     async def load(
         self, connection: nats_line.Connection, progress: Progress | None = None
@@ -273,6 +273,7 @@ class Feed:
         self._take(items)
 
     def _take(self, items: Sequence[nats_consumer.Item]) -> None:
+        self._tell_time(items)
         ready: list[nats_record.Delivered] = []
         for item in items:
             rev = nats_consumer.rev_of(item)
@@ -304,6 +305,12 @@ class Feed:
             if rev <= self.revision:
                 waiter.set()
         self.on_applied()
+
+    def _tell_time(self, items: Sequence[nats_consumer.Item]) -> None:
+        # Of what came at once the last one says most, but for what is waited for.
+        up_s = age.up_s()
+        for item in items if self.clock.is_waiting else items[-1:]:
+            self.clock.came(nats_consumer.rev_of(item), item.stored_at, up_s)
 
     def _apply(self, ready: Sequence[nats_record.Delivered]) -> None:
         records = []
