@@ -214,7 +214,12 @@ class Consumer:
         headers = nats_client.headers_of(raw)
         answer_to = reply.decode() or headers.get("Nats-Consumer-Stalled")
         if answer_to:
-            self._client.send(nats_client.publication(answer_to, b"", "", {}))
+            try:
+                self._client.send(nats_client.publication(answer_to, b"", "", {}))
+            except nats_errors.Error as exc:
+                _log.debug("NATS: a consumer cannot be answered: %s", exc)
+                self._over.set()
+                return
         delivered = headers.get("Nats-Last-Consumer")
         if delivered is not None and int(delivered) != self._number:
             _log.info("NATS: messages are missing at the end")
