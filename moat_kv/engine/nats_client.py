@@ -57,10 +57,13 @@ class Client(nats_client.Client):
         """
         if not self.is_connected or self._transport is None:
             raise nats_errors.ConnectionClosedError
-        if self._pending:
-            self._transport.writelines(self._pending)
-            self._pending, self._pending_data_size = [], 0
-        self._transport.write(command)
+        try:
+            if self._pending:
+                self._transport.writelines(self._pending)
+                self._pending, self._pending_data_size = [], 0
+            self._transport.write(command)
+        except RuntimeError as exc:  # uvloop's, of a line that nats-py does not know to be closed
+            raise nats_errors.ConnectionClosedError from exc
 
     def abort(self) -> None:
         """Give the socket up, with all that is unsent; `close` has nothing to wait for then."""

@@ -19,7 +19,6 @@ from nats import errors as nats_errors
 
 from moat_kv import errors
 from moat_kv.engine import (
-    age,
     nats_client,
     nats_connection,
     nats_record,
@@ -48,12 +47,14 @@ class Floor(NamedTuple):
 
     rev: int
     floor: int
+    stored_at: float
 
 
 class Other(NamedTuple):
-    """A message that nobody of us has written; it is passed over."""
+    """A message that is no entry's; it is passed over."""
 
     rev: int
+    stored_at: float
 
 
 Item = nats_record.Delivered | Floor | Other
@@ -73,10 +74,10 @@ def item_of(
         if path is not None:
             return nats_record.delivered(path, place, data)
         if subject == names.floor:
-            return Floor(place.rev, nats_stream.floor_of(data))
+            return Floor(place.rev, nats_stream.floor_of(data), place.at)
     except (nats_record.NotOurs, errors.BadPath) as exc:
         _log.error("NATS: revision %d, %s: %s", place.rev, subject, exc)
-    return Other(place.rev)
+    return Other(place.rev, place.at)
 
 
 class Consumer:
@@ -99,11 +100,6 @@ class Consumer:
         self._items: list[Item] = []
         self._remaining = 0
         self._heard_at = time.monotonic()
-        # How many messages were there when it was made.
-        self._there = 0
-        #: NATS's time when it stored what came last, if that was a moment ago; and this machine's
-        #: (`age.up_s`) when it came. Seconds.
-        self.clock: tuple[float, float] | None = None
         self._failure: Exception | None = None
         self._over = anyio.Event()
         self._subscription: Any = None
@@ -145,9 +141,7 @@ class Consumer:
             {"stream_name": stream, "config": asked, "action": "create"},
             START_S,
         )
-        total = int(made.get("num_pending", 0))
-        self._there = total + self._number
-        return total
+        return int(made.get("num_pending", 0))
 
     @property
     def silent_s(self) -> float:
@@ -197,8 +191,6 @@ class Consumer:
             _log.info("NATS: a message is missing before revision %d", place.rev)
             self._over.set()
             return
-        if self._number > self._there:
-            self.clock = (place.at, age.up_s())
         self._items.append(item_of(self._names, place, subject.decode(), data))
         self._remaining = place.remaining
         if len(self._items) >= SLICE:
@@ -222,7 +214,12 @@ class Consumer:
         headers = nats_client.headers_of(raw)
         answer_to = reply.decode() or headers.get("Nats-Consumer-Stalled")
         if answer_to:
-            self._client.send(nats_client.publication(answer_to, b"", "", {}))
+            try:
+                self._client.send(nats_client.publication(answer_to, b"", "", {}))
+            except nats_errors.Error as exc:
+                _log.debug("NATS: a consumer cannot be answered: %s", exc)
+                self._over.set()
+                return
         delivered = headers.get("Nats-Last-Consumer")
         if delivered is not None and int(delivered) != self._number:
             _log.info("NATS: messages are missing at the end")

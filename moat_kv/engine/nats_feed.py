@@ -22,7 +22,9 @@ import anyio
 
 from moat_kv import errors, waiting
 from moat_kv.engine import (
+    age,
     base,
+    nats_clock,
     nats_connection,
     nats_consumer,
     nats_direct,
@@ -94,6 +96,8 @@ class Feed:
         #: The newest time that came with a record, seconds since 1970.
         self.at = 0.0
         self.received_bytes = 0
+        #: NATS's time, as far as it is known from what has come.
+        self.clock = nats_clock.Clock()
         #: What is under way, by path; the committer puts it here.
         self.chains: dict[Path, Chain] = {}
         #: Per path whose newest record is a deletion: its revision and time.
@@ -121,11 +125,6 @@ class Feed:
         self._fed_at = 0.0
 
     @property
-    def clock(self) -> tuple[float, float] | None:
-        """See `nats_consumer.Consumer.clock`; of the one that was made last."""
-        return None if self._consumer is None else self._consumer.clock
-
-    @property
     def stands_s(self) -> float:
         """For how long nothing at all has come though somebody waits for it, in seconds."""
         if not self._waiters:
@@ -145,6 +144,7 @@ class Feed:
         """What was applied is void; `load` begins with nothing."""
         self.resume(0, 0, self.at, {})
         self.leftovers, self.chains, self.newest = {}, {}, None
+        self.clock.forget_revisions()
 
     async def load(
         self, connection: nats_connection.Connection, progress: Progress | None = None
@@ -285,6 +285,7 @@ class Feed:
     def _take(self, items: Sequence[nats_consumer.Item]) -> None:
         if items:
             self._moved_at = time.monotonic()
+        self._tell_time(items)
         ready: list[nats_record.Delivered] = []
         for item in items:
             rev = nats_consumer.rev_of(item)
@@ -316,6 +317,12 @@ class Feed:
             if rev <= self.revision:
                 waiter.set()
         self.on_applied()
+
+    def _tell_time(self, items: Sequence[nats_consumer.Item]) -> None:
+        # Of what came at once the last one says most, but for what is waited for.
+        up_s = age.up_s()
+        for item in items if self.clock.is_waiting else items[-1:]:
+            self.clock.came(nats_consumer.rev_of(item), item.stored_at, up_s)
 
     def _apply(self, ready: Sequence[nats_record.Delivered]) -> None:
         records = []

@@ -22,7 +22,7 @@ from typing import Any
 from nats import errors as nats_errors
 
 from moat_kv import waiting
-from moat_kv.engine import nats_client, nats_connection
+from moat_kv.engine import age, nats_client, nats_clock, nats_connection
 
 _log = logging.getLogger(__name__)
 
@@ -94,10 +94,15 @@ Told = Callable[[int, int], None]
 
 
 class Publisher:
-    """Publishes over one connection; `open` first."""
+    """Publishes over one connection; `open` first. `clock` is told of what was stored."""
 
-    def __init__(self, connection: nats_connection.Connection) -> None:
+    def __init__(
+        self, connection: nats_connection.Connection, clock: nats_clock.Clock | None = None
+    ) -> None:
         self._connection = connection
+        self._clock = clock
+        # When the present messages were sent, by `age.up_s`; None: none, or the clock was told.
+        self._sent_s: float | None = None
         self._client = connection.client
         self._inbox = self._client.new_inbox()
         self._number = 0
@@ -169,6 +174,7 @@ class Publisher:
                 commands.append(
                     nats_client.publication(message.subject, message.body, reply, headers)
                 )
+            self._sent_s = None if self._clock is None else age.up_s()
             self._client.send(b"".join(commands))
         except (nats_errors.Error, OSError) as exc:
             # Part of it may have been sent; nobody will tell.
@@ -198,7 +204,12 @@ class Publisher:
         self._answers[to] = answer = _answer(data, headers)
         if None not in self._answers.values():
             self._complete.set()
-        if self._told is not None and isinstance(answer, Stored):
+        if not isinstance(answer, Stored):
+            return
+        if self._clock is not None and self._sent_s is not None:
+            self._clock.acknowledged(answer.rev, self._sent_s, age.up_s())
+            self._sent_s = None
+        if self._told is not None:
             self._told(int(to.rpartition(".")[2]) - self._first, answer.rev)
 
 

@@ -36,6 +36,8 @@ class Delivered(NamedTuple):
     nth: int
     size: int
     """Its place in its group, from 0, and how many records the group has."""
+    stored_at: float
+    """As `Place.at`: a record may have been made before it was stored."""
 
     @property
     def group_end(self) -> int:
@@ -88,7 +90,7 @@ def delivered(path: Path, place: Place, data: bytes) -> Delivered:
     nth, size = fields[7:9] if more > 8 else (0, 1)
     at = min(place.at, fields[9]) if more > 9 else place.at
     record = Record(place.rev, path, value, at, origin, tick, session, expires_at)
-    return Delivered(record, prev, nth, size)
+    return Delivered(record, prev, nth, size, place.at)
 
 
 def place(reply: str) -> Place | None:

@@ -19,7 +19,6 @@ from moat_kv import errors
 from moat_kv.engine import (
     age,
     nats,
-    nats_clock,
     nats_connection,
     nats_feed,
     nats_publish,
@@ -32,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 #: Strict writes wait for NATS for so long, in seconds; plain ones are kept much earlier.
 PATIENCE_S = 8.0
+#: Before writes are compared by their times, NATS's time should be known to so many seconds; on a
+#: slow line so many more round trips are made, of which a quick one may do.
+TELLING_S, MORE_TRIPS = 0.3, 3
 
 
 class NatsRemote(nats.NatsEngine, remote.Remote):
@@ -48,7 +50,6 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         self._cut = anyio.Event()
         self._probing = anyio.Lock()
         self._probes = 0
-        self._clock = nats_clock.Clock()
 
     @asynccontextmanager
     async def following(
@@ -200,7 +201,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         self._known = remote.Known(self._known.state)
 
     async def _take_up(self, connection: nats_connection.Connection) -> nats_publish.Publisher:
-        publisher = nats_publish.Publisher(connection)
+        publisher = nats_publish.Publisher(connection, self._feed.clock)
         await publisher.open()
         await self._messages.listen(connection)
         await connection.know_subscriptions()
@@ -266,10 +267,15 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                     return
         raise errors.Detached("NATS does not acknowledge")
 
+    async def learn_time(self) -> None:
+        """See `remote.Remote.learn_time`. Who is in touch has made one round trip."""
+        for _ in range(MORE_TRIPS):
+            if self._feed.clock.uncertain_s <= TELLING_S:
+                break
+            await self.catch_up()
+
     def now(self) -> float:
-        # Asked with each slice that was applied, so it hears of most of what comes.
-        if self._feed.clock is not None:
-            self._clock.came(*self._feed.clock)
-        if not self._clock.is_set:
+        clock = self._feed.clock
+        if not clock.is_set:
             return max(time.time(), self._known.state.contact_at)
-        return self._clock.now(age.up_s())
+        return clock.now(age.up_s(), time.time())

@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from moat_kv.engine import (
+    age,
     nats_connection,
     nats_direct,
     nats_feed,
@@ -174,11 +175,13 @@ class Touch:
 
     async def probe(self, connection: nats_connection.Connection) -> bool:
         """Whether a write is acknowledged, and all that was there before it is applied."""
+        sent_s = age.up_s()
         try:
             rev = await nats_stream.sure_end(connection, self._names)
         except nats_connection.NoAnswer as exc:
             _log.debug("NATS: a probe: %s", exc)
             return False
+        self._feed.clock.acknowledged(rev, sent_s, age.up_s())
         self.acknowledged()
         seen = -1
         while self._feed.revision > seen:

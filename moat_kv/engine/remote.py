@@ -56,3 +56,9 @@ class Remote(base.Engine):
         Entered at once, in touch or not. To who knows nothing it may raise EngineUnfit, from the
         context, if the log can never be reached as things are.
         """
+
+    @abc.abstractmethod
+    async def learn_time(self) -> None:
+        """Have `now` as right as the line allows; called once in touch, before what was kept
+        meanwhile is compared with others' writes. Raises Detached.
+        """

@@ -69,13 +69,15 @@ class Replayer:
         self._submitted: dict[Path, Pending] = {}
         #: The engine is in touch, and everything in it has been applied.
         self.may_go = False
+        # Since then, the engine has learnt what time it is.
+        self._knows_time = False
         #: How many have been brought in, and how many of them met another write.
         self.replayed = 0
         self.met = 0
 
     def go(self) -> None:
         """The engine is in touch: bring in whatever waits."""
-        self.may_go = True
+        self.may_go, self._knows_time = True, False
         self._queue = {pending.path: pending for pending in self._outbox.waiting()}
         self._wake.set()
 
@@ -98,6 +100,8 @@ class Replayer:
             while True:
                 await self._wake.wait()
                 self._wake = anyio.Event()
+                while self.may_go and self._queue and not self._knows_time:
+                    await self._learn_time()
                 while self.may_go and self._queue and len(self._active) < AT_ONCE:
                     path = next(iter(self._queue))
                     pending = self._queue.pop(path)
@@ -105,6 +109,14 @@ class Replayer:
                     if path not in self._active and not self._is_busy(path):
                         self._active.add(path)
                         tasks.start_soon(self._replay, pending)
+
+    async def _learn_time(self) -> None:
+        self._knows_time = True
+        try:
+            await self._engine.learn_time()
+        except errors.Detached as exc:
+            # If it is cut off, `go` comes again; else what is known of the time has to do.
+            _log.debug("the engine's time: %s", exc)
 
     async def _replay(self, pending: Pending) -> None:
         path = pending.path

@@ -165,6 +165,8 @@ class Node:
     def freeze(self) -> None:
         """It keeps its connections and does nothing, until `thaw`."""
         os.kill(self.pid, signal.SIGSTOP)
+        if hasattr(os, "waitid"):  # on a busy machine its threads run on for a moment
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

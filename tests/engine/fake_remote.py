@@ -6,7 +6,7 @@ which the test says, by a clock that the test sets.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -79,6 +79,8 @@ class FakeRemote(remote.Remote):
         self.has_been_linked = False
         #: What comes to it takes so long, and it does not know that.
         self.late_s = 0.0
+        #: What is to happen when it is asked to learn what time it is.
+        self.when_asked: Callable[[], None] = lambda: None
         self._follower: remote.Follower | None = None
         self._hanging: list[tuple[Sequence[Write], base.Done]] = []
         self._unanswered: list[tuple[base.Outcome, base.Done]] = []
@@ -168,6 +170,11 @@ class FakeRemote(remote.Remote):
             self._unanswered.append((self.log.commit(writes), done))
         else:
             done(self.log.commit(writes))
+
+    async def learn_time(self) -> None:
+        self.when_asked()
+        if not self.is_linked:
+            raise errors.Detached("the test has cut it")
 
     def now(self) -> float:
         return self.log.now + (-self.late_s if self.has_been_linked else self.wrong_s)

@@ -361,6 +361,49 @@ async def test_what_hung_wins_over_nothing_that_came_after_it_though_it_waited_o
         assert unpacked(conflict) == b"hung"
 
 
+async def test_nothing_is_brought_in_before_the_time_is_known(tmp_path: pathlib.Path) -> None:
+    async with nodes(tmp_path, "n1", "n2") as (log, (one, two)):
+        for again in range(2):  # each time anew that it is back in touch
+            one.remote.cut()
+            await two.set(A, b"first")
+            log.now += 1.0
+            kept = await one.set(A, b"second")
+            one.remote.late_s = 5.0
+
+            def learn(kept: Record = kept) -> None:
+                assert log.heads[A].origin != kept.origin
+                one.remote.late_s = 0.0
+
+            one.remote.when_asked = learn
+            one.remote.heal()
+            await one.settled()
+            assert one.remote.late_s == 0.0
+            assert values(log)[A] == b"second"
+            assert [unpacked(each) for each in in_conflict(log)] == [b"first"] * (again + 1)
+
+
+async def test_a_time_that_cannot_be_learnt_keeps_nothing_from_being_brought_in(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with nodes(tmp_path, "n1") as (log, (one,)):
+        one.remote.cut()
+        await one.set(A, b"1")
+        asked = []
+
+        def cut_in_between() -> None:
+            asked.append(one.remote.is_linked)
+            if len(asked) == 1:
+                one.remote.cut()
+
+        one.remote.when_asked = cut_in_between
+        one.remote.heal()
+        await until(lambda: asked)
+        assert written(log) == []
+        one.remote.heal()
+        await one.settled()
+        assert (written(log), asked) == ([b"1"], [True, True])
+
+
 async def test_of_writes_in_flight_together_the_last_one_stays_also_if_it_is_late(
     tmp_path: pathlib.Path,
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
 from nats import errors as nats_errors
 
-from moat_kv.engine import nats_client
+from moat_kv.engine import nats_client, nats_consumer, nats_subjects
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +103,42 @@ async def test_an_answer_to_a_ping_may_be_behind_much_that_comes(size: int, left
 async def test_nothing_is_sent_without_a_line() -> None:
     with pytest.raises(nats_errors.ConnectionClosedError):
         nats_client.Client().send(b"PING\r\n")
+
+
+class ClosedTransport:
+    """As uvloop's is."""
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("unable to perform operation on it; the handler is closed")
+
+    writelines = write
+
+
+class Closed(Listening):
+    """A client that does not know yet that its line is closed."""
+
+    is_connected = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport: Any = ClosedTransport()
+
+
+@pytest.mark.parametrize("pending", [[], [b"before"]], ids=["alone", "behind nats-py's"])
+async def test_a_line_that_has_just_been_closed_is_a_lost_connection(pending: list[bytes]) -> None:
+    client = Closed()
+    client._pending = pending
+    with pytest.raises(nats_errors.ConnectionClosedError):
+        client.send(b"PING\r\n")
+
+
+async def test_a_consumer_that_cannot_be_answered_is_over_and_harms_nobody() -> None:
+    connection: Any = types.SimpleNamespace(client=Closed())
+    consumer = nats_consumer.Consumer(
+        connection, nats_subjects.Names("x"), lambda items, remaining: None
+    )
+    consumer._came(b"inbox", b"are.you.there", b"", b"NATS/1.0 100 FlowControl Request\r\n\r\n")
+    await consumer.until_over()
 
 
 def test_a_message_is_published_as_the_protocol_says() -> None:

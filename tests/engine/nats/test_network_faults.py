@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,18 @@ import pytest
 
 from moat_kv import errors
 from moat_kv.engine import nats as nats_engine
-from moat_kv.engine import nats_compact, nats_line, nats_remote, nats_stream, network
+from moat_kv.engine import (
+    nats_clock,
+    nats_compact,
+    nats_line,
+    nats_remote,
+    nats_stream,
+    nats_touch,
+    network,
+)
 from moat_kv.entry import Record
 from moat_kv.path import P, Path
-from moat_kv.testing import engine_probe, nats
+from moat_kv.testing import engine_probe, nats, proxy
 from tests.client import waiting
 
 pytestmark = pytest.mark.anyio
@@ -211,11 +220,64 @@ async def test_a_strict_read_sees_what_was_answered_elsewhere(
             await two.engine.catch_up()
 
 
-async def test_the_engine_s_time_is_nats_s(tmp_path: pathlib.Path, own_node: nats.Node) -> None:
+async def test_the_engine_s_time_is_nats_s_whatever_the_date_here_is(
+    tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 3_600)
     server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
     async with server.running():
+        clock = server.remote._feed.clock
+        assert abs(server.engine.now() - right()) <= clock.uncertain_s < math.inf
+        # What is written tells it, too; and nothing that is known already is asked.
+        clock._now = clock._before = nats_clock._Limits()
         record = await server.set(A, b"\x01")
+        await server.set(A, b"\x02")
         assert abs(server.engine.now() - record.at) < 5
+        assert abs(server.engine.now() - right()) <= clock.uncertain_s < math.inf
+        probes = server.remote._probes
+        monkeypatch.setattr(nats_remote, "TELLING_S", clock.uncertain_s)
+        await server.remote.learn_time()
+        assert server.remote._probes == probes
+        monkeypatch.setattr(nats_remote, "TELLING_S", 0.0)
+        await server.remote.learn_time()
+        assert server.remote._probes == probes + nats_remote.MORE_TRIPS
+
+
+async def test_who_starts_again_behind_a_slow_line_knows_when_its_writes_were_made(
+    tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_touch, "DETACH_S", 0.5)
+    file, paths = tmp_path / "n1.sqlite", [P("a") / number for number in range(20)]
+    async with proxy.proxied(own_node.port) as line:
+        urls = [f"nats://127.0.0.1:{port}/house" for port in (line.port, own_node.port)]
+        one, two = Server(urls[0], file, "n1"), Server(urls[1], tmp_path / "n2.sqlite", "n2")
+        two.writer._tick = 1_000
+        async with two.running():
+            async with one.running():
+                await one.set(B, b"\x01")
+                line.refuse()
+                await one.until(lambda: not one.engine.attached)
+                for path in paths:
+                    await two.set(path, b"\x02")
+                await anyio.sleep(1.0)
+                for path in paths:
+                    assert (await one.set(path, b"\x03")).rev < 0
+            right, sure_end = time.time, nats_stream.sure_end
+            monkeypatch.setattr(time, "time", lambda: right() - 3_600)
+
+            async def late_sure_end(*arguments: Any) -> int:
+                await anyio.sleep(0.5)  # its node is not the one that leads
+                return await sure_end(*arguments)
+
+            monkeypatch.setattr(nats_stream, "sure_end", late_sure_end)
+            line.slow(0.15)
+            line.heal()
+            again = Server(urls[0], file, "n1")
+            async with again.running():
+                await again.until(lambda: again.engine.attached and not again.replica.covers)
+                assert abs(again.engine.now() - right()) < 0.5
+                assert [again.replica.values[path] for path in paths] == [b"\x03"] * len(paths)
 
 
 async def test_a_server_with_a_wrong_date_forgets_no_deletion_too_early(
