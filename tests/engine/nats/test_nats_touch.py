@@ -171,7 +171,7 @@ async def test_a_node_that_has_acknowledged_meanwhile_is_not_left(
         await net.until("attached")
         monkeypatch.setattr(net.feed, "know_revision", lambda rev: None)
         net.rev += 100_000  # of which all comes, but slowly
-        node.ack_s, net.other = 0.05, Node(net, ack_s=0.2)
+        node.ack_s, net.other = 0.05, Node(net, ack_s=0.4)
         net.touch.wait()
         with anyio.fail_after(5):
             while not net.other.is_dropped:
