@@ -222,7 +222,10 @@ class Consumer:
         headers = nats_client.headers_of(raw)
         answer_to = reply.decode() or headers.get("Nats-Consumer-Stalled")
         if answer_to:
-            self._client.send(nats_client.publication(answer_to, b"", "", {}))
+            try:
+                self._client.send(nats_client.publication(answer_to, b"", "", {}))
+            except nats_errors.Error:  # the connection is gone
+                self._over.set()
         delivered = headers.get("Nats-Last-Consumer")
         if delivered is not None and int(delivered) != self._number:
             _log.info("NATS: messages are missing at the end")
