@@ -9,6 +9,7 @@ line at once, and what comes is handed on where it is read. All else is nats-py'
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -66,12 +67,26 @@ class Client(nats_client.Client):
             raise nats_errors.ConnectionClosedError from exc
 
     def abort(self) -> None:
-        """Give the socket up, with all that is unsent; `close` has nothing to wait for then."""
-        self._pending, self._pending_data_size = [], 0
-        # (nats-py would leave the socket to whoever takes what is unsent.)
-        writer = getattr(self._transport, "_io_writer", None)
+        """Give the socket up, with all that is unsent; after `close`.
+
+        (nats-py leaves it to whoever takes what is unsent.)
+        """
+        writer = self._writer
         if writer is not None:
             writer.transport.abort()
+
+    @property
+    def _writer(self) -> asyncio.StreamWriter | None:
+        return getattr(self._transport, "_io_writer", None)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """What is unsent goes with a socket that is closed: nats-py would write to it, which uvloop
+        takes for a fault, and not come to its end.
+        """
+        writer = self._writer
+        if writer is not None and writer.is_closing():
+            self._pending, self._pending_data_size = [], 0
+        await super()._close(status, do_cbs)
 
     async def came(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None

@@ -6,8 +6,8 @@ was published and got no answer is nobody's business here. Knows nothing of stre
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import re
 import ssl
 import time
@@ -21,8 +21,11 @@ from nats import errors as nats_errors
 from moat_kv import errors
 from moat_kv.engine import nats_client, nats_settings
 
-#: Closing one is not waited for longer than that, in seconds.
-CLOSE_S = 0.5
+_log = logging.getLogger(__name__)
+
+#: Closing one is not waited for longer than that, in seconds; nor one that is of no more use, so
+#: that whatever goes on elsewhere does not wait for a node that is frozen.
+CLOSE_S, CLOSE_LOST_S = 0.5, 0.05
 #: How long a request to JetStream's interface may take, in seconds; what has more to do says so.
 API_S = 6.0
 #: What changes nothing is asked again so often meanwhile: who was to answer may have been frozen,
@@ -186,10 +189,9 @@ class Connection:
 
     async def close(self) -> None:
         """Give it up; what is unsent may get there still, unless it was lost."""
-        if self.lost.is_set():
-            self.client.abort()  # whatever goes on next does not wait for a node that is frozen
+        limit_s = CLOSE_LOST_S if self.lost.is_set() else CLOSE_S
         self.lost.set()
-        await close_client(self.client)
+        await close_client(self.client, limit_s)
 
     async def drop(self) -> None:
         """Give it up at once."""
@@ -197,12 +199,16 @@ class Connection:
         await self.close()
 
 
-async def close_client(client: nats_client.Client) -> None:
+async def close_client(client: nats_client.Client, limit_s: float = CLOSE_LOST_S) -> None:
     """Close it, without waiting long for a node that is frozen or does not end TLS."""
     with anyio.CancelScope(shield=True):
-        with anyio.move_on_after(CLOSE_S), contextlib.suppress(nats_errors.Error, OSError):
-            await client.close()
-        client.abort()
+        try:
+            with anyio.move_on_after(limit_s):
+                await client.close()
+        except (nats_errors.Error, OSError, RuntimeError) as exc:
+            # (A RuntimeError is what uvloop says of writing to a socket that is closed.)
+            _log.debug("NATS: closing a connection: %r", exc)
+        client.abort()  # after this nats-py must not write any more
         await anyio.lowlevel.checkpoint()  # the loop closes it in its next turn
 
 

@@ -30,7 +30,7 @@ ANSWER_S = 4.0
 #: Until one begins to come, the question is sent again after so long, and after twice that, and so
 #: on, in seconds: NATS chooses by chance which copy answers, where the node that we are connected
 #: to has none that is up to date (for some seconds after it has led), and that one may be frozen.
-AGAIN_S = 0.6
+AGAIN_S = 0.3
 #: Between two looks into a copy for what is not there yet, in seconds.
 PAUSE_S = 0.05
 

@@ -215,7 +215,6 @@ class Line:
                 **options,
             )
         except (nats_errors.Error, OSError, TimeoutError) as exc:
-            client.abort()
             await nats_connection.close_client(client)
             cause = told[-1] if isinstance(exc, nats_errors.NoServersError) and told else exc
             self.reason = f"{server}: {nats_connection.said(cause)}"
@@ -223,7 +222,6 @@ class Line:
                 raise _ShutOut(self.reason) from exc
             raise nats_connection.NoAnswer(self.reason) from exc
         except BaseException:
-            client.abort()
             await nats_connection.close_client(client)
             raise
         connection = nats_connection.Connection(client, server, lost, self._settings)

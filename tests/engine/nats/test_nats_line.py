@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from nats import errors as nats_errors
 from nats.aio import msg as nats_msg
 
 from moat_kv import errors
@@ -85,6 +86,27 @@ async def test_what_changes_nothing_is_asked_again_until_somebody_answers(
         await connection.api("TEST", {}, 0.3)
     assert len(heard) == 1
     await connection.close()
+
+
+async def test_a_socket_that_is_closed_is_no_fault(
+    nodes: Sequence[nats.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop says so with a RuntimeError, when nats-py writes what it has still to send."""
+    connection = await line_to(*nodes).first()
+    client = connection.client
+
+    def is_closed(data: object) -> None:
+        raise RuntimeError("the handler is closed")
+
+    monkeypatch.setattr(client._transport, "write", is_closed)
+    monkeypatch.setattr(client._transport, "writelines", is_closed)
+    with pytest.raises(nats_errors.ConnectionClosedError):
+        client.send(b"PING\r\n")
+    client.abort()
+    client._pending, client._pending_data_size = [b"PING\r\n"], 6
+    await connection.close()
+    assert client.is_closed
+    assert connection.lost.is_set()
 
 
 async def test_that_nobody_leads_is_no_answer_if_there_comes_another(

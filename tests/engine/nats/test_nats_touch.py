@@ -120,7 +120,7 @@ async def until_there(node: Node, names: nats_subjects.Names, rev: int) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_direct, "until_there", until_there)
     for name, value in {
-        "DETACH_S": 0.6,
+        "DETACH_S": 1.5,
         "LATE_S": 0.15,
         "NEW_S": 0.15,
         "LOOK_S": 0.02,
@@ -140,7 +140,7 @@ async def test_who_is_acknowledged_is_in_touch_and_else_cut_off_until_it_is_agai
     async with net.connected(node):
         await net.until("attached")
         assert node.is_of_use
-        await anyio.sleep(0.8)  # an idle server waits for nothing
+        await anyio.sleep(1.8)  # an idle server waits for nothing
         assert (net.told, node.probes) == (["attached"], 1)
         node.ack_s = None
         net.touch.wait()
@@ -171,7 +171,7 @@ async def test_a_node_that_has_acknowledged_meanwhile_is_not_left(
         await net.until("attached")
         monkeypatch.setattr(net.feed, "know_revision", lambda rev: None)
         net.rev += 100_000  # of which all comes, but slowly
-        node.ack_s, net.other = 0.05, Node(net, ack_s=0.2)
+        node.ack_s, net.other = 0.05, Node(net, ack_s=0.4)
         net.touch.wait()
         with anyio.fail_after(5):
             while not net.other.is_dropped:
