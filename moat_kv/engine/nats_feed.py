@@ -14,6 +14,7 @@ and nothing is missing of what is taken.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -149,6 +150,8 @@ class Feed:
         if not end:
             return
         self._total = 0
+        enabled = gc.isenabled()
+        gc.disable()  # a tree that grows makes no garbage
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._report, progress)
@@ -158,6 +161,9 @@ class Feed:
                 tasks.cancel_scope.cancel()
         except* (nats_line.NoAnswer, nats_line.Refused) as group:
             raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+        finally:
+            if enabled:
+                gc.enable()
         if progress is not None:
             progress(self.count, self.count)
 
@@ -300,10 +306,11 @@ class Feed:
             if not self._group:
                 self.revision = rev
         self._apply(ready)
+        # First: what is answered there is waited for by somebody at the other end of a line.
+        self.on_applied()
         for rev, waiter, _ in self._waiters:
             if rev <= self.revision:
                 waiter.set()
-        self.on_applied()
 
     def _apply(self, ready: Sequence[nats_record.Delivered]) -> None:
         records = []
