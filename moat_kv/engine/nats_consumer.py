@@ -179,7 +179,7 @@ class Consumer:
         if self._over.is_set():
             return
         try:
-            place = nats_record.place(reply.decode()) if reply else None
+            place = nats_record.place(reply) if reply else None
             if place is None:
                 self._told(reply, headers)
             else:
@@ -222,7 +222,7 @@ class Consumer:
         headers = nats_client.headers_of(raw)
         answer_to = reply.decode() or headers.get("Nats-Consumer-Stalled")
         if answer_to:
-            self._client.send(nats_client.publication(answer_to, b"", "", {}))
+            self._client.send(nats_client.publication(answer_to, b"", ""))
         delivered = headers.get("Nats-Last-Consumer")
         if delivered is not None and int(delivered) != self._number:
             _log.info("NATS: messages are missing at the end")
