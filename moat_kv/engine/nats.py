@@ -13,27 +13,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from nats import errors as nats_errors
-from nats.aio import msg as nats_msg
 
 from moat_kv import config, errors
 from moat_kv.engine import (
     base,
     nats_committing,
     nats_compact,
-    nats_consumer,
-    nats_direct,
+    nats_connection,
     nats_feed,
     nats_line,
+    nats_messages,
     nats_publish,
-    nats_record,
+    nats_reading,
     nats_settings,
     nats_stream,
     nats_subjects,
@@ -43,10 +39,6 @@ from moat_kv.path import Path
 
 _log = logging.getLogger(__name__)
 
-#: So many fleeting messages wait to be sent; then the oldest are lost.
-OUTGOING = 1_000
-#: A node's copy that is behind for longer is not asked again for a path's history, in seconds.
-STALE_S = 1.0
 #: A newcomer's load that breaks off goes on with another connection, so often.
 LOADS = 5
 
@@ -93,10 +85,10 @@ class NatsEngine(base.Engine):
         self._open = False
         #: Of the present connection, once it is in use.
         self._publisher: nats_publish.Publisher | None = None
-        self._connection: nats_line.Connection | None = None
+        self._connection: nats_connection.Connection | None = None
         self._attached_event: anyio.Event
-        self._outgoing: deque[tuple[str, bytes]] = deque(maxlen=OUTGOING)
-        self._sending: anyio.Event
+        self._reading: nats_reading.Reading
+        self._messages: nats_messages.Messages
 
     @property
     def network(self) -> str:
@@ -139,24 +131,31 @@ class NatsEngine(base.Engine):
             ) from None
         self._replica = replica
         self._attached_event = anyio.Event()
-        self._sending = anyio.Event()
         self._line = nats_line.Line(self._settings, self._name)
         self._feed = nats_feed.Feed(self._names, replica)
+        self._messages = nats_messages.Messages(self._names, replica)
+        self._reading = nats_reading.Reading(
+            self._names,
+            replica,
+            self._feed,
+            connected=self._connected,
+            patience_s=self._patience_s,
+        )
         self._began_at = 0
         self._running = self._is_begun = True
         self._make_committer()
 
-    async def _load(self) -> nats_line.Connection:
+    async def _load(self) -> nats_connection.Connection:
         """Find the network and take its tree. The connection for going on."""
         for attempt in range(1, LOADS + 1):
             connection = await self._line.first()
             try:
-                nats_line.check(connection, self._place)
+                nats_connection.check(connection, self._place)
                 self._facts = facts = await nats_stream.prepare(
                     connection, self._names, self._settings
                 )
                 await self._feed.load(connection, self._progress)
-            except (nats_line.NoAnswer, nats_line.Refused) as exc:
+            except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
                 await connection.close()
                 _log.warning("NATS: the load broke off: %s", exc)
                 if attempt == LOADS:
@@ -191,7 +190,7 @@ class NatsEngine(base.Engine):
         )
 
     @asynccontextmanager
-    async def _serving(self, connection: nats_line.Connection) -> AsyncIterator[None]:
+    async def _serving(self, connection: nats_connection.Connection) -> AsyncIterator[None]:
         # Cancelled by the committer's end alone: it needs the line until then.
         background = anyio.CancelScope(shield=True)
         try:
@@ -210,7 +209,7 @@ class NatsEngine(base.Engine):
         finally:
             await connection.close()
 
-    async def _keep(self, first: nats_line.Connection, background: anyio.CancelScope) -> None:
+    async def _keep(self, first: nats_connection.Connection, background: anyio.CancelScope) -> None:
         with background:
             try:
                 await self._line.keep(first, self._serve)
@@ -222,35 +221,32 @@ class NatsEngine(base.Engine):
         await self._committer.run()
         background.cancel()
 
-    async def _serve(self, connection: nats_line.Connection) -> None:
-        """Use a connection until it is lost. Raises nats_line.NoAnswer, errors.EngineError."""
+    async def _serve(self, connection: nats_connection.Connection) -> None:
+        """Use a connection until it is lost. Raises nats_connection.NoAnswer, EngineError."""
         publisher = nats_publish.Publisher(connection)
         await publisher.open()
-        try:
-            await connection.client.subscribe(self._names.messages, cb=self._heard)
-        except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+        await self._messages.listen(connection)
         # Its answers come behind the subscriptions. (nats-py's `flush` does not wait for these: its
         # ping goes past what is still to be sent.)
         try:
             await self._check_again(connection)
-        except nats_line.Refused as refused:
-            raise nats_line.NoAnswer(str(refused)) from refused
+        except nats_connection.Refused as refused:
+            raise nats_connection.NoAnswer(str(refused)) from refused
         self._connection, self._publisher = connection, publisher
         self._attached_event.set()
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._send, connection)
+                tasks.start_soon(self._messages.pass_on, connection)
                 await self._feed.follow(connection)
-        except* nats_line.NoAnswer as group:
-            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+        except* nats_connection.NoAnswer as group:
+            raise nats_connection.NoAnswer(str(group.exceptions[0])) from group
         finally:
             self._connection = self._publisher = None
             self._attached_event = anyio.Event()
 
-    async def _check_again(self, connection: nats_line.Connection) -> None:
+    async def _check_again(self, connection: nats_connection.Connection) -> None:
         """Whether the node, and the stream as it is now, can go on from what was applied."""
-        nats_line.check(connection, self._place)
+        nats_connection.check(connection, self._place)
         facts = await nats_stream.look(connection, self._names, self._settings)
         floor, _ = await nats_stream.floor(connection, self._names)
         if facts.revision < self._feed.revision:
@@ -281,7 +277,7 @@ class NatsEngine(base.Engine):
                     await self._attached_event.wait()
         return self._publisher
 
-    async def _connected(self) -> nats_line.Connection:
+    async def _connected(self) -> nats_connection.Connection:
         await self._attached(self._patience_s)
         if self._connection is None:
             raise errors.Detached(self._line.reason)
@@ -296,7 +292,7 @@ class NatsEngine(base.Engine):
                 return await nats_stream.end(self._connection, self._names)
             found = await nats_stream.last(self._connection, self._names, subject)
             return found[0] if found is not None else 0
-        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+        except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
             _log.debug("NATS: looking up %s: %s", subject, exc)
             return None
 
@@ -315,88 +311,22 @@ class NatsEngine(base.Engine):
 
     async def history(self, path: Path, *, limit: int, before: int | None = None) -> list[Record]:
         """See `base.Engine.history`. Raises Detached."""
-        subject = self._names.subject(path)
-        began, pause_s = time.monotonic(), 0.02
-        while True:
-            head = self._replica.head(path)
-            if head is None:
-                return []
-            # A node's copy may be behind the one that we follow: for a moment, or, after an outage,
-            # for long. Another one is asked then, and what is not all is no answer.
-            waited_s = time.monotonic() - began
-            if waited_s < STALE_S:
-                found = await self._read_path(subject)
-            else:
-                found = [record async for some in self._read([subject], 0) for record in some]
-            if found and found[-1].rev >= head.rev:
-                break
-            if waited_s > self._patience_s:
-                raise errors.Detached("no NATS node that answers has all of it yet")
-            await anyio.sleep(pause_s)
-            pause_s = min(0.5, 2 * pause_s)
-        wanted = [record for record in found if before is None or record.rev < before]
-        return wanted[::-1][:limit]
+        return await self._reading.history(path, limit=limit, before=before)
 
     async def records(self, since: int) -> AsyncIterator[Sequence[Record]]:
         """See `base.Engine.records`. Raises Detached."""
-        async for some in self._read(self._names.followed, since):
-            if some:
-                yield some
-
-    async def _read_path(self, subject: str) -> list[Record]:
-        connection = await self._connected()
-        try:
-            items = await nats_direct.read(connection, self._names, subject)
-        except nats_line.NoAnswer as exc:
-            raise errors.Detached(str(exc)) from exc
-        return self._kept(items)
-
-    def _kept(self, items: Sequence[nats_consumer.Item]) -> list[Record]:
-        """The records that are not forgotten."""
-        records = [item.record for item in items if isinstance(item, nats_record.Delivered)]
-        floor = self._feed.floor
-        return [each for each in records if each.value is not None or each.rev > floor]
-
-    async def _read(self, subjects: Sequence[str], since: int) -> AsyncIterator[list[Record]]:
-        connection = await self._connected()
-        try:
-            async for items in nats_consumer.read(connection, self._names, subjects, since):
-                yield self._kept(items)
-        except (nats_line.NoAnswer, nats_line.Refused) as exc:
-            raise errors.Detached(str(exc)) from exc
+        async for some in self._reading.records(since):
+            yield some
 
     async def compact(self) -> int:
         """See `base.Engine.compact`. Raises Detached."""
         try:
             return await self._compactor.compact()
-        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+        except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
             raise errors.Detached(str(exc)) from exc
 
-    # Fleeting messages --------------------------------------------------------------------------
-
     def send(self, topic: Path, data: bytes) -> None:
-        self._outgoing.append((self._names.message(topic), data))
-        self._sending.set()
-
-    async def _send(self, connection: nats_line.Connection) -> None:
-        while True:
-            while self._outgoing:
-                subject, data = self._outgoing.popleft()
-                try:
-                    await connection.client.publish(subject, data)
-                except (nats_errors.Error, OSError) as exc:
-                    _log.debug("NATS: a message to %s is lost: %s", subject, exc)
-            await self._sending.wait()
-            self._sending = anyio.Event()
-
-    async def _heard(self, message: nats_msg.Msg) -> None:
-        try:
-            self._replica.message(self._names.topic(message.subject), bytes(message.data))
-        except errors.BadPath as exc:
-            _log.debug("NATS: a message that is not ours: %s", exc)
-        except Exception:
-            # nats-py would drop it unseen.
-            _log.exception("a message on %s", message.subject)
+        self._messages.send(topic, data)
 
     def describe(self) -> dict[str, Any]:
         """`kind`, `place`, `size_bytes` and `records` (about: what the stream said last, and what

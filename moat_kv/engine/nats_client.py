@@ -90,6 +90,14 @@ class Client(nats_client.Client):
             self._pending, self._pending_data_size = [], 0
         self._transport.write(command)
 
+    def abort(self) -> None:
+        """Give the socket up, with all that is unsent; `close` has nothing to wait for then."""
+        self._pending, self._pending_data_size = [], 0
+        # (nats-py would leave the socket to whoever takes what is unsent.)
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
     def came(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> bool:

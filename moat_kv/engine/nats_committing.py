@@ -5,11 +5,12 @@ path twice: a few single writes go as messages of their own and are answered one
 them, groups and guarded writes as one atomic batch. The next are taken when all of these are
 answered, so groups enter the log in their order, and one message is under way per path.
 
-Judged against the applied tree; the last sequences that go with the messages make it hold in the
-log. Where another server was quicker, what came is applied and the group judged anew. Where no
-answer comes, the same records are sent again with the same sequences, which can succeed once at
-most; whether they were there already is seen as they are applied (`nats_feed.Chain`). What cannot
-be told within the patience is `Unknown`, what was certainly not stored `Detached`.
+Judged against the applied tree (`nats_judging`); the last sequences that go with the messages make
+it hold in the log. Where another server was quicker, what came is applied and the group judged
+anew. Where no answer comes, the same records are sent again with the same sequences, which can
+succeed once at most; whether they were there already is seen as they are applied
+(`nats_feed.Chain`). What cannot be told within the patience is `Unknown`, what was certainly not
+stored `Detached`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,13 @@ import anyio
 from moat_kv import errors, waiting
 from moat_kv.engine import (
     base,
-    judge,
     nats_feed,
     nats_group,
+    nats_judging,
     nats_publish,
-    nats_record,
     nats_subjects,
 )
-from moat_kv.entry import Head, Record, Write
-from moat_kv.path import Path
+from moat_kv.entry import Write
 
 _log = logging.getLogger(__name__)
 
@@ -79,14 +78,15 @@ class Committer:
         report: Callable[[str | None], None],
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._names = names
         self._replica = replica
         self._feed = feed
         self._place = place
         self._attached = attached
         self._lookup = lookup
-        self._body_limit = body_limit
         self._report = report
+        self._judge = nats_judging.Judge(
+            names, replica, feed, place=place, body_limit=body_limit, report=report
+        )
         self._patience_s = patience_s
         self._waiting: deque[nats_group.Item] = deque()
         #: Of the last round, what is to be answered.
@@ -175,9 +175,12 @@ class Committer:
         parts, pauses = 1, 0
         try:
             while todo := [item for item in items if item.outcome is None]:
-                self._judge_all(todo)
+                self._judge.judge(todo)
                 # Each would cost a moment more, and many may have waited while NATS was silent.
                 self._give_up([item for item in todo if item.outcome is None and not item.sent])
+                # Others that came later may be under way for longer.
+                for item in items:
+                    item.tell()
                 todo = [item for item in todo if item.outcome is None]
                 if not todo:
                     return
@@ -216,104 +219,6 @@ class Committer:
                 item.outcome = errors.Unknown(reason)
             else:
                 item.outcome = errors.Detached(reason)
-
-    def _judge_all(self, items: Sequence[nats_group.Item]) -> None:
-        for item in items:
-            if item.sent and self._settled_by_chain(item):
-                continue
-            item.outcome = self._judged(item)
-
-    def _settled_by_chain(self, item: nats_group.Item) -> bool:
-        """Whether it is known by now what became of a group that was sent before.
-
-        Also of one that was refused: a node that does not know yet that it leads no more may refuse
-        what the new leader stores (seen after a leader had been frozen).
-        """
-        chains = [self._feed.chains[write.path] for write, _ in item.messages]
-        for place, chain in enumerate(chains):
-            if chain.mine is not None:
-                item.outcome = self._outcome(item, chain.mine.rev - place)
-                self._report(None)  # it is there, though the answer came too late
-                return True
-        if item.doubtful and any(chain.broken for chain in chains):
-            item.outcome = errors.Unknown("records of its path have come and gone meanwhile")
-            return True
-        bases = [message.expect or 0 for _, message in item.messages]
-        if any(chain.last > base_ for chain, base_ in zip(chains, bases, strict=True)):
-            # Another record is where it would have had to be: it is not there, nor can get there.
-            item.doubtful = item.conflicting = False
-        return False
-
-    def _judged(self, item: nats_group.Item) -> base.Outcome | None:
-        """What refuses the group, or what it finds already there; else it is ready to be sent."""
-        head_of = self._replica.head
-        heads = []
-        for write in item.writes:
-            head = head_of(write.path)
-            refused = judge.refusal(write, head, head_of)
-            if refused is not None:
-                return refused
-            heads.append(head)
-        now = max(self._feed.at, time.time())
-        item.records = [
-            judge.unchanged(write, head, now) if write.value is None or write.idem else None
-            for write, head in zip(item.writes, heads, strict=True)
-        ]
-        changing = [
-            (write, head)
-            for write, head, there in zip(item.writes, heads, item.records, strict=True)
-            if there is None
-        ]
-        if not changing:
-            return [record for record in item.records if record is not None]
-        item.messages = []
-        for nth, (write, head) in enumerate(changing):
-            message = self._message(write, head, nth, len(changing))
-            if len(message.body) > (limit := self._body_limit()):
-                reason = f"NATS takes {limit} bytes at most, this has {len(message.body)}"
-                return errors.StorageFailed(
-                    self._place, reason, hint="`max_payload` in NATS's configuration raises it"
-                )
-            item.messages.append((write, message))
-        item.guards = self._guards(item)
-        return None
-
-    def _message(
-        self, write: Write, head: Head | None, nth: int, size: int
-    ) -> nats_publish.Message:
-        path = write.path
-        prev = self._base(path, head)
-        chains = self._feed.chains
-        if path not in chains:
-            rev = head.rev if head is not None else 0
-            chains[path] = nats_feed.Chain(rev, write.origin, write.tick)
-        return nats_publish.Message(
-            subject=self._names.subject(path),
-            body=nats_record.body(write, prev, nth, size),
-            expect=prev,
-        )
-
-    def _base(self, path: Path, head: Head | None) -> int:
-        """The last sequence that the path's subject is known to have."""
-        left = self._feed.leftovers.get(path, 0)
-        return max(left, head.rev) if head is not None else left
-
-    def _guards(self, item: nats_group.Item) -> list[nats_publish.Message]:
-        """A message for each entry that guards the group and is not written by it."""
-        written = {write.path for write, _ in item.messages}
-        found = {}
-        for write in item.writes:
-            for guard in write.guards:
-                if guard.path not in written:
-                    head = self._replica.head(guard.path)
-                    assert head is not None  # the guard holds
-                    found[guard.path] = nats_publish.Message(
-                        subject=self._names.guard,
-                        body=b"",
-                        expect=head.rev,
-                        expect_of=self._names.subject(guard.path),
-                    )
-        return list(found.values())
 
     # Publishing ---------------------------------------------------------------------------------
 
@@ -371,7 +276,7 @@ class Committer:
         while waiting and waiting[0][0] <= self._feed.revision:
             rev, item = waiting.popleft()
             if item.outcome is None:
-                item.outcome = self._outcome(item, rev)
+                item.outcome = self._judge.outcome(item, rev)
                 self._tell_settled()
                 item.tell()
 
@@ -380,30 +285,8 @@ class Committer:
             return  # answered meanwhile
         rev -= sum(len(item.messages) for item in items) - 1
         for item in items:
-            item.outcome = self._outcome(item, rev)
+            item.outcome = self._judge.outcome(item, rev)
             rev += len(item.messages)
-
-    def _outcome(self, item: nats_group.Item, first: int) -> list[Record]:
-        """The group's records, whose first has that revision."""
-        found = list(item.records)
-        rev = first
-        for place, write in enumerate(item.writes):
-            if found[place] is not None:
-                continue
-            mine = self._feed.chains[write.path].mine
-            # One that has rolled off by now never came; its time is about that of what did.
-            found[place] = mine or Record(
-                rev,
-                write.path,
-                write.value,
-                self._feed.at,
-                write.origin,
-                write.tick,
-                write.session,
-                write.expires_at,
-            )
-            rev += 1
-        return [record for record in found if record is not None]
 
     async def _not_stored(
         self, items: Sequence[nats_group.Item], answer: nats_publish.Refused | nats_publish.Open

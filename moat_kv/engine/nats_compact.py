@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from moat_kv.engine import nats_feed, nats_line, nats_publish, nats_stream, nats_subjects
+from moat_kv.engine import nats_connection, nats_feed, nats_publish, nats_stream, nats_subjects
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ SIDE_BY_SIDE = 16
 #: The record that raises the floor must have been applied within this time, in seconds.
 APPLY_S = 5.0
 
-Connected = Callable[[], Awaitable[nats_line.Connection]]
+Connected = Callable[[], Awaitable[nats_connection.Connection]]
 """The present connection, waited for; raises Detached."""
 
 
@@ -56,13 +56,13 @@ class Compactor:
             await anyio.sleep(EVERY_S * (0.5 + random.random()))
             try:
                 await self.compact()
-            except (nats_line.NoAnswer, nats_line.Refused) as exc:
+            except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
                 _log.info("NATS: deletions will be forgotten later: %s", exc)
 
     async def compact(self) -> int:
         """Forget what is old enough; the floor then.
 
-        Raises Detached, nats_line.NoAnswer, nats_line.Refused.
+        Raises Detached, nats_connection.NoAnswer, nats_connection.Refused.
         """
         async with self._busy:
             connection = await self._connected()
@@ -82,7 +82,7 @@ class Compactor:
             floor = rev
         return floor
 
-    async def _announce(self, connection: nats_line.Connection, floor: int) -> None:
+    async def _announce(self, connection: nats_connection.Connection, floor: int) -> None:
         """Write the record, and wait until it was applied here."""
         known, rev = await nats_stream.floor(connection, self._names)
         if known < floor:
@@ -94,15 +94,15 @@ class Compactor:
             (answer,) = await publisher.singly([message])
             await publisher.close()
             if isinstance(answer, nats_publish.Open):
-                raise nats_line.NoAnswer(answer.reason)
+                raise nats_connection.NoAnswer(answer.reason)
             if isinstance(answer, nats_publish.Refused) and not answer.conflict:
-                raise nats_line.NoAnswer(answer.reason)
+                raise nats_connection.NoAnswer(answer.reason)
             # A conflict: another server was first.
             rev = (await nats_stream.floor(connection, self._names))[1]
         if not await self._feed.reach(rev, APPLY_S):
-            raise nats_line.NoAnswer("the floor's record was not seen in time")
+            raise nats_connection.NoAnswer("the floor's record was not seen in time")
 
-    async def _remove(self, connection: nats_line.Connection) -> None:
+    async def _remove(self, connection: nats_connection.Connection) -> None:
         """Take what is below the floor out of the stream, with what was there before it."""
         below = {p: rev for p, rev in self._feed.leftovers.items() if rev <= self._feed.floor}
         limiter = anyio.CapacityLimiter(SIDE_BY_SIDE)
@@ -117,8 +117,8 @@ class Compactor:
             async with anyio.create_task_group() as tasks:
                 for path, rev in below.items():
                     tasks.start_soon(remove, self._names.subject(path), rev)
-        except* (nats_line.NoAnswer, nats_line.Refused) as group:
-            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+        except* (nats_connection.NoAnswer, nats_connection.Refused) as group:
+            raise nats_connection.NoAnswer(str(group.exceptions[0])) from group
         for path, rev in below.items():
             if self._feed.leftovers.get(path) == rev:
                 del self._feed.leftovers[path]

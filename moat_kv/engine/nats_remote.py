@@ -14,15 +14,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
-from nats import errors as nats_errors
 
 from moat_kv import errors
 from moat_kv.engine import (
     age,
     nats,
     nats_clock,
+    nats_connection,
     nats_feed,
-    nats_line,
     nats_publish,
     nats_stream,
     nats_touch,
@@ -97,7 +96,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                 self._committer.abandon()
                 raise
 
-    async def _first(self) -> nats_line.Connection:
+    async def _first(self) -> nats_connection.Connection:
         while True:
             try:
                 return await self._line.first()
@@ -106,8 +105,8 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                     raise
                 self._touch.leave(str(exc.facts["reason"]))
 
-    async def _serve_following(self, connection: nats_line.Connection) -> None:
-        """Use a connection until it is lost. Raises nats_line.NoAnswer; EngineUnfit at first."""
+    async def _serve_following(self, connection: nats_connection.Connection) -> None:
+        """Use one until it is lost. Raises nats_connection.NoAnswer; EngineUnfit at first."""
         connection.is_of_use = False
         self._touch.wait()
         try:
@@ -119,23 +118,23 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
                 if not self._feed.revision:
                     await self._feed.load(connection, self._progress)
                 publisher = await self._take_up(connection)
-                tasks.start_soon(self._send, connection)
+                tasks.start_soon(self._messages.pass_on, connection)
                 tasks.start_soon(self._feed.follow, connection)
                 tasks.start_soon(self._touch.prove, connection)
                 self._connection, self._publisher = connection, publisher
                 self._attached_event.set()
-        except* nats_line.NoAnswer as group:
+        except* nats_connection.NoAnswer as group:
             self._touch.trouble = str(group.exceptions[0])
-            raise nats_line.NoAnswer(self._touch.trouble) from group
+            raise nats_connection.NoAnswer(self._touch.trouble) from group
         finally:
             self._connection = self._publisher = None
             self._attached_event = anyio.Event()
             self._touch.wait()
 
-    async def _find_log(self, connection: nats_line.Connection) -> None:
+    async def _find_log(self, connection: nats_connection.Connection) -> None:
         """Know whether the stream goes on from where we are; if not, begin anew."""
         try:
-            nats_line.check(connection, self._place)
+            nats_connection.check(connection, self._place)
             if self.epoch:
                 facts, floor = await nats_stream.look_with_floor(
                     connection, self._names, self._settings
@@ -148,22 +147,22 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
             else:
                 facts = await nats_stream.prepare(connection, self._names, self._settings)
             self._facts, self.epoch = facts, facts.epoch
-        except nats_line.Refused as refused:
+        except nats_connection.Refused as refused:
             reason = str(refused)
             if refused.number == nats_stream.STREAM_NOT_FOUND:
                 reason = (
                     "its stream is gone; bring it back, or make it anew with `moat kv log restore`"
                 )
                 self._touch.leave(reason)
-            raise nats_line.NoAnswer(reason) from refused
+            raise nats_connection.NoAnswer(reason) from refused
         except errors.EngineUnfit as exc:
             if not self._known.state.epoch:
                 raise
             self._touch.leave(str(exc))
-            raise nats_line.NoAnswer(str(exc)) from exc
+            raise nats_connection.NoAnswer(str(exc)) from exc
 
     async def _is_same(
-        self, connection: nats_line.Connection, facts: nats_stream.Facts, floor: int
+        self, connection: nats_connection.Connection, facts: nats_stream.Facts, floor: int
     ) -> bool:
         """Whether the stream goes on from what was applied here."""
         if self._is_void:
@@ -200,13 +199,10 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         self._feed.reset()
         self._known = remote.Known(self._known.state)
 
-    async def _take_up(self, connection: nats_line.Connection) -> nats_publish.Publisher:
+    async def _take_up(self, connection: nats_connection.Connection) -> nats_publish.Publisher:
         publisher = nats_publish.Publisher(connection)
         await publisher.open()
-        try:
-            await connection.client.subscribe(self._names.messages, cb=self._heard)
-        except (nats_errors.Error, OSError) as exc:
-            raise nats_line.NoAnswer(str(exc)) from exc
+        await self._messages.listen(connection)
         await connection.know_subscriptions()
         return publisher
 
@@ -214,11 +210,11 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
 
     def _check_deletions(self) -> None:
         """Whether none is forgotten that was not seen here: what a node has said of that at the
-        beginning may have been old, and it has come by now. Raises nats_line.NoAnswer.
+        beginning may have been old, and it has come by now. Raises nats_connection.NoAnswer.
         """
         if self._since and self._feed.floor > self._since:
             self._is_void = True
-            raise nats_line.NoAnswer("deletions are forgotten that were not seen here")
+            raise nats_connection.NoAnswer("deletions are forgotten that were not seen here")
 
     def _caught_up(self) -> None:
         self._cut = anyio.Event()

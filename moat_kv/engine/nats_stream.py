@@ -19,7 +19,7 @@ import anyio
 import msgpack
 
 from moat_kv import errors
-from moat_kv.engine import nats_line, nats_record, nats_settings, nats_subjects
+from moat_kv.engine import nats_connection, nats_record, nats_settings, nats_subjects
 from moat_kv.entry import Record
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ STREAM_NOT_FOUND = 10059
 NOT_CLUSTERED = 10074
 STREAM_IS_THERE = 10058
 NO_MESSAGE = 10037
-#: What `nats_line.OLDEST` says of JetStream's interface, for nodes that are not connected to.
+#: What `nats_connection.OLDEST` says of JetStream's interface, for nodes that are not connected to.
 OLDEST_LEVEL = 4
 #: Making a stream takes a cluster a while, in seconds.
 CREATE_S = 10.0
@@ -89,11 +89,11 @@ class Facts:
 
 
 async def prepare(
-    connection: nats_line.Connection,
+    connection: nats_connection.Connection,
     names: nats_subjects.Names,
     settings: nats_settings.Settings,
 ) -> Facts:
-    """The network's stream, made if need be. Raises EngineUnfit, nats_line.NoAnswer."""
+    """The network's stream, made if need be. Raises EngineUnfit, nats_connection.NoAnswer."""
     wanted = _wanted(connection, names, settings)
     if connection.domain is not None:
         await _check_domain(connection, settings)
@@ -101,7 +101,7 @@ async def prepare(
     while True:
         try:
             return await _find_or_make(connection, names, settings, wanted)
-        except nats_line.Refused as refused:
+        except nats_connection.Refused as refused:
             # A cluster that has just come up: its nodes do not all know each other yet.
             is_passing = refused.number == NO_PEERS or refused.code == UNAVAILABLE
             if not is_passing or time.monotonic() > give_up_at:
@@ -114,54 +114,59 @@ async def prepare(
 
 
 async def _find_or_make(
-    connection: nats_line.Connection,
+    connection: nats_connection.Connection,
     names: nats_subjects.Names,
     settings: nats_settings.Settings,
     wanted: dict[str, Any],
 ) -> Facts:
-    """Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
+    """Raises EngineUnfit, nats_connection.NoAnswer, nats_connection.Refused."""
     try:
         return await look(connection, names, settings)
-    except nats_line.Refused as refused:
+    except nats_connection.Refused as refused:
         if refused.number != STREAM_NOT_FOUND:
             raise
     _log.info("NATS: making the network %s", names.network)
     metadata = {EPOCH_KEY: secrets.token_hex(8), "moat-kv.format": "1"}
     try:
         made = await _create(connection, names, settings, wanted | {"metadata": metadata})
-    except nats_line.Refused as refused:
+    except nats_connection.Refused as refused:
         if refused.number != STREAM_IS_THERE:
             raise
         return await look(connection, names, settings)  # somebody else was quicker
     return _checked(made, names, settings)
 
 
-async def _check_domain(connection: nats_line.Connection, settings: nats_settings.Settings) -> None:
-    """Whether the nodes of a domain can hold a network. Raises EngineUnfit, nats_line.NoAnswer."""
+async def _check_domain(
+    connection: nats_connection.Connection, settings: nats_settings.Settings
+) -> None:
+    """Whether the nodes of a domain can hold a network.
+
+    Raises EngineUnfit, nats_connection.NoAnswer.
+    """
     try:
         found = await connection.api("INFO")
-    except nats_line.Refused as refused:
+    except nats_connection.Refused as refused:
         raise errors.EngineUnfit(settings.place, f"JetStream says: {refused}") from refused
     if int((found.get("api") or {}).get("level", 0)) < OLDEST_LEVEL:
-        needed = ".".join(map(str, nats_line.OLDEST))
+        needed = ".".join(map(str, nats_connection.OLDEST))
         raise errors.EngineUnfit(
             settings.place,
             f"the nats-server of domain {connection.domain} is older than {needed}: "
-            f"{nats_line.WHY_OLDEST}",
+            f"{nats_connection.WHY_OLDEST}",
         )
 
 
 async def _create(
-    connection: nats_line.Connection,
+    connection: nats_connection.Connection,
     names: nats_subjects.Names,
     settings: nats_settings.Settings,
     wanted: dict[str, Any],
 ) -> dict[str, Any]:
-    """Make the stream. Raises nats_line.NoAnswer, nats_line.Refused."""
+    """Make the stream. Raises nats_connection.NoAnswer, Refused."""
     what = f"STREAM.CREATE.{names.stream}"
     try:
         return await connection.api(what, wanted, CREATE_S)
-    except nats_line.Refused as refused:
+    except nats_connection.Refused as refused:
         # What this node says of its cluster says nothing of a domain's.
         if refused.number != NOT_CLUSTERED or settings.access.replicas is not None:
             raise
@@ -169,17 +174,17 @@ async def _create(
 
 
 async def look(
-    connection: nats_line.Connection,
+    connection: nats_connection.Connection,
     names: nats_subjects.Names,
     settings: nats_settings.Settings,
 ) -> Facts:
-    """The stream that is there. Raises EngineUnfit, nats_line.NoAnswer, nats_line.Refused."""
+    """The stream that is there. Raises EngineUnfit, nats_connection.NoAnswer, Refused."""
     info = await connection.api(f"STREAM.INFO.{names.stream}", changes=False)
     return _checked(info, names, settings)
 
 
 async def look_with_floor(
-    connection: nats_line.Connection,
+    connection: nats_connection.Connection,
     names: nats_subjects.Names,
     settings: nats_settings.Settings,
 ) -> tuple[Facts, int]:
@@ -191,14 +196,14 @@ async def look_with_floor(
     async def ask_floor() -> None:
         try:
             floors.append((await floor(connection, names))[0])
-        except (nats_line.NoAnswer, nats_line.Refused) as exc:
+        except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
             failures.append(exc)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask_floor)
         try:
             facts.append(await look(connection, names, settings))
-        except (nats_line.NoAnswer, nats_line.Refused, errors.EngineUnfit) as exc:
+        except (nats_connection.NoAnswer, nats_connection.Refused, errors.EngineUnfit) as exc:
             failures.insert(0, exc)
             tasks.cancel_scope.cancel()
     if failures:
@@ -207,7 +212,7 @@ async def look_with_floor(
 
 
 def _wanted(
-    connection: nats_line.Connection,
+    connection: nats_connection.Connection,
     names: nats_subjects.Names,
     settings: nats_settings.Settings,
 ) -> dict[str, Any]:
@@ -221,7 +226,7 @@ def _wanted(
     }
 
 
-def _replicas(connection: nats_line.Connection) -> int:
+def _replicas(connection: nats_connection.Connection) -> int:
     # A leaf node names itself as a cluster; of a domain's, `_create` finds out.
     return 3 if connection.is_clustered or connection.domain is not None else 1
 
@@ -269,11 +274,11 @@ def _shown(value: Any) -> str:
 
 
 async def renew_epoch(
-    connection: nats_line.Connection, names: nats_subjects.Names, known: str
+    connection: nats_connection.Connection, names: nats_subjects.Names, known: str
 ) -> None:
     """Begin a new epoch, unless another server has: revisions may have been given out twice.
 
-    Raises nats_line.NoAnswer, nats_line.Refused.
+    Raises nats_connection.NoAnswer, Refused.
     """
     info = await connection.api(f"STREAM.INFO.{names.stream}", changes=False)
     changed = dict(info["config"])
@@ -286,17 +291,17 @@ async def renew_epoch(
 
 
 async def last(
-    connection: nats_line.Connection, names: nats_subjects.Names, subject: str
+    connection: nats_connection.Connection, names: nats_subjects.Names, subject: str
 ) -> tuple[int, bytes] | None:
     """The revision and body of the newest message that a subject (or pattern) has; None: no such.
 
-    Raises nats_line.NoAnswer, nats_line.Refused.
+    Raises nats_connection.NoAnswer, Refused.
     """
     try:
         answer = await connection.api(
             f"STREAM.MSG.GET.{names.stream}", {"last_by_subj": subject}, changes=False
         )
-    except nats_line.Refused as refused:
+    except nats_connection.Refused as refused:
         if refused.number == NO_MESSAGE:
             return None
         raise
@@ -305,15 +310,15 @@ async def last(
 
 
 async def record_at(
-    connection: nats_line.Connection, names: nats_subjects.Names, rev: int
+    connection: nats_connection.Connection, names: nats_subjects.Names, rev: int
 ) -> Record | None:
     """The record of a revision; None if it is not kept any more, or was none of an entry.
 
-    Raises nats_line.NoAnswer, nats_line.Refused.
+    Raises nats_connection.NoAnswer, Refused.
     """
     try:
         answer = await connection.api(f"STREAM.MSG.GET.{names.stream}", {"seq": rev}, changes=False)
-    except nats_line.Refused as refused:
+    except nats_connection.Refused as refused:
         if refused.number == NO_MESSAGE:
             return None
         raise
@@ -329,29 +334,31 @@ async def record_at(
         return None
 
 
-async def end(connection: nats_line.Connection, names: nats_subjects.Names) -> int:
-    """The revision of the newest message. Raises nats_line.NoAnswer, nats_line.Refused."""
+async def end(connection: nats_connection.Connection, names: nats_subjects.Names) -> int:
+    """The revision of the newest message. Raises nats_connection.NoAnswer, Refused."""
     found = await last(connection, names, names.all)
     return found[0] if found is not None else 0
 
 
-async def sure_end(connection: nats_line.Connection, names: nats_subjects.Names) -> int:
+async def sure_end(connection: nats_connection.Connection, names: nats_subjects.Names) -> int:
     """The revision of a message that is stored for this, by a majority: whatever a node says that
     led until lately and does not know yet that another one does, the log is no shorter.
 
-    Raises nats_line.NoAnswer.
+    Raises nats_connection.NoAnswer.
     """
     answer = await connection.request(names.probe, b"", timeout_s=PROBE_S, again_s=PROBE_AGAIN_S)
     rev = json.loads(answer).get("seq")
     if rev is None:
-        raise nats_line.NoAnswer(f"a probe was not stored: {answer!r}")
+        raise nats_connection.NoAnswer(f"a probe was not stored: {answer!r}")
     return int(rev)
 
 
-async def floor(connection: nats_line.Connection, names: nats_subjects.Names) -> tuple[int, int]:
+async def floor(
+    connection: nats_connection.Connection, names: nats_subjects.Names
+) -> tuple[int, int]:
     """The floor, and the revision of the record that says so; zeros if there is none.
 
-    Raises nats_line.NoAnswer, nats_line.Refused.
+    Raises nats_connection.NoAnswer, Refused.
     """
     found = await last(connection, names, names.floor)
     if found is None:

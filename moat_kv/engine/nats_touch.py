@@ -6,7 +6,8 @@ once: a probe, a message that nobody reads, on this connection, and one through 
 over a connection of its own. If another node answers first, the server goes on with that one; it
 may be this node that is frozen, or without a majority. So a slow network is told from a node that
 is of no use without a guess of how slow it is. Only when nothing is acknowledged anywhere for some
-seconds is the server cut off.
+seconds is the server cut off. What is acknowledged and does not come back, by a consumer or from a
+copy, is of no use either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from moat_kv.engine import nats_feed, nats_line, nats_stream, nats_subjects
+from moat_kv.engine import (
+    nats_connection,
+    nats_direct,
+    nats_feed,
+    nats_line,
+    nats_stream,
+    nats_subjects,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +44,15 @@ TRIPS = 3
 MEASURE_S = 1.0
 #: An acknowledgement that takes longer is doubted, in seconds; on a slow line other nodes are asked
 #: later than that.
-LATE_S = 1.0
+LATE_S = 0.6
 #: A connection that is new has so long before that, in seconds.
 NEW_S = 1.5
 #: How often the clock is looked at, in seconds.
-LOOK_S = 0.25
+LOOK_S = 0.2
 #: What nothing has become of is tried again after so many seconds.
 AGAIN_S = 1.0
+#: Another node is of use if what it has acknowledged can be read there so soon, in seconds.
+SHOWN_S = 3.0
 #: What was acknowledged is applied here unless nothing at all comes for so long, in seconds.
 APPLY_S = 5.0
 
@@ -50,7 +60,7 @@ APPLY_S = 5.0
 class Touch:
     """`attached` is told when all that was there before is applied, `cut_off` why it is not.
 
-    `check` is asked before `attached`, with each connection, and may raise nats_line.NoAnswer.
+    `check` is asked before `attached`, with each connection; it may raise nats_connection.NoAnswer.
     """
 
     def __init__(
@@ -75,6 +85,8 @@ class Touch:
         self.trouble: str | None = None
         # Since when an acknowledgement is waited for, by the monotonic clock; None: for none.
         self._since: float | None = None
+        # How many there have been.
+        self._count = 0
         self._trips_s: deque[float] = deque(maxlen=RECENT)
 
     # What happens -------------------------------------------------------------------------------
@@ -87,6 +99,7 @@ class Touch:
     def acknowledged(self) -> None:
         """Something was stored."""
         self._since = None
+        self._count += 1
 
     def leave(self, reason: str) -> None:
         """The server is cut off, whatever is acknowledged."""
@@ -105,8 +118,8 @@ class Touch:
         trip_s = statistics.median(self._trips_s) if self._trips_s else 0.0
         return TRIPS * trip_s
 
-    async def measure(self, connection: nats_line.Connection) -> None:
-        """Know how slow the line is; for ever. Raises nats_line.NoAnswer."""
+    async def measure(self, connection: nats_connection.Connection) -> None:
+        """Know how slow the line is; for ever. Raises nats_connection.NoAnswer."""
         while True:
             self._trips_s.append(await connection.round_trip_s())
             await anyio.sleep(MEASURE_S)
@@ -127,7 +140,7 @@ class Touch:
                 else:
                     self.leave(self.trouble or "NATS does not acknowledge (no quorum?)")
 
-    async def prove(self, connection: nats_line.Connection) -> None:
+    async def prove(self, connection: nats_connection.Connection) -> None:
         """Find out whether this connection is of use, now and whenever there is doubt; for ever.
 
         Ends the connection if another node is of use instead.
@@ -148,21 +161,22 @@ class Touch:
     async def _until_late(self) -> None:
         while True:
             await anyio.sleep(LOOK_S)
-            if self.waits_s > LATE_S:
+            stands_s = self._feed.stands_s - self.slowness_s
+            if max(self.waits_s, stands_s) > LATE_S:
                 return
 
-    async def _probe_until_applied(self, connection: nats_line.Connection) -> None:
+    async def _probe_until_applied(self, connection: nats_connection.Connection) -> None:
         while True:
             self.wait()
             if await self.probe(connection):
                 return
             await anyio.sleep(AGAIN_S)
 
-    async def probe(self, connection: nats_line.Connection) -> bool:
+    async def probe(self, connection: nats_connection.Connection) -> bool:
         """Whether a write is acknowledged, and all that was there before it is applied."""
         try:
             rev = await nats_stream.sure_end(connection, self._names)
-        except nats_line.NoAnswer as exc:
+        except nats_connection.NoAnswer as exc:
             _log.debug("NATS: a probe: %s", exc)
             return False
         self.acknowledged()
@@ -179,7 +193,7 @@ class Touch:
         """From so many seconds on, go on with another node if one acknowledges, and this ends."""
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._look_elsewhere, late_s)
+            tasks.start_soon(self._look_elsewhere, late_s, self._count)
             try:
                 yield
             except Exception as exc:  # as it is, not in a group
@@ -188,22 +202,30 @@ class Touch:
         if failure is not None:
             raise failure
 
-    async def _look_elsewhere(self, late_s: float) -> None:
+    async def _look_elsewhere(self, late_s: float, count: int) -> None:
         await anyio.sleep(late_s)
         while True:
+            rev = self._feed.revision
             try:
                 better = await self._line.elsewhere(self._acknowledges)
-            except nats_line.NoAnswer as exc:
+            except nats_connection.NoAnswer as exc:
                 _log.debug("NATS: no other node is of use: %s", exc)
                 await anyio.sleep(AGAIN_S)
-            else:
+                continue
+            if self._count == count or self._feed.revision == rev:
                 self.acknowledged()
                 self._line.change_to(better)
                 return
+            # This one acknowledges, and records come: all have been slow, not it alone.
+            await better.drop()
+            await anyio.sleep(AGAIN_S)
 
-    async def _acknowledges(self, connection: nats_line.Connection) -> bool:
+    async def _acknowledges(self, connection: nats_connection.Connection) -> bool:
         try:
-            await nats_stream.sure_end(connection, self._names)
-        except nats_line.NoAnswer:
-            return False
-        return True
+            rev = await nats_stream.sure_end(connection, self._names)
+            with anyio.move_on_after(SHOWN_S):
+                await nats_direct.until_there(connection, self._names, rev)
+                return True
+        except nats_connection.NoAnswer:
+            pass
+        return False

@@ -129,14 +129,15 @@ class Cluster:
         return None
 
     def has_whole_copies(self) -> bool:
-        """Whether every NATS node has all of the network's stream, by the leader's word.
+        """Whether every NATS node has all of the stream, by the leader's word and by its own.
 
         NATS may take long over it after an outage. Until then the loss of another node is a second
         fault at the same time, and may leave no majority that has everything.
         """
-        return any(
-            cluster_start.has_led_all_to_the_end(self.plan, each)
-            for each in self.plan.of_kind("nats")
+        plan = self.plan
+        nodes = plan.of_kind("nats")
+        return any(cluster_start.has_led_all_to_the_end(plan, each) for each in nodes) and all(
+            cluster_start.is_healthy(plan, each) for each in nodes
         )
 
     # Up and down --------------------------------------------------------------------------------

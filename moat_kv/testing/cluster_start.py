@@ -48,7 +48,7 @@ def wait_for_nats(plan: cluster_plan.Plan, member: cluster_plan.Member, log: pat
     is_alone = len(running) < len(others) or any(member.name in pair for pair in plan.cuts)
     query = "?js-server-only=true" if is_alone else ""
     give_up_at = time.monotonic() + READY_S
-    while not _is_healthy(plan, member, query):
+    while not is_healthy(plan, member, query):
         if not _is_up(plan, member.name):
             raise background.NotStarted(background.end_of(log))
         if time.monotonic() > give_up_at:
@@ -90,7 +90,8 @@ def _is_up(plan: cluster_plan.Plan, name: str) -> bool:
     return process is not None and background.state(process) == "up"
 
 
-def _is_healthy(plan: cluster_plan.Plan, member: cluster_plan.Member, query: str) -> bool:
+def is_healthy(plan: cluster_plan.Plan, member: cluster_plan.Member, query: str = "") -> bool:
+    """Whether a NATS node says that it serves, and has all that the others have."""
     try:
         _told(plan, member, f"healthz{query}")
     except OSError:  # nobody there, or 503

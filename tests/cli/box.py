@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import pathlib
+import time
 
-from tests.cli.processes import moat
+from tests.cli.processes import PATIENCE_S, moat
 
 
 class Box:
@@ -37,6 +38,12 @@ class Box:
         ended = moat(self.place, "--url", self.urls[name], "data", *words)
         assert (ended.returncode, ended.stderr) == (0, says), ended
         return ended.stdout
+
+    def becomes(self, name: str, path: str, shown: str) -> None:
+        """Wait until that server shows this of an entry."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (seen := self.data(name, path)) != shown:
+            assert time.monotonic() < deadline, (name, seen, shown)
 
 
 def processes_of(folder: pathlib.Path) -> list[str]:

@@ -104,7 +104,8 @@ def test_what_is_cut_off_is_cut_by_the_system_and_comes_back(box: Box) -> None:
     assert (seen["s2"]["state"], seen["s2"]["attached"], seen["s2"]["outbox"]) == ("cut", False, 1)
     assert (seen["s1"]["attached"], seen["s1"]["via"]) == (True, "nats1")
     assert "1 conflict" in box.do("heal")
-    assert [box.data(name, "lamp") for name in ("s1", "s2")] == ["red\n", "red\n"]
+    for name in ("s1", "s2"):
+        box.becomes(name, "lamp", "red\n")
 
 
 def test_a_second_up_finds_it_and_does_not_take_it_for_another_one(box: Box) -> None:

@@ -101,7 +101,10 @@ class Round:
             self._clock.jump(JUMPS[self._jump])
         async with open_client(box.url(SERVER)) as client:
             for seconds in (1, 3600):
-                await client.set(P(f"timed.{self._label}.{seconds}"), seconds, ttl_s=seconds)
+                path = P(f"timed.{self._label}.{seconds}")
+                await network_box.agreed(
+                    lambda path=path, ttl_s=seconds: client.set(path, ttl_s, ttl_s=ttl_s)  # type: ignore[misc]
+                )
         self._timed_at = self._away_since = time.monotonic()
         others = [name for name in (*box.servers, *box.nodes) if name != SERVER]
         await box.do(cluster.split, [SERVER], others)

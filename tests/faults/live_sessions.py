@@ -81,6 +81,13 @@ class LiveSessions:
             shown = {PLACE + row.path async for row in client.get_tree(PLACE)}
         return [other for other in self._sessions if self._path(other) not in shown]
 
+    async def until_shown(self) -> None:
+        """Wait until every server shows all entries. Raises TimeoutError."""
+        with anyio.fail_after(BACK_S):
+            for server in self._box.servers:
+                while await self.missing_at(server):
+                    await anyio.sleep(_LOOK_S)
+
     async def ended(self) -> list[str]:
         """The servers whose session has ended; each gets a new one. To be asked when all is whole.
 
@@ -99,8 +106,13 @@ class LiveSessions:
         """End that server's through another one, as nobody may who does not know its secret."""
         session = self._sessions[server]
         other = self._clients[at]
-        await other.request("session_resume", {"session": session.id, "secret": session._secret})
-        await other.request("session_close", {"session": session.id})
+        for action, words in (
+            ("session_resume", {"session": session.id, "secret": session._secret}),
+            ("session_close", {"session": session.id}),
+        ):
+            await network_box.agreed(
+                lambda action=action, words=words: other.request(action, words)  # type: ignore[misc]
+            )
 
     def ended_elsewhere(self) -> list[str]:
         """What servers have said of sessions that others have ended, while they had them."""

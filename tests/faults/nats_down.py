@@ -151,10 +151,14 @@ async def play(
     counts, chance = Counts(), random.Random(seed)
     async with network_box.clients_of(box) as clients:
         number = box.recorder.begin("before@s1", "before.it", "write", value="there")
-        result = await clients[0].set(P("before.it"), "there", strict=True)
+        result = await network_box.agreed(
+            lambda: clients[0].set(P("before.it"), "there", strict=True)
+        )
         box.recorder.end(number, "ok", value="there", rev=result.rev)
         for client in clients:
-            await client.get(P("before.it"), strict=True)
+            await network_box.agreed(
+                lambda client=client: client.get(P("before.it"), strict=True)  # type: ignore[misc]
+            )
     for number in range(1, rounds + 1):
         began = time.monotonic()
         async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):

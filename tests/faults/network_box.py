@@ -16,7 +16,7 @@ import pathlib
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -116,8 +116,24 @@ async def cleared(box: Box, places: Sequence[str]) -> Box:
     """The same network with nothing at these paths, and a recorder that knows of nothing."""
     async with open_client(box.urls[0], wait=True) as client:
         for place in places:
-            await client.delete_tree(P(place))
+            await agreed(lambda place=place: client.delete_tree(P(place)))  # type: ignore[misc]
     return dataclasses.replace(box, recorder=history.Recorder())
+
+
+async def agreed(call: Callable[[], Awaitable[_T]], limit_s: float = SETTLE_S) -> _T:
+    """What a call gives that takes the network's agreement, and may be made more than once.
+
+    After a heal NATS may lose its leader again for some seconds, though all were in touch already.
+    Raises Detached, Unknown when the time is over.
+    """
+    give_up_at = time.monotonic() + limit_s
+    while True:
+        try:
+            return await call()
+        except (errors.Detached, errors.Unknown):
+            if time.monotonic() > give_up_at:
+                raise
+        await anyio.sleep(_LOOK_S)
 
 
 async def until_attached(box: Box, wanted: dict[str, bool], limit_s: float) -> float:
@@ -284,7 +300,7 @@ def _is_replaced(one: history.Operation, operations: Sequence[history.Operation]
 
 async def _was_stored(client: Client, one: history.Operation) -> bool:
     """Whether it came into the log, and was written over there."""
-    records = await client.history(P(one.key), limit=HISTORY)
+    records = await agreed(lambda: client.history(P(one.key), limit=HISTORY))
     return any("value" in record and record.value == one.value for record in records)
 
 

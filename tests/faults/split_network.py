@@ -11,7 +11,8 @@ are known. After each heal:
 - of an entry that several sides wrote, one value is there, and the others are among the conflicts;
   of sides that knew where they stood, the newest won;
 - what was deleted, and not written afterwards, is not there;
-- a strict write of a server without a majority was refused, within 10 s;
+- a strict write of a server without a majority was refused, within 10 s, or answered `Unknown` by
+  then, if it had been sent before the server noticed;
 - sessions, of which there is a live one at each server, have ended only where a server was cut off
   for as long as its lease holds.
 
@@ -75,6 +76,10 @@ class Counts:
     """Sessions that their servers had to give up."""
     refused: int = 0
     slowest_refusal_s: float = 0.0
+    left_open: int = 0
+    """Strict writes of minorities that were answered `Unknown`: sent before the split was noticed,
+    they may get there."""
+    slowest_left_open_s: float = 0.0
     slowest_notice_s: float = 0.0
     slowest_heal_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
@@ -88,7 +93,8 @@ class Counts:
             f" {self.by_time} of them with a known winner (back first {self.winner_first} times,"
             f" last {self.loser_first} times); {self.deleted} deleted ones;"
             f" {self.refused} strict writes of minorities refused, the slowest after"
-            f" {self.slowest_refusal_s:.1f} s; split noticed after {self.slowest_notice_s:.1f} s"
+            f" {self.slowest_refusal_s:.1f} s, {self.left_open} answered Unknown, the slowest after"
+            f" {self.slowest_left_open_s:.1f} s; split noticed after {self.slowest_notice_s:.1f} s"
             f" at most, equal {self.slowest_heal_s:.1f} s after a heal at most;"
             f" {self.sessions_kept} times a session lived on, {self.sessions_over} given up when"
             " their leases were over;"
@@ -253,12 +259,20 @@ class Round:
                 except LineGone:
                     outcome, error = "unknown", "Unknown"
                 took_s = time.monotonic() - began
-                self._counts.slowest_refusal_s = max(self._counts.slowest_refusal_s, took_s)
-                self._counts.refused += outcome != "ok"
+                self._count(outcome, took_s)
                 if outcome in ("ok", "pending"):
                     self._wrong(f"a strict write: {outcome} after {took_s:.1f} s")
-                elif took_s > REFUSE_S or outcome == "unknown":
+                elif took_s > REFUSE_S:
                     self._late(f"a strict write: {outcome} {error} after {took_s:.1f} s")
+
+    def _count(self, outcome: str, took_s: float) -> None:
+        counts = self._counts
+        if outcome == "unknown":
+            counts.left_open += 1
+            counts.slowest_left_open_s = max(counts.slowest_left_open_s, took_s)
+        elif outcome == "failed":
+            counts.refused += 1
+            counts.slowest_refusal_s = max(counts.slowest_refusal_s, took_s)
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -318,7 +332,9 @@ class Round:
             if not self._is_steady or self._kind == "one-way":
                 # Whoever was in touch, or still heard the others, may have written over what was in
                 # the log, knowing it.
-                stored = await client.history(P(key), limit=network_box.HISTORY)
+                stored = await network_box.agreed(
+                    lambda key=key: client.history(P(key), limit=network_box.HISTORY)  # type: ignore[misc]
+                )
                 missing = [v for v in missing if v not in [one.get("value") for one in stored]]
             for value in missing:
                 self._wrong(f"{key}: {value} has lost against {there}, and is no conflict")

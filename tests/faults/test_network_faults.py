@@ -131,8 +131,7 @@ async def test_a_session_that_others_end_is_seen_to_have_ended(box: Box) -> None
     """The negative control of what the splits say of sessions."""
     async with live_sessions.kept(box) as live:
         assert await live.ended() == []
-        for server in box.servers:
-            assert await live.missing_at(server) == []
+        await live.until_shown()
         await live.end_by_another("s2", at="s3")
         assert await live.ended() == ["s2"]
         assert await live.ended() == []

@@ -70,6 +70,25 @@ async def strict_write(box: cluster.Cluster, name: str) -> None:
         await client.patch(P("count"), "add", 1)
 
 
+async def agreed_write(box: cluster.Cluster, name: str) -> None:
+    """The same, when NATS is at one with itself again: it may have lost its leader once more."""
+    with anyio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                await strict_write(box, name)
+            except (errors.Detached, errors.Unknown):
+                await anyio.sleep(0.1)
+            else:
+                return
+
+
+async def becomes(box: cluster.Cluster, name: str, path: moat_kv.Path, value: object) -> None:
+    """Wait until an entry has that value there."""
+    with anyio.fail_after(PATIENCE_S):
+        while await read(box, name, path) != value:
+            await anyio.sleep(0.1)
+
+
 async def read(box: cluster.Cluster, name: str, path: moat_kv.Path) -> object:
     async with moat_kv.open_client(box.url(name), config=config.Config()) as client:
         return (await client.get(path)).get("value")
@@ -79,7 +98,7 @@ async def read(box: cluster.Cluster, name: str, path: moat_kv.Path) -> object:
 async def test_a_server_that_is_cut_off_agrees_to_nothing(box: cluster.Cluster) -> None:
     box.cut("s3")
     await attached(box, "s1", "s2")
-    await strict_write(box, "s1")
+    await agreed_write(box, "s1")
     with pytest.raises(errors.Detached):
         await strict_write(box, "s3")
     await write(box, "s3", A, "kept")
@@ -88,7 +107,8 @@ async def test_a_server_that_is_cut_off_agrees_to_nothing(box: cluster.Cluster) 
     box.heal()
     assert await cluster_look.until(box, cluster_look.is_settled, PATIENCE_S)
     await attached(box, "s1", "s2", "s3")
-    assert [await read(box, name, A) for name in box.servers] == ["kept"] * 3
+    for name in box.servers:
+        await becomes(box, name, A, "kept")
 
 
 @pytest.mark.anyio

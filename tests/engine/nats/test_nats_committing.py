@@ -336,6 +336,36 @@ async def test_looking_for_what_explains_a_conflict_takes_no_longer_than_the_pat
         assert time.monotonic() - began < 2
 
 
+async def test_who_has_waited_for_long_enough_is_not_kept_by_who_came_later() -> None:
+    stream = SilentStream(silent_s=0.1)
+    writes, answers = Submitter(lambda *arguments: None), engine_probe.Answers(3)
+    told: list[int] = []
+
+    def done(number: int) -> Callable[..., None]:
+        def note(outcome: object) -> None:
+            told.append(number)
+            answers.done(number)(outcome)  # type: ignore[arg-type]
+
+        return note
+
+    async with running(stream, patience_s=1.0) as committer:
+        committer.submit([writes.make(A, b"1", expect=0)], done(0))
+        await anyio.sleep(0.05)
+        committer.submit([writes.make(B, b"1", expect=0)], done(1))
+        await anyio.sleep(0.5)
+        committer.submit([writes.make(P("c"), b"1", expect=0)], done(2))
+        # The first one is there, seen with the others' answers: these two then go on together.
+        stream.store([stream.published[0][0]])
+        with anyio.fail_after(10):
+            while len(told) < 2:
+                await anyio.sleep(0.001)
+        assert told == [0, 1]
+        await answers.wait()
+    outcomes = dict(answers.outcomes)
+    assert revs(outcomes[0]) == [1]  # type: ignore[arg-type]
+    assert [type(outcomes[number]) for number in (1, 2)] == [errors.Unknown] * 2
+
+
 async def test_who_is_cut_off_is_told_at_once_of_what_was_not_sent() -> None:
     stream = SilentStream(silent_s=0.3)
     writes, answers = Submitter(lambda *arguments: None), engine_probe.Answers(3)

@@ -14,9 +14,11 @@ from nats.aio import msg as nats_msg
 from moat_kv import errors
 from moat_kv.engine import (
     nats,
+    nats_connection,
     nats_consumer,
     nats_direct,
     nats_line,
+    nats_reading,
     nats_settings,
     nats_subjects,
 )
@@ -30,7 +32,9 @@ A = P("a")
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[tuple[nats_line.Connection, nats_subjects.Names]]:
+async def connected(
+    url: str,
+) -> AsyncIterator[tuple[nats_connection.Connection, nats_subjects.Names]]:
     settings = nats_settings.parse(url)
     connection = await nats_line.Line(settings, "test").first()
     try:
@@ -77,7 +81,7 @@ async def test_a_node_that_is_frozen_is_not_waited_for_long(
             node.freeze()
             try:
                 began = time.monotonic()
-                with anyio.fail_after(5), pytest.raises(nats_line.NoAnswer, match="in time"):
+                with anyio.fail_after(5), pytest.raises(nats_connection.NoAnswer, match="in time"):
                     await nats_direct.read(connection, names, names.all)
                 assert 0.3 <= time.monotonic() - began < 2
             finally:
@@ -97,8 +101,39 @@ async def test_an_answer_with_a_gap_is_none(url: str, monkeypatch: pytest.Monkey
         for number in range(5):
             await writer.set(Path(number), b"1")
         monkeypatch.setattr(nats_direct.Reader, "_came", lose_the_third)
-        with pytest.raises(nats_line.NoAnswer, match="a message is missing"):
+        with pytest.raises(nats_connection.NoAnswer, match="a message is missing"):
             await nats_direct.read(connection, names, names.all)
+
+
+@pytest.mark.parametrize("sent", [0, 3], ids=["lost", "answered-thrice"])
+async def test_a_question_that_nobody_takes_is_sent_again_and_one_answer_counts(
+    url: str, monkeypatch: pytest.MonkeyPatch, sent: int
+) -> None:
+    monkeypatch.setattr(nats_direct, "AGAIN_S", 0.05)
+    ask, count = nats_direct.Reader._ask, 0
+
+    async def ask_otherwise(self: nats_direct.Reader, question: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            await ask(self, question)
+            return
+        self._number += not sent
+        for _ in range(sent):
+            await ask(self, question)
+
+    engine = nats.NatsEngine(url)
+    async with engine.running(engine_probe.DictReplica()), connected(url) as (connection, names):
+        writer = engine_probe.Writer(engine)
+        for number in range(5):
+            await writer.set(Path(number), b"1")
+        expected = await nats_direct.read(connection, names, names.all)
+        assert len(expected) == 5
+        monkeypatch.setattr(nats_direct.Reader, "_ask", ask_otherwise)
+        began = time.monotonic()
+        assert await nats_direct.read(connection, names, names.all) == expected
+        assert time.monotonic() - began < nats_direct.ANSWER_S
+        assert count > 1
 
 
 @pytest.mark.parametrize(
@@ -127,7 +162,7 @@ async def test_all_goes_on_without_any_consumer(url: str, monkeypatch: pytest.Mo
         started = nats_consumer.Consumer.start
 
         async def refused(*arguments: object) -> int:
-            raise nats_line.Refused(503, 10008, "JetStream system temporarily unavailable")
+            raise nats_connection.Refused(503, 10008, "JetStream system temporarily unavailable")
 
         monkeypatch.setattr(nats_consumer.Consumer, "start", refused)
         for engine in (here, there):
@@ -152,7 +187,7 @@ async def test_all_goes_on_without_any_consumer(url: str, monkeypatch: pytest.Mo
 
 async def test_a_history_without_its_end_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a node tells it that has not caught up yet."""
-    monkeypatch.setattr(nats, "STALE_S", 0.1)
+    monkeypatch.setattr(nats_reading, "STALE_S", 0.1)
     engine = nats.NatsEngine(url, patience_s=0.3)
     read = nats_direct.read
 

@@ -12,7 +12,7 @@ import pytest
 from nats.aio import msg as nats_msg
 
 from moat_kv import errors
-from moat_kv.engine import nats_line, nats_settings, nats_stream, nats_subjects
+from moat_kv.engine import nats_connection, nats_line, nats_settings, nats_stream, nats_subjects
 from moat_kv.testing import nats
 
 pytestmark = pytest.mark.anyio
@@ -49,11 +49,11 @@ async def test_elsewhere_is_another_node_that_is_good(nodes: Sequence[nats.Node]
     line.connection = connection = await line.first()
     asked = []
 
-    async def is_good(other: nats_line.Connection) -> bool:
+    async def is_good(other: nats_connection.Connection) -> bool:
         asked.append(other.server)
         return len(asked) > 1
 
-    with pytest.raises(nats_line.NoAnswer):
+    with pytest.raises(nats_connection.NoAnswer):
         await line.elsewhere(is_good)
     better = await line.elsewhere(is_good)
     (other,) = {node.address for node in nodes} - {connection.server}
@@ -68,7 +68,7 @@ async def test_elsewhere_is_another_node_that_is_good(nodes: Sequence[nats.Node]
 async def test_what_changes_nothing_is_asked_again_until_somebody_answers(
     nodes: Sequence[nats.Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nats_line, "AGAIN_S", 0.05)
+    monkeypatch.setattr(nats_connection, "AGAIN_S", 0.05)
     connection = await line_to(*nodes).first()
     heard: list[bytes] = []
 
@@ -81,9 +81,33 @@ async def test_what_changes_nothing_is_asked_again_until_somebody_answers(
     await connection.know_subscriptions()
     assert await connection.api("TEST", {}, 5.0, changes=False) == {"found": 3}
     heard.clear()
-    with pytest.raises(nats_line.NoAnswer, match="no answer in time"):
+    with pytest.raises(nats_connection.NoAnswer, match="no answer in time"):
         await connection.api("TEST", {}, 0.3)
     assert len(heard) == 1
+    await connection.close()
+
+
+async def test_that_nobody_leads_is_no_answer_if_there_comes_another(
+    nodes: Sequence[nats.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_connection, "AGAIN_S", 0.05)
+    connection = await line_to(*nodes).first()
+    heard: list[bytes] = []
+    nobody = b'{"error":{"code":503,"err_code":10008,"description":"nobody leads"}}'
+
+    async def answer(message: nats_msg.Msg) -> None:
+        heard.append(message.data)
+        await message.respond(b'{"found": 3}' if len(heard) == 3 else nobody)
+
+    await connection.client.subscribe("$JS.API.TEST", cb=answer)
+    await connection.know_subscriptions()
+    assert await connection.api("TEST", {}, 5.0, changes=False) == {"found": 3}
+    with pytest.raises(nats_connection.Refused, match="nobody leads"):
+        await connection.api("TEST", {}, 0.3, changes=False)
+    count = len(heard)
+    with pytest.raises(nats_connection.Refused, match="nobody leads"):
+        await connection.api("TEST", {}, 5.0)
+    assert len(heard) == count + 1
     await connection.close()
 
 
@@ -102,10 +126,12 @@ class Young:
     ) -> dict[str, Any]:
         await anyio.lowlevel.checkpoint()
         if what.startswith("STREAM.INFO"):
-            raise nats_line.Refused(404, nats_stream.STREAM_NOT_FOUND, "stream not found")
+            raise nats_connection.Refused(404, nats_stream.STREAM_NOT_FOUND, "stream not found")
         self.refusals -= 1
         if self.refusals >= 0:
-            raise nats_line.Refused(400, nats_stream.NO_PEERS, "no suitable peers for placement")
+            raise nats_connection.Refused(
+                400, nats_stream.NO_PEERS, "no suitable peers for placement"
+            )
         state = {"last_seq": 0, "messages": 0, "bytes": 0}
         return {"config": arguments, "state": state}
 

@@ -9,7 +9,14 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from moat_kv.engine import nats_feed, nats_line, nats_stream, nats_subjects, nats_touch
+from moat_kv.engine import (
+    nats_connection,
+    nats_direct,
+    nats_feed,
+    nats_stream,
+    nats_subjects,
+    nats_touch,
+)
 from moat_kv.testing import engine_probe
 
 pytestmark = pytest.mark.anyio
@@ -26,6 +33,8 @@ class Node:
         self.ack_s = ack_s
         self.trip_s = trip_s
         self.probes = 0
+        self.is_dropped = False
+        self.has_copy = True
         self._net = net
 
     async def request(
@@ -40,7 +49,10 @@ class Node:
             self._net.rev += 1
             self._net.feed.know_revision(self._net.rev)
             return json.dumps({"seq": self._net.rev}).encode()
-        raise nats_line.NoAnswer("no answer in time")
+        raise nats_connection.NoAnswer("no answer in time")
+
+    async def drop(self) -> None:
+        self.is_dropped = True
 
     async def round_trip_s(self) -> float:
         await anyio.sleep(self.trip_s)
@@ -76,7 +88,7 @@ class Net:
 
     async def elsewhere(self, is_good: Callable[[Node], Awaitable[bool]]) -> Node:
         if self.other is None or not await is_good(self.other):
-            raise nats_line.NoAnswer("nobody there")
+            raise nats_connection.NoAnswer("nobody there")
         return self.other
 
     def change_to(self, better: Node) -> None:
@@ -99,8 +111,14 @@ class Net:
                 await anyio.sleep(0.01)
 
 
+async def until_there(node: Node, names: nats_subjects.Names, rev: int) -> None:
+    while not node.has_copy:
+        await anyio.sleep(0.01)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_direct, "until_there", until_there)
     for name, value in {
         "DETACH_S": 0.6,
         "LATE_S": 0.15,
@@ -142,6 +160,48 @@ async def test_another_node_that_acknowledges_is_gone_on_with_before_one_is_cut_
             await net.changed.wait()
         assert net.told == ["attached"]
         assert net.touch.waits_s == 0.0
+
+
+async def test_a_node_that_has_acknowledged_meanwhile_is_not_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    node = Node(net, ack_s=0.0)
+    async with net.connected(node):
+        await net.until("attached")
+        monkeypatch.setattr(net.feed, "know_revision", lambda rev: None)
+        net.rev += 100_000  # of which all comes, but slowly
+        node.ack_s, net.other = 0.05, Node(net, ack_s=0.2)
+        net.touch.wait()
+        with anyio.fail_after(5):
+            while not net.other.is_dropped:
+                net.feed.revision += 1
+                await anyio.sleep(0.01)
+        assert not net.changed.is_set()
+        assert net.told == ["attached"]
+
+
+async def test_a_node_that_acknowledges_and_shows_nothing_is_left_for_one_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    node = Node(net, ack_s=0.0)
+    async with net.connected(node):
+        await net.until("attached")
+        monkeypatch.setattr(net.feed, "know_revision", lambda rev: None)
+        net.other = Node(net, ack_s=0.0)
+        net.other.has_copy = False
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(net.feed.reach, net.rev + 1)  # as who has had it acknowledged
+            with anyio.fail_after(5):
+                while not net.other.probes:
+                    await anyio.sleep(0.01)
+            assert not net.changed.is_set()
+            net.other.has_copy = True
+            with anyio.fail_after(5):
+                await net.changed.wait()
+            tasks.cancel_scope.cancel()
+        assert net.told == ["attached"]
 
 
 async def test_a_slow_line_is_neither_left_nor_thought_to_be_cut() -> None:
