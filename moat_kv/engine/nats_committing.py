@@ -179,8 +179,10 @@ class Committer:
                 # Each would cost a moment more, and many may have waited while NATS was silent.
                 self._give_up([item for item in todo if item.outcome is None and not item.sent])
                 # Others that came later may be under way for longer.
-                for item in items:
-                    item.tell()
+                if any(item.outcome is not None for item in items):
+                    self._tell_settled()
+                    for item in items:
+                        item.tell()
                 todo = [item for item in todo if item.outcome is None]
                 if not todo:
                     return
