@@ -29,6 +29,8 @@ READY_S = 20.0
 #: Larger than NATS's own 1 MiB, so that every value that a server takes fits.
 MAX_PAYLOAD = 8 << 20
 _LOOK_S = 0.02
+#: One that is to freeze does so within this time, in seconds.
+FREEZE_S = 10.0
 
 
 class NatsFailed(RuntimeError):
@@ -165,6 +167,12 @@ class Node:
     def freeze(self) -> None:
         """It keeps its connections and does nothing, until `thaw`."""
         os.kill(self.pid, signal.SIGSTOP)
+        # Until one of its threads has had its turn, the others go on, and may answer.
+        until = time.monotonic() + FREEZE_S
+        while os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > until:
+                raise RuntimeError(f"{self.name} does not freeze")
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
