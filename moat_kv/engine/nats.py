@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -155,13 +154,7 @@ class NatsEngine(base.Engine):
                 self._facts = facts = await nats_stream.prepare(
                     connection, self._names, self._settings
                 )
-                enabled = gc.isenabled()
-                gc.disable()  # a tree that grows makes no garbage
-                try:
-                    await self._feed.load(connection, self._progress)
-                finally:
-                    if enabled:
-                        gc.enable()
+                await self._feed.load(connection, self._progress)
             except (nats_connection.NoAnswer, nats_connection.Refused) as exc:
                 await connection.close()
                 _log.warning("NATS: the load broke off: %s", exc)

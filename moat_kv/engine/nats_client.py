@@ -10,8 +10,9 @@ line at once, and what comes is handed on where it is read. All else is nats-py'
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from nats import errors as nats_errors
@@ -21,7 +22,13 @@ from nats.protocol import parser
 
 _log = logging.getLogger(__name__)
 
-_PREAMBLE = b"NATS/1.0\r\n"
+_PREAMBLE = "NATS/1.0\r\n"
+_MESSAGES = (b"MSG ", b"HMSG ")
+#: So much at once is handled where it comes in. What is more comes in a row, and others than NATS
+#: have their turn in between.
+LITTLE_BYTES = 4096
+#: What headers have before and behind them, in bytes.
+_HEAD_BYTES = len(_PREAMBLE) + len("\r\n")
 
 
 class Took(Protocol):
@@ -36,7 +43,7 @@ class Client(nats_client.Client):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ps = _Parser(self)
+        self._ps = self._parser = _Parser(self)
         self._listeners: dict[int, Took] = {}
         #: Called after each piece of what came; not often.
         self.rests: list[Callable[[], None]] = []
@@ -49,6 +56,26 @@ class Client(nats_client.Client):
         # nats-py numbers them so; whoever is quick may answer before it returns.
         self._listeners[self._sid + 1] = took
         return await self.subscribe(subject)
+
+    async def _read_loop(self) -> None:
+        """nats-py's, which reads what `_came_in` leaves to it."""
+        reader = getattr(self._transport, "_io_reader", None)
+        if isinstance(reader, asyncio.StreamReader):
+            reader.feed_data = functools.partial(  # type: ignore[method-assign]
+                self._came_in, reader.feed_data
+            )
+        await super()._read_loop()
+
+    def _came_in(self, leave: Callable[[bytes], None], data: bytes) -> None:
+        """Hand on at once what has just come, if it is little: an answer that somebody waits for.
+
+        (By way of the reader and its task it takes as long again as all that is done with it.)
+        """
+        if len(data) <= LITTLE_BYTES and self.is_connected:
+            data = self._parser.take(data)
+        if data:
+            self._parser.left_bytes += len(data)
+            leave(data)
 
     def send(self, command: bytes) -> None:
         """Write a command, see `publication`, to the line. Raises ConnectionClosedError.
@@ -88,19 +115,22 @@ class Client(nats_client.Client):
             self._pending, self._pending_data_size = [], 0
         await super()._close(status, do_cbs)
 
-    async def came(
+    def came(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
-    ) -> None:
-        """Hand a message to who listens; `headers` as they came. For the parser."""
+    ) -> bool:
+        """Hand a message to who listens; `headers` as they came. For the parser.
+
+        False: nobody does, and it is nats-py's.
+        """
         took = self._listeners.get(sid)
         if took is None:
-            await self._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
-            return
+            return False
         try:
             took(subject, reply, data, headers)
         except Exception:
             # Raised here it would end the reading of this line, with a word to nobody.
             _log.exception("a message on %s", subject.decode(errors="replace"))
+        return True
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._listeners.pop(sid, None)
@@ -119,8 +149,35 @@ class _Parser(parser.Parser):
         super().reset()
         self._rest: list[bytes] = []  # of a message that is not all there
         self._rest_bytes = self._needed_bytes = 0
+        #: What has come and is still to be parsed, in bytes.
+        self.left_bytes = 0
+
+    def take(self, data: bytes) -> bytes:
+        """Hand on whole messages at the beginning of what has come; what is left for `parse`."""
+        if self._rest or self.left_bytes:
+            return data  # it is behind that
+        nc: Client = self.nc
+        start = 0
+        while data.startswith(_MESSAGES, start) and (end := data.find(b"\r\n", start)) >= 0:
+            try:
+                sid, subject, reply, headers, head, stop = _message(data, start, end)
+            except nats_errors.ProtocolError:
+                break
+            if stop + 2 > len(data) or not nc.came(sid, subject, reply, data[head:stop], headers):
+                break
+            start = stop + 2
+        if start:
+            for told in nc.rests:
+                told()
+        return data[start:]
 
     async def parse(self, data: bytes = b"") -> None:
+        try:
+            await self._parse(data)
+        finally:
+            self.left_bytes = max(0, self.left_bytes - len(data))
+
+    async def _parse(self, data: bytes) -> None:
         nc: Client = self.nc
         if len(data) >= nats_client.DEFAULT_BUFFER_SIZE:
             # There is more, and behind it may be the answer to a ping. (That something comes is not
@@ -135,25 +192,17 @@ class _Parser(parser.Parser):
             self._rest = []
         start = 0
         while (end := data.find(b"\r\n", start)) >= 0:
-            is_plain = data.startswith(b"MSG ", start)
-            if not is_plain and not data.startswith(b"HMSG ", start):
+            if not data.startswith(_MESSAGES, start):
                 await super().parse(data[start : end + 2])
                 start = end + 2
                 continue
-            # `MSG subject sid [reply] size`, `HMSG subject sid [reply] head-size size`
-            words = data[start:end].split()
-            begin = end + 2
-            try:
-                sid, stop = int(words[2]), begin + int(words[-1])
-                head = begin if is_plain else begin + int(words[-2])
-            except (ValueError, IndexError):
-                raise nats_errors.ProtocolError from None
+            sid, subject, reply, headers, head, stop = _message(data, start, end)
             if stop + 2 > len(data):
                 self._needed_bytes = stop + 2 - start
                 break
-            reply = words[3] if len(words) == (5 if is_plain else 6) else b""
-            headers = None if is_plain else data[begin:head]
-            await nc.came(sid, words[1], reply, data[head:stop], headers)
+            body = data[head:stop]
+            if not nc.came(sid, subject, reply, body, headers):
+                await nc._process_msg(sid, subject, reply, body, headers)  # type: ignore[arg-type]
             start = stop + 2
         else:
             self._needed_bytes = 0
@@ -164,21 +213,32 @@ class _Parser(parser.Parser):
             told()
 
 
-def publication(subject: str, data: bytes, reply: str, headers: Mapping[str, str]) -> bytes:
-    """The command that publishes a message. Nothing is checked: no spaces, no line ends."""
+def _message(data: bytes, start: int, end: int) -> tuple[int, bytes, bytes, bytes | None, int, int]:
+    """Of a message whose first line ends at `end`: whose it is, its subject, where to answer, its
+    headers, and where its body begins and ends. Raises ProtocolError.
+    """
+    # `MSG subject sid [reply] size`, `HMSG subject sid [reply] head-size size`
+    words = data[start:end].split()
+    begin, is_plain = end + 2, words[0] == b"MSG"
+    try:
+        sid, stop = int(words[2]), begin + int(words[-1])
+        head = begin if is_plain else begin + int(words[-2])
+    except (ValueError, IndexError):
+        raise nats_errors.ProtocolError from None
+    reply = words[3] if len(words) == (5 if is_plain else 6) else b""
+    return sid, words[1], reply, None if is_plain else data[begin:head], head, stop
+
+
+def publication(subject: str, data: bytes, reply: str, headers: str = "") -> bytes:
+    """The command that publishes a message. Nothing is checked: no spaces, no line ends.
+
+    `headers`: lines of ASCII, each `name: text` with `\\r\\n` at its end.
+    """
     if not headers:
-        return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(data), data)
-    lines = "".join([f"{name}: {text}\r\n" for name, text in headers.items()])
-    head = b"%b%b\r\n" % (_PREAMBLE, lines.encode())
-    size = len(head)
-    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
-        subject.encode(),
-        reply.encode(),
-        size,
-        size + len(data),
-        head,
-        data,
-    )
+        return b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
+    size = len(headers) + _HEAD_BYTES
+    head = f"HPUB {subject} {reply} {size} {size + len(data)}\r\n{_PREAMBLE}{headers}\r\n"
+    return b"%b%b\r\n" % (head.encode(), data)
 
 
 def headers_of(raw: bytes | None) -> dict[str, str]:

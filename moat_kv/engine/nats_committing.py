@@ -15,6 +15,7 @@ stored `Detached`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -88,6 +89,8 @@ class Committer:
         )
         self._patience_s = patience_s
         self._waiting: deque[nats_group.Item] = deque()
+        #: Of the last round, what is to be answered.
+        self._settled: list[nats_group.Item] = []
         #: Of the present round, what is stored and not applied, by revision.
         self._stored_at: deque[tuple[int, nats_group.Item]] = deque()
         feed.on_applied = self._answer_applied
@@ -109,6 +112,7 @@ class Committer:
 
     def refuse_unsent(self, reason: str) -> None:
         """There is no NATS for a while: answer what has not been sent."""
+        self._tell_settled()
         self._is_refusing = True
         refused, self._waiting = self._waiting, deque()
         for item in refused:
@@ -143,14 +147,25 @@ class Committer:
                 continue
             items = nats_group.take(self._waiting)
             await self._settle(items)
-            for item in items:
-                item.tell()
+            self._settled += items
+            if self._waiting:
+                # Once the next are on their way: NATS need not wait for that.
+                asyncio.get_running_loop().call_soon(self._tell_settled)
+            else:
+                self._tell_settled()
+
+    def _tell_settled(self) -> None:
+        """Answer those of the last round; before any that came after them."""
+        settled, self._settled = self._settled, []
+        for item in settled:
+            item.tell()
 
     async def _end_overdue(self) -> None:
         """Answer what has waited for too long behind others, and so was not sent."""
         while True:
             await anyio.sleep(LOOK_S)
             while self._waiting and self._left_s([self._waiting[0]]) <= 0:
+                self._tell_settled()
                 self._waiting.popleft().done(errors.Detached("NATS stores nothing at present"))
 
     # One round after the other ------------------------------------------------------------------
@@ -164,8 +179,10 @@ class Committer:
                 # Each would cost a moment more, and many may have waited while NATS was silent.
                 self._give_up([item for item in todo if item.outcome is None and not item.sent])
                 # Others that came later may be under way for longer.
-                for item in items:
-                    item.tell()
+                if any(item.outcome is not None for item in items):
+                    self._tell_settled()
+                    for item in items:
+                        item.tell()
                 todo = [item for item in todo if item.outcome is None]
                 if not todo:
                     return
@@ -262,6 +279,7 @@ class Committer:
             rev, item = waiting.popleft()
             if item.outcome is None:
                 item.outcome = self._judge.outcome(item, rev)
+                self._tell_settled()
                 item.tell()
 
     def _stored(self, items: Sequence[nats_group.Item], rev: int) -> None:

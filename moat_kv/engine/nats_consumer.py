@@ -173,7 +173,7 @@ class Consumer:
         if self._over.is_set():
             return
         try:
-            place = nats_record.place(reply.decode()) if reply else None
+            place = nats_record.place(reply) if reply else None
             if place is None:
                 self._told(reply, headers)
             else:
@@ -215,7 +215,7 @@ class Consumer:
         answer_to = reply.decode() or headers.get("Nats-Consumer-Stalled")
         if answer_to:
             try:
-                self._client.send(nats_client.publication(answer_to, b"", "", {}))
+                self._client.send(nats_client.publication(answer_to, b"", ""))
             except nats_errors.Error as exc:
                 _log.debug("NATS: a consumer cannot be answered: %s", exc)
                 self._over.set()

@@ -14,6 +14,7 @@ and nothing is missing of what is taken.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -159,6 +160,8 @@ class Feed:
         if not end:
             return
         self._total = 0
+        enabled = gc.isenabled()
+        gc.disable()  # a tree that grows makes no garbage
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._report, progress)
@@ -168,6 +171,9 @@ class Feed:
                 tasks.cancel_scope.cancel()
         except* (nats_connection.NoAnswer, nats_connection.Refused) as group:
             raise nats_connection.NoAnswer(str(group.exceptions[0])) from group
+        finally:
+            if enabled:
+                gc.enable()
         if progress is not None:
             progress(self.count, self.count)
 
@@ -313,10 +319,11 @@ class Feed:
             if not self._group:
                 self.revision = rev
         self._apply(ready)
+        # First: what is answered there is waited for by somebody at the other end of a line.
+        self.on_applied()
         for rev, waiter, _ in self._waiters:
             if rev <= self.revision:
                 waiter.set()
-        self.on_applied()
 
     def _tell_time(self, items: Sequence[nats_consumer.Item]) -> None:
         # Of what came at once the last one says most, but for what is waited for.

@@ -17,7 +17,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nats import errors as nats_errors
 
@@ -41,9 +41,11 @@ _STORED = re.compile(rb'\{"stream":"[^"]*", ?"seq":(\d+)\}')
 _SEQUENCE = re.compile(r"wrong last sequence: (\d+)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """What is to be stored where, and the last sequence that must be found."""
+class Message(NamedTuple):
+    """What is to be stored where, and the last sequence that must be found.
+
+    (Each write makes one; a frozen dataclass takes four times as long.)
+    """
 
     subject: str
     body: bytes
@@ -52,11 +54,13 @@ class Message:
     expect_of: str | None = None
     """The subject that must have it, if not this one."""
 
-    def headers(self) -> dict[str, str]:
-        found = {} if self.expect is None else {_EXPECTED: str(self.expect)}
-        if self.expect_of is not None:
-            found[_EXPECTED_OF] = self.expect_of
-        return found
+    def lines(self) -> str:
+        """Its headers."""
+        if self.expect is None:
+            return ""
+        if self.expect_of is None:
+            return f"{_EXPECTED}: {self.expect}\r\n"
+        return f"{_EXPECTED}: {self.expect}\r\n{_EXPECTED_OF}: {self.expect_of}\r\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,7 @@ class Publisher:
 
         `told` hears of those that are stored while the others are still under way.
         """
-        sending = [(message, message.headers(), True) for message in messages]
+        sending = [(message, message.lines(), True) for message in messages]
         self._told = told
         try:
             return await self._send(sending, wait_s)
@@ -147,32 +151,30 @@ class Publisher:
 
     async def together(self, messages: Sequence[Message], wait_s: float = ACK_S) -> Answer:
         """Send all as one atomic batch, at most 1,000; what became of it."""
-        batch = secrets.token_hex(12)
-        sending = []
-        for number, message in enumerate(messages, 1):
-            headers = message.headers() | {_BATCH_ID: batch, _BATCH_SEQUENCE: str(number)}
-            is_last = number == len(messages)
-            if is_last:
-                headers[_BATCH_COMMIT] = "1"
-            sending.append((message, headers, is_last))
+        of_batch = f"{_BATCH_ID}: {secrets.token_hex(12)}\r\n{_BATCH_SEQUENCE}: "
+        sending = [
+            (message, f"{message.lines()}{of_batch}{number}\r\n", False)
+            for number, message in enumerate(messages, 1)
+        ]
+        message, lines, _ = sending[-1]
+        sending[-1] = message, f"{lines}{_BATCH_COMMIT}: 1\r\n", True
         (answer,) = await self._send(sending, wait_s)
         return answer
 
-    async def _send(
-        self, sending: list[tuple[Message, dict[str, str], bool]], wait_s: float
-    ) -> list[Answer]:
+    async def _send(self, sending: list[tuple[Message, str, bool]], wait_s: float) -> list[Answer]:
+        """Each message with its headers, and whether it gets an answer; those answers."""
         self._answers, self._complete = {}, self._make_waiter()
         self._first = self._number + 1
         commands = []
         try:
-            for message, headers, wants_answer in sending:
+            for message, lines, wants_answer in sending:
                 reply = ""
                 if wants_answer:
                     self._number += 1
                     reply = f"{self._inbox}.{self._number}"
                     self._answers[reply] = None
                 commands.append(
-                    nats_client.publication(message.subject, message.body, reply, headers)
+                    nats_client.publication(message.subject, message.body, reply, lines)
                 )
             self._sent_s = None if self._clock is None else age.up_s()
             self._client.send(b"".join(commands))

@@ -21,12 +21,15 @@ from moat_kv.path import Path
 
 _FORMAT = 1
 _pack = msgpack.Packer(autoreset=True).pack
+_make = tuple.__new__
 
 
 class NotOurs(ValueError):
     """A message that no server of this kind has written."""
 
 
+# (Below these are made past NamedTuple's own constructor, which is Python: each record that comes
+# needs three.)
 class Delivered(NamedTuple):
     """A record as it came, with what is of use on the way in only."""
 
@@ -89,23 +92,23 @@ def delivered(path: Path, place: Place, data: bytes) -> Delivered:
     expires_at = fields[6] if more > 6 else None
     nth, size = fields[7:9] if more > 8 else (0, 1)
     at = min(place.at, fields[9]) if more > 9 else place.at
-    record = Record(place.rev, path, value, at, origin, tick, session, expires_at)
-    return Delivered(record, prev, nth, size, place.at)
+    record = _make(Record, (place.rev, path, value, at, origin, tick, session, expires_at))
+    return _make(Delivered, (record, prev, nth, size, place.at))
 
 
-def place(reply: str) -> Place | None:
+def place(reply: bytes) -> Place | None:
     """What the reply subject of a consumer's message tells; None if it is none.
 
     `$JS.ACK.STREAM.CONSUMER.TIMES.REV.NUMBER.NANOSECONDS.REMAINING`, or with two tokens more before
     the stream's name (domain and account) and perhaps one more at the end.
     """
-    if not reply.startswith("$JS.ACK."):
+    if not reply.startswith(b"$JS.ACK."):
         return None
-    tokens = reply.split(".")
+    tokens = reply.split(b".")
     if len(tokens) == 9:
         rev, number, nanoseconds, remaining = tokens[5:]
     elif len(tokens) > 10:
         rev, number, nanoseconds, remaining = tokens[7:11]
     else:
         return None
-    return Place(int(rev), int(number), int(nanoseconds) / 1e9, int(remaining))
+    return _make(Place, (int(rev), int(number), int(nanoseconds) / 1e9, int(remaining)))

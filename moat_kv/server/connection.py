@@ -114,11 +114,23 @@ class Connection:
     # What actions use ---------------------------------------------------------------------------
 
     def send(self, frame: bytes) -> None:
-        """Queue a frame. It leaves with the others of its chunk, or through the writer."""
+        """Queue a frame. It leaves with the others of its chunk, or through the writer.
+
+        One that nothing else is to follow soon leaves at once.
+        """
+        if not self.unanswered and self._direct is not None and self._is_idle():
+            sent = self._direct.send(frame)
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
         self._out.append(frame)
         self._out_bytes += len(frame)
         if not self._roused and not self._reading:
             self._rouse()
+
+    def _is_idle(self) -> bool:
+        """Whether nothing is read, sent, or waits to be sent."""
+        return not (self._reading or self._sending or self._roused or self._out or self._ready)
 
     def _rouse(self) -> None:
         self._roused = True

@@ -172,13 +172,24 @@ def fill(target: Any, source: Any) -> None:
 
 
 def _fill(target: Any, source: Any, values: dict[str, Any], slots: tuple[str, ...]) -> None:
-    values.update(source.__dict__)
-    if not slots and _UNCHANGEABLE.issuperset(map(type, values.values())):
-        return
-    memo: dict[int, Any] = {id(source): target}
-    for name, value in source.__dict__.items():
-        if type(value) not in _UNCHANGEABLE:
+    present = source.__dict__
+    values.update(present)
+    memo: dict[int, Any] | None = None
+    for name, value in present.items():
+        kind = type(value)
+        if kind in _UNCHANGEABLE:
+            continue
+        if memo is None:
+            memo = {id(source): target}
+        copier = _copiers.get(kind)
+        if copier is None or id(value) in memo:
             values[name] = copy_of(value, memo)
+        else:
+            values[name] = copier(value, memo)
+    if not slots:
+        return
+    if memo is None:
+        memo = {id(source): target}
     for name in slots:
         try:
             value = getattr(source, name)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_LIMIT = loops.Deadline(None)
+
 
 async def enter(
     ground: Ground, slots: Sequence[Slot], task: object, timeout_s: float | None
@@ -29,7 +31,7 @@ async def enter(
     """
     holding.add(task, slots)
     taken: list[Slot] = []
-    deadline = loops.Deadline(timeout_s)
+    deadline = _NO_LIMIT if timeout_s is None else loops.Deadline(timeout_s)
     in_loop = type(task) is not int
     try:
         for slot in slots:
@@ -70,7 +72,10 @@ async def _lock_entry(
 async def leave(ground: Ground, slots: Sequence[Slot], task: object) -> None:
     """Unlock what `enter` locked; then subscribers are told."""
     try:
-        await _release(ground, slots)
+        if len(slots) == 1 and slots[0].entry is None:
+            slots[0].lock.release()  # nearly all; the coroutine would take as long again
+        else:
+            await _release(ground, slots)
     finally:
         holding.remove(task, slots)
         for slot in slots:

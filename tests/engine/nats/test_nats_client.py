@@ -52,6 +52,10 @@ class Listening(nats_client.Client):
     def _rested(self) -> None:
         self.pieces += 1
 
+    @property
+    def is_connected(self) -> bool:
+        return True
+
     async def _process_ping(self) -> None:
         self.pings += 1
 
@@ -68,6 +72,33 @@ async def test_messages_come_whole_however_the_bytes_are_cut(size: int) -> None:
     assert client.seen == MESSAGES
     assert (client.pings, client.infos) == (1, 1)
     assert 1 <= client.pieces <= len(pieces)
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3, 1_000_000])
+@pytest.mark.parametrize("size", [1, 7, 21, 27, 64, 4_096, 100_000])
+async def test_what_is_handed_on_at_once_does_not_overtake_what_is_left(
+    size: int, turn: int
+) -> None:
+    client = Listening()
+    left: list[bytes] = []
+    pieces = [BYTES[start : start + size] for start in range(0, len(BYTES), size)]
+    for number, piece in enumerate(pieces):
+        client._came_in(left.append, piece)
+        if number % turn == 0 and left:
+            await client._ps.parse(b"".join(left))
+            left.clear()
+    await client._ps.parse(b"".join(left))
+    assert client.seen == MESSAGES
+    assert (client.pings, client.infos) == (1, 1)
+    client._came_in(left.append, BYTES[:21])
+    assert client.seen == [*MESSAGES, MESSAGES[0]]  # at once, as nothing is left
+
+
+@pytest.mark.parametrize("line", [b"MSG moat.a x 3\r\n", b"MSG moat.a\r\n"])
+async def test_a_bad_line_is_left_to_who_ends_the_connection(line: bytes) -> None:
+    client, left = Listening(), list[bytes]()
+    client._came_in(left.append, line)
+    assert left == [line]
 
 
 @pytest.mark.parametrize(
@@ -142,10 +173,10 @@ async def test_a_consumer_that_cannot_be_answered_is_over_and_harms_nobody() -> 
 
 
 def test_a_message_is_published_as_the_protocol_says() -> None:
-    plain = nats_client.publication("moat.a", b"abc", "_INBOX.1", {})
+    plain = nats_client.publication("moat.a", b"abc", "_INBOX.1")
     assert plain == b"PUB moat.a _INBOX.1 3\r\nabc\r\n"
-    assert nats_client.publication("moat.a", b"", "", {}).split() == [b"PUB", b"moat.a", b"0"]
-    headed = nats_client.publication("moat.a", b"abc", "", {"A": "1"})
+    assert nats_client.publication("moat.a", b"", "").split() == [b"PUB", b"moat.a", b"0"]
+    headed = nats_client.publication("moat.a", b"abc", "", "A: 1\r\n")
     assert headed == b"HPUB moat.a  18 21\r\n" + HEAD + b"abc\r\n"
     assert len(HEAD) == 18
 

@@ -103,7 +103,7 @@ def test_what_is_no_record_is_refused(data: bytes) -> None:
     ids=["short", "long", "long-without-token", "flow-control", "inbox"],
 )
 def test_a_reply_subject_tells_the_place(reply: str, place: nats_record.Place | None) -> None:
-    assert nats_record.place(reply) == place
+    assert nats_record.place(reply.encode()) == place
 
 
 def test_a_url_names_nodes_and_network() -> None:
