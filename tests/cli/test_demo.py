@@ -49,8 +49,8 @@ def processes_in(folder: pathlib.Path) -> list[str]:
 def test_the_demonstration_shows_all_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     began = time.monotonic()
     process = start(tmp_path)
-    out, err = process.communicate(timeout=50)
-    assert time.monotonic() - began < 40
+    out, err = process.communicate(timeout=70)
+    assert time.monotonic() - began < 60
     assert (process.returncode, err) == (0, "")
     for text in (
         r"job demo\.read_one \(one node\) on \w+: done",
@@ -206,10 +206,10 @@ async def test_the_copy_of_the_tree_says_what_jobs_do(moat: Moat, client: moat_k
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(120)
 def test_with_three_servers_it_survives_one_of_them(tmp_path: pathlib.Path) -> None:
     process = start(tmp_path, "--cluster")
-    out, err = process.communicate(timeout=80)
+    out, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (0, "")
     for text in (
         r"servers: (tcp://127\.0\.0\.1:\d+ ?){3}, ",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import time
@@ -10,7 +12,7 @@ import anyio
 import pytest
 
 from moat_kv import P
-from tests.runner.bench import bench
+from tests.runner.bench import GROUP, LIMIT_S, bench
 from tests.runner.test_children import HELD, gone, is_alive, parent
 from tests.runner.test_node_process import process
 
@@ -69,3 +71,55 @@ async def test_runner_that_is_frozen_for_a_short_time_keeps_its_child(anyio_back
             await anyio.sleep(1)
             assert is_alive(child)
             assert is_alive(daemon)
+
+
+LOG = """
+    import anyio
+    while True:
+        await _client.patch(_P("log") / name, "append", _self.fence)
+        await anyio.sleep(0.02)
+"""
+
+
+def _is_above(fence: int, log: list[int]) -> bool:
+    return log[-1] > fence
+
+
+def _is_longer(size: int, log: list[int]) -> bool:
+    return len(log) > size
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_runners_that_wake_after_their_sessions_write_nothing_more(
+    anyio_backend: str,
+) -> None:
+    names = ["a", "b", "c", "d"]
+    async with bench() as b, contextlib.AsyncExitStack() as stack:
+        frozen = [
+            await stack.enter_async_context(process(b, name, anyio_backend, "process", "1.5"))
+            for name in ("n1", "n2")
+        ]
+        for name in names:
+            await b.job(LOG, path=name, data={"name": name})
+        before = {name: (await b.value(P("log") / name))[0] for name in names}
+        for node in frozen:
+            node.send_signal(signal.SIGSTOP)
+        try:
+            await b.node("n3")
+            for name in names:
+                await b.value(P("log") / name, functools.partial(_is_above, before[name]))
+        finally:
+            for node in frozen:
+                node.send_signal(signal.SIGCONT)
+        # Both are back under new sessions, and their former jobs go on elsewhere meanwhile.
+        group = b.places.group + GROUP
+        async with b.desk.watch_group(group) as members:
+            with anyio.fail_after(LIMIT_S):
+                async for seen in members:
+                    if seen is not None and {"n1", "n2", "n3"} <= seen.keys():
+                        break
+        for name in names:
+            size = len((await b.desk.get(P("log") / name)).value)
+            log = await b.value(P("log") / name, functools.partial(_is_longer, size + 10))
+            assert log == sorted(log), "what an older claim wrote comes before what a newer one did"
+            assert len(set(log)) > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 from moat_kv import P, errors, open_client
 from moat_kv.client import session as session_module
 from moat_kv.client import writes
+from moat_kv.engine.base import Done
+from moat_kv.entry import Write
 from moat_kv.testing.server import RunningServer, running_server
 from moat_kv_runner import messages, node_facts
 from moat_kv_runner.script_client import ScriptClient
@@ -20,7 +22,7 @@ from tests.client.proxy import Proxy, proxied
 from tests.client.waiting import until
 from tests.runner.bench import Bench, Node, bench
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_ways")]
 
 #: Long enough for whatever the tests do meanwhile on a busy machine, in seconds.
 GRACE_S = 20.0
@@ -322,3 +324,40 @@ async def test_claim_that_goes_away_is_told_with_what_follows(
         f"{job}runner n9 has its claim now",
     ]
     assert second.backoff == 0
+
+
+OUT_OF_TOUCH = """
+    import anyio
+    while "value" not in await _client.get(_P("go")):
+        await anyio.sleep(0.01)
+    await _client.patch(_P("n"), "add", 1)
+    await _client.delete(_P("go"))
+    await _client.batch([_client.op_set(_P("done"), 1)])
+"""
+
+
+async def test_writes_wait_while_the_server_is_out_of_touch_with_its_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench("n1") as b:
+        place = await b.job(OUT_OF_TOUCH)
+        fence = (await b.state(lambda state: state.running)).fence
+        submit, refused = b.server.server._turns._submit, 0
+
+        def refuse_guarded(group: Sequence[Write], done: Done) -> None:
+            nonlocal refused
+            if any(write.guards for write in group):
+                refused += 1
+                done(errors.Detached("the network cannot be reached"))
+            else:
+                submit(group, done)
+
+        monkeypatch.setattr(b.server.server._turns, "_submit", refuse_guarded)
+        await b.desk.set(P("go"), 1)
+        await until(lambda: refused > 2)
+        assert "value" not in await b.desk.get(P("n"))
+        monkeypatch.undo()
+        assert await b.value(P("done")) == 1
+        assert await b.get("n") == 1
+        state = await b.state()
+        assert (state.reason, state.fence) == ("done", fence), place

@@ -30,7 +30,12 @@ FDS = 6
 #: A request's length, without the descriptors.
 REQUEST_BYTES = 128 * 1024
 
-_PRELOADED = ("moat_kv_runner.children.inside", "anyio._backends._asyncio", "asyncio")
+_PRELOADED = (
+    "moat_kv_runner.children.inside",
+    "anyio._backends._asyncio",
+    "anyio._core._signals",
+    "asyncio",
+)
 _FOR_TRIO = ("trio", "anyio._backends._trio")
 
 
