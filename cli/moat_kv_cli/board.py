@@ -75,7 +75,7 @@ async def board(invocation: command.Invocation, /, once: bool, out: output.Print
     if not out.for_people:
         out.value(picture.as_value())
         return
-    out.rows(_NODE_COLUMNS, picture.nodes)
+    out.rows(_NODE_COLUMNS, _nodes_for_people(picture))
     out.note("")
     out.rows(_JOB_COLUMNS, [_for_people(row) for row in picture.jobs])
 
@@ -133,6 +133,10 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
     else:
         shown["last"] = shown.get("reason")
     return shown
+
+
+def _nodes_for_people(picture: Picture) -> list[dict[str, Any]]:
+    return [{**row, "tags": row.get("tags") or None} for row in picture.nodes]
 
 
 # Live -------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def drawn(picture: Picture, away_since: float | None, height: int | None) -> con
     head = f"group {picture.group}, {output.local_time(time.time())}"
     parts: list[Any] = [
         text.Text(head, style="bold"),
-        _table(_NODE_COLUMNS, picture.nodes),
+        _table(_NODE_COLUMNS, _nodes_for_people(picture)),
         text.Text(""),
         _table(_JOB_COLUMNS, [_for_people(row) for row in jobs]),
     ]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import asyncclick as click
 
 from moat_kv import config, errors
-from moat_kv.path import Path
-from moat_kv_cli import command, output, verbs
+from moat_kv.path import P, Path
+from moat_kv_cli import command, happening, output, verbs
 
 if TYPE_CHECKING:
     from moat_kv import Client
     from moat_kv.client.error_record import ErrorRecord
 
-_COLUMNS = ["last", "count", "subsystem", "path", "message", "nodes", "state"]
+_COLUMNS = ["last", "first", "count", "subsystem", "path", "message", "nodes", "state"]
 
 _subsystem = click.option(
     "-s", "--subsystem", metavar="NAME", help="Only of that part, such as run."
@@ -148,18 +148,63 @@ async def watch(
     """Print errors as they come, come again and are resolved, until interrupted."""
     from moat_kv.client import error_record
 
-    seen = 0
+    shown, seen = 0, happening.Seen()
     async with invocation.staying_client() as client:
         base = (await config.load_places(client)).error
-        async with client.watch(base, fetch=fetch) as changes:
+        async with client.watch(base, fetch=True, min_depth=1) as changes:
             async for event in changes:
-                value = getattr(event, "value", None)
-                if value is None:
-                    continue
-                out.row(_COLUMNS, _row(error_record.of_value(value), out), bare="path")
-                seen += 1
-                if seen == count:
-                    return
+                for change in seen.take(event):
+                    if change.is_old and not fetch:
+                        continue
+                    try:
+                        record = error_record.of_value(change.after)
+                    except errors.BadValue:
+                        continue  # deleted, or somebody's own entry
+                    out.row(_COLUMNS, _row(record, out), bare="path")
+                    shown += 1
+                    if shown == count:
+                        return
+
+
+@error.command(example="moat kv error notify tell.me\nmoat kv error notify --off")
+@click.argument("procedure", type=verbs.PROCEDURE, required=False)
+@click.option("-g", "--group", metavar="GROUP", help="The group whose runners call it. [default]")
+@click.option("--off", is_flag=True, help="Tell nobody any more.")
+@output.option
+@command.pass_invocation
+async def notify(
+    invocation: command.Invocation,
+    /,
+    procedure: Path | None,
+    group: str | None,
+    off: bool,
+    out: output.Printer,
+) -> None:
+    """Have a procedure called for each new error, once, by one node; alone, say which it is.
+
+    It is given `error`: `subsystem`, `path`, `message`, `count`, `first`, `last`, `nodes`, `trace`.
+    """
+    from moat_kv_runner import notices
+
+    if off and (procedure is not None or group is not None):
+        raise command.fail("--off stands alone")
+    if group is not None and procedure is None:
+        raise command.fail("-g goes with a procedure")
+    default = P(invocation.config.runner.group)
+    async with invocation.client() as client:
+        places = await config.load_places(client)
+        if off:
+            await client.delete(places.error)
+        elif procedure is not None:
+            wanted = notices.Setting(notify=procedure, group=P(group) if group else default)
+            await client.set(places.error, wanted.as_value())
+            if "value" not in await client.get(places.proc + procedure):
+                click.echo(f"moat: there is no procedure {procedure} yet", err=True)
+        else:
+            found = notices.parse((await client.get(places.error)).get("value"), default)
+            if found is None:
+                raise errors.NotFound("procedure", "for new errors", hint="nobody is told")
+            out.facts({"notify": str(found.notify), "group": str(found.group)})
 
 
 async def _find(client: Client, path: Path, subsystem: str | None) -> ErrorRecord:

@@ -31,6 +31,7 @@ from moat_kv_runner import (
     job,
     messages,
     node_facts,
+    notices,
     placing,
     script_config,
     times,
@@ -359,6 +360,9 @@ class Service:
                     await tasks.start(root.supervise, self)
                 tasks.start_soon(code_errors.keep, self)
                 await tasks.start(functools.partial(answering.answer, self))
+                for root in self._roots:
+                    if root.kind == "any":
+                        tasks.start_soon(notices.serve, self, root)
                 tasks.start_soon(self._tell_load)
                 await tasks.start(self._watch_wishes)
                 tasks.start_soon(self._keep_lease)

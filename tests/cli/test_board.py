@@ -301,6 +301,7 @@ async def test_board_shows_nodes_and_all_kinds_of_jobs(
         assert jobs["fails"]["due"] > time.time()
         text = await moat.fine("run", "board")
         lines = {line.split()[0]: line for line in text.splitlines() if line}
+        assert "[]" not in lines["n1"]
         assert lines["ends"].endswith("  fine")
         assert lines["fails"].endswith("ValueError: no bus")
         assert text == await moat.fine("run", "board", "--once")

@@ -86,6 +86,42 @@ async def test_errors_are_watched(moat: Moat) -> None:
 
 
 @pytest.mark.usefixtures("failed")
+async def test_entries_that_are_no_errors_do_not_end_a_watch(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    await client.set(P(":.moat.kv.error.a"), "somebody's own")
+    await moat.fine("code", "tell", "set", "-s", "-", stdin="print(error)")
+    await moat.fine("error", "notify", "tell")
+    out = await moat.fine("error", "watch", "-f", "--count", "2", "-o", "value")
+    assert sorted(out.split()) == ["a.b", "c"]
+    assert await moat.fine("error", "list", "-o", "value") == "a.b\n"
+
+
+async def test_procedure_for_new_errors_is_set_shown_and_taken_away(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    nobody = await moat("error", "notify")
+    assert (nobody.code, nobody.error_line) == (
+        3,
+        "moat: no procedure for new errors; nobody is told",
+    )
+    early = await moat("error", "notify", "tell.me", "-g", "house")
+    assert (early.code, early.error_line) == (0, "moat: there is no procedure tell.me yet")
+    assert (await client.get(P(":.moat.kv.error"))).value == {
+        "notify": P("tell.me"),
+        "group": P("house"),
+    }
+    assert json.loads(await moat.fine("error", "notify", "-o", "json")) == {
+        "notify": "tell.me",
+        "group": "house",
+    }
+    for words in (["--off", "tell.me"], ["--off", "-g", "x"], ["-g", "x"], ["tell..me"]):
+        assert (await moat("error", "notify", *words)).code == 128
+    assert await moat.fine("error", "notify", "--off") == ""
+    assert (await moat("error", "notify")).code == 3
+
+
+@pytest.mark.usefixtures("failed")
 async def test_unknown_and_ambiguous_errors(moat: Moat, client: moat_kv.Client) -> None:
     for verb in ("show", "ack", "resolve"):
         ended = await moat("error", verb, "x")

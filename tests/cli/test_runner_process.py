@@ -134,3 +134,41 @@ def test_an_inline_job_that_does_not_end_is_ended_by_force_and_named(place: path
         "moat: job :.moat.kv.run.any.default.j does not end",
         "moat: ended by force",
     ]
+
+
+STAYING = """
+import anyio
+print("a line")
+_log.info("it has begun")
+await anyio.sleep_forever()
+"""
+
+
+@pytest.mark.timeout(180)
+def test_what_runs_have_left_outlives_a_killed_runner(place: pathlib.Path) -> None:
+    moat(place, "code", "stays", "set", "-s", "-", stdin=STAYING)
+    isolated = [":.moat.kv.run.any.default", "set", "-v", "defaults.isolate", "process"]
+    moat(place, "data", *isolated)
+    moat(place, "run", "at", "j", "set", "-c", "stays", "-t", "0")
+    for number in (1, 2):
+        with staying(place, "run", "everything", "--name", "pi") as (runner, line):
+            assert line.startswith("runner pi is ready")
+            wanted = ["log", "-f", "--run", str(number), "--count", "2", "-o", "jsonl"]
+            rows = _again(place, *wanted)
+            assert [(row["run"], row["level"]) for row in rows] == [(number, None), (number, 20)]
+            assert [row["text"] for row in rows] == ["a line", "it has begun"]
+            runs = _again(place, "runs", "-o", "jsonl")
+            told = [(row["run"], row["outcome"]) for row in runs]
+            assert told == [(1, "running")] if number == 1 else [(2, "running"), (1, "cut off")]
+            runner.kill()
+            runner.communicate()
+
+
+def _again(place: pathlib.Path, *words: str) -> list[dict[str, object]]:
+    """What a verb of the job prints, as soon as there is something to print."""
+    deadline = time.monotonic() + processes.PATIENCE_S
+    while True:
+        ended = moat(place, "run", "at", "j", *words)
+        if ended.returncode == 0 or time.monotonic() > deadline:
+            assert ended.returncode == 0, ended
+            return [json.loads(line) for line in ended.stdout.splitlines()]

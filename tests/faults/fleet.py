@@ -129,7 +129,11 @@ class RunnerProcess:
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=_ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=log
+                command,
+                cwd=_ROOT,
+                env=_environment() | {"XDG_STATE_HOME": str(self.log.parent / "state")},
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
 
     def signal(self, number: int) -> None:

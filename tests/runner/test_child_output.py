@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import time
 
 import anyio
@@ -39,6 +41,22 @@ async def test_lines_that_a_child_prints_and_logs_reach_its_runner(
     assert [(each.levelno, each.message) for each in records] == [
         (logging.WARNING, "logged\nin 2 lines")
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_terminal_of_a_runner_obeys_no_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = Terminal(), Terminal()
+    async with bench("n1", isolate="process") as b:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        await b.job("import sys\nprint('\\x1b[2J')\nprint('\\x9b', file=sys.stderr)")
+        await b.state()
+        monkeypatch.undo()
+    assert (out.getvalue(), err.getvalue()) == ("\\x1b[2J\n", "\\x9b\n")
 
 
 FLOOD = {

@@ -174,6 +174,23 @@ async def test_what_a_gone_job_has_left_goes(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_what_is_gone_goes_when_the_folder_is_free(tmp_path: pathlib.Path) -> None:
+    former = made(tmp_path)
+    for name in ("a", "b"):
+        begun(former, P(name)).printed("out", name)
+    assert await tail(former, P("a")) == ["a"]
+    kept = made(tmp_path)
+    kept.keep_only("any", [P("b")])
+    with pytest.raises(recorder.NotKept):
+        await tail(kept, P("b"))
+    former.close()
+    assert await tail(kept, P("b")) == ["b"]
+    assert await tail(kept, P("a")) == []
+    kept.close()
+    assert {each.name for each in (tmp_path / "n1/default/any").iterdir()} == {".lock", "b"}
+
+
+@pytest.mark.anyio
 async def test_all_jobs_together_stay_below_what_the_settings_allow(tmp_path: pathlib.Path) -> None:
     kept = made(tmp_path, logs_mb=0.1)
     jobs = [P(f"job.n{number}") for number in range(20)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 
+import anyio
 import pytest
 
 from moat_kv import P
 from moat_kv.code import ModuleRoot
 from moat_kv_runner import commands, running
+from moat_kv_runner.kept import asking
 from tests.runner.bench import bench
 from tests.runner.test_children import gone, is_alive
 
@@ -44,6 +46,31 @@ async def test_jobs_of_a_share_run_in_one_interpreter_and_end_apart() -> None:
         assert is_alive(pid)
         await commands.enable(b.desk, first)
         assert (await b.value(P("in.one"), lambda value: value[1] > 1))[0] == pid
+
+
+async def test_log_records_of_a_share_are_kept_with_their_own_runs() -> None:
+    text = """
+        import anyio, logging
+        _log.info("of %s", _self.path[-1])
+        _log.getChild("part").info("a part of %s", _self.path[-1])
+        logging.getLogger("bus").warning("of anybody")
+        await _client.set(_P("in") + _self.path[-1:], 1)
+        await anyio.sleep_forever()
+    """
+    async with bench() as b:
+        node = await b.node("n1", isolate="process")
+        for path in ("one", "two"):
+            await b.job(text, path=path, share="bus")
+            await b.value(P("in") / path)
+        async with asking.Desk(
+            b.desk, b.places, group=P("default"), kind="any", path=P("one")
+        ) as desk:
+            with anyio.fail_after(30):
+                lines: list[str] = []
+                while lines.count("bus: of anybody") < 2:
+                    answers = await desk.ask("lines", [node.name])
+                    lines = [each["text"] for each in answers["n1"]["lines"]]
+        assert lines == ["of one", "a part of one", "bus: of anybody", "bus: of anybody"]
 
 
 async def test_last_one_of_a_share_ends_its_process() -> None:

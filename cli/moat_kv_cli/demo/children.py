@@ -81,9 +81,9 @@ class Children:
         self.network: network.Network | None = None
         self._all: list[Child] = []
         self._environment = dict(os.environ)
-        # Nobody's own settings have a part in this.
+        # Nobody's own settings have a part in this, and nothing is left of it.
         settings = folder / "config.yaml"
-        settings.write_text("{}\n")
+        settings.write_text(f"runner: {{logs: {json.dumps(str(folder / 'logs'))}}}\n")
         self._environment["MOAT_KV_CONFIG"] = str(settings)
 
     def server(self) -> str:

@@ -234,7 +234,8 @@ class ProcessRun:
     def logged(self, level: int, name: str, text: str) -> None:
         """A log record of its process."""
         own = f"{reporting.JOBS}.{self._facts.path}"
-        is_others = name.startswith(f"{reporting.JOBS}.") and not name.startswith(own)
+        is_jobs = name.startswith(f"{reporting.JOBS}.")
+        is_others = is_jobs and name != own and not name.startswith(f"{own}.")
         if self._kept is not None and not is_others:
             self._kept.logged(level, name, text)
 

@@ -80,6 +80,8 @@ class Recorder:
         self._jobs: dict[tuple[str, str], files.JobFiles] = {}
         self._count = 0
         self._lines: dict[sink.RunSink, list[_Line]] = {}
+        # The names of all jobs of kinds of which those that are gone were not looked for yet.
+        self._owed: dict[str, Collection[str]] = {}
         # The runs that go on, by job.
         self._begun: dict[tuple[str, Path], sink.RunSink] = {}
         # What was said of a folder that cannot be written.
@@ -254,7 +256,10 @@ class Recorder:
             self._count -= 1
 
     def _keep_only(self, kind: str, names: Collection[str]) -> None:
+        self._owed[kind] = names
         place = self._folder(kind)
+        if self._owed.pop(kind, None) is None:
+            return  # done when the folder was had
         for folder in list(files.folders(place)):
             if folder.name not in names:
                 self._job(kind, folder.name).remove()
@@ -303,6 +308,8 @@ class Recorder:
         self._locks.append(lock)
         self._kinds[kind] = place
         self._count += len(list(files.folders(place)))
+        if kind in self._owed:
+            self._keep_only(kind, self._owed[kind])
         return place
 
     def _check_room(self, place: pathlib.Path) -> None:
