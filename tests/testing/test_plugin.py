@@ -18,6 +18,8 @@ def run_pytest(folder: pathlib.Path, *words: str) -> subprocess.CompletedProcess
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, TREES)),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Others only take their time.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     env.pop("PYTEST_ADDOPTS", None)
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder)]
