@@ -184,7 +184,10 @@ class Box:
         stored = await ModuleRoot.as_handler(self._ground.desk, places=Places())
         for name, file in modules.items():
             await stored.add(P(name), code=self._read(file))
-        builtins = virtual_builtins.of_clock(self.now, lambda: self._loop.clock.now)
+        # A thread's sleep is real, so a synchronous script has to live by the real clock.
+        is_async = script.procedure.is_async is True
+        clock = self._loop.clock
+        builtins = virtual_builtins.of_clock(self.now, lambda: clock.now) if is_async else None
 
         def make(line: Client) -> trial.Trial:
             return trial.Trial(
@@ -199,8 +202,7 @@ class Box:
             )
 
         self.runs.append(run)
-        is_async = script.procedure.is_async is True
-        self._loop.clock.at_work.append(lambda: run.is_in_thread(is_async))
+        clock.at_work.append(lambda: run.is_in_thread(is_async))
         self._ground.tasks.start_soon(run.work, self._ground, make, builtins)
 
     def stop_run(self, run: script_run.ScriptRun) -> None:
