@@ -68,6 +68,17 @@ class Box:
         at = datetime.fromisoformat(when) if isinstance(when, str) else when
         self._begin_s = at.timestamp() - self._loop.clock.now
 
+    @property
+    def cushion_s(self) -> float:
+        """For so long, in seconds of real time, nothing may come from outside of the process before
+        all counts as settled: for scripts that talk to programs of their own.
+        """
+        return self._loop.clock.cushion_s
+
+    @cushion_s.setter
+    def cushion_s(self, seconds: float) -> None:
+        self._loop.clock.cushion_s = seconds
+
     def advance(self, seconds: float) -> None:
         """Let so much time pass, at once."""
         self._loop.call(self._loop.clock.advance, seconds)
@@ -225,7 +236,7 @@ class Box:
         from moat_kv.testing import onewire
 
         clock = self._loop.clock
-        clock.cushion_s = BUS_CUSHION_S
+        self.cushion_s = max(self.cushion_s, BUS_CUSHION_S)
 
         async def start() -> onewire.SimulatedBus:
             running = onewire.running_bus(clock=lambda: clock.now)
