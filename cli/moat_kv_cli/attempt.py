@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import signal
 import sys
@@ -70,15 +71,16 @@ async def attempt(
     """Run what `find` finds, and tell all of it; the exit code."""
     from moat_kv_runner import readiness
 
+    teller = _Teller(wish, debug=invocation.debug)
     async with invocation.client() as client:
         found = await find(client)
         wanted = found.value.get("backend") if isinstance(found.value, Mapping) else None
         if wanted in (None, readiness.backend()):
-            return await _attempt(client, found, wish, out)
+            return await _attempt(client, found, wish, out, teller)
 
     async def elsewhere() -> int:
         async with invocation.client() as client:
-            return await _attempt(client, found, wish, out)
+            return await _attempt(client, found, wish, out, teller)
 
     # Another kind of event loop, beside this one; ^C ends the process with it.
     run = functools.partial(anyio.run, elsewhere, backend=wanted)
@@ -86,7 +88,9 @@ async def attempt(
     return code
 
 
-async def _attempt(client: Client, found: Found, wish: Wish, out: output.Printer) -> int:
+async def _attempt(
+    client: Client, found: Found, wish: Wish, out: output.Printer, teller: _Teller
+) -> int:
     from moat_kv.code import ModuleRoot
     from moat_kv_runner import execution
     from moat_kv_runner.trying import ground, trial
@@ -96,7 +100,6 @@ async def _attempt(client: Client, found: Found, wish: Wish, out: output.Printer
     facts = found.facts
     script = trial.script_of(found.value, name=found.name, rev=found.rev, data=found.data, **facts)
     modules.order(script.needs, needed_by=found.name)
-    teller = _Teller(wish)
     running = ground.running_ground(real=client, faked=wish.fakes, lets_through=wish.real)
     async with running as on, on.line(teller.tell) as line:
         for path, value in wish.fakes.items():
@@ -110,7 +113,7 @@ async def _attempt(client: Client, found: Found, wish: Wish, out: output.Printer
             places=places,
             load=lambda: modules.load(script.needs, needed_by=found.name),
         )
-        with _given_up(wish.limit_s), teller.closing(), _interruptible() as interrupted:
+        with _given_up(wish.limit_s), teller.telling(), _interruptible() as interrupted:
             try:
                 with anyio.move_on_after(wish.limit_s) as scope, interrupted.scope:
                     result = await one.run()
@@ -183,12 +186,18 @@ def _interruptible() -> Iterator[_Interrupt]:
         signal.signal(signal.SIGINT, former)
 
 
-class _Teller:
-    """Prints what happens, a line each."""
+class _Teller(logging.Handler):
+    """Prints what happens, and what the script logs, a line each."""
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, wish: Wish, *, debug: bool) -> None:
+        super().__init__(logging.DEBUG if debug else logging.INFO)
         self._wish = wish
         self._writes = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A log record of the script."""
+        sys.stdout.flush()
+        click.echo(f"{record.levelname.lower():<8}{self.format(record)}", err=True)
 
     def tell(self, happening: happenings.Happening) -> None:
         from moat_kv_runner.trying import happenings
@@ -210,11 +219,20 @@ class _Teller:
             click.echo(f"moat: {text}", err=True)
 
     @contextlib.contextmanager
-    def closing(self) -> Iterator[None]:
-        """Say at the end, however it came, what became of the writes."""
+    def telling(self) -> Iterator[None]:
+        """Tell what is logged; say at the end, however it came, what became of the writes."""
+        logger = logging.getLogger("moat_kv.job")
+        was = logger.propagate, logger.level
+        if not self._wish.quiet:
+            logger.addHandler(self)
+            logger.setLevel(self.level)
+            logger.propagate = False
         try:
             yield
         finally:
+            logger.removeHandler(self)
+            logger.propagate = was[0]
+            logger.setLevel(was[1])
             sys.stdout.flush()
             if self._writes:
                 written = output.counted(self._writes, "write")

@@ -21,11 +21,13 @@ import importlib
 import itertools
 import selectors
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextvars import Context
-from typing import Any, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import anyio.to_thread
 
+_T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 #: While a thread is at work it is looked at so often, in seconds of real time.
@@ -108,8 +110,9 @@ class AsyncioClock(VirtualClock):
         return {"loop_factory": self._make_loop}
 
     def _make_loop(self) -> VirtualLoop:
-        self._loop = VirtualLoop(self)
-        return self._loop
+        loop = self._loop = VirtualLoop(self)
+        self.at_work.append(lambda: loop.executing > 0)
+        return loop
 
     async def settle(self) -> None:
         if self._threads is None:
@@ -178,6 +181,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._clock = clock
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._number = itertools.count()
+        #: How many calls asyncio's own threads are at, such as the look-up of a host's name.
+        self.executing = 0
         super().__init__(_Selector(clock))
 
     def time(self) -> float:
@@ -193,6 +198,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         handle = super().call_at(when, callback, *args, context=context)
         heapq.heappush(self._timers, (when, next(self._number), handle))
         return handle
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
+        future = super().run_in_executor(executor, func, *args)
+        self.executing += 1
+        future.add_done_callback(self._executed)
+        return future
+
+    def _executed(self, _future: asyncio.Future[Any]) -> None:
+        self.executing -= 1
 
     def next_due(self) -> float | None:
         """When the next timer fires that is still wanted."""

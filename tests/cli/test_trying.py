@@ -175,6 +175,14 @@ async def test_error_is_shown_with_the_lines_as_written(moat: Moat, client: moat
     assert await revision(client) == before
 
 
+async def test_log_records_are_shown_in_their_place(moat: Moat) -> None:
+    text = "_log.info('begun %d', 1)\n_log.debug('x')\nawait _self.setup_done()\n_log.error('hot')"
+    ended = await moat("code", "x", "run", "-s", "-", stdin=text)
+    assert ended.err.splitlines() == ["info    begun 1", "works   setup_done", "error   hot"]
+    ended = await moat("code", "x", "run", "-q", "-s", "-", stdin="_log.info('begun')\nreturn 1")
+    assert (ended.out, ended.err) == ("1\n", "")
+
+
 async def test_time_limit_ends_a_script_that_stays(moat: Moat) -> None:
     text = "async for msg in _info:\n    pass"
     ended = await moat("code", "x", "run", "--for", "0.2", "-s", "-", stdin=text)

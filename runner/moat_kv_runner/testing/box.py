@@ -68,6 +68,17 @@ class Box:
         at = datetime.fromisoformat(when) if isinstance(when, str) else when
         self._begin_s = at.timestamp() - self._loop.clock.now
 
+    @property
+    def cushion_s(self) -> float:
+        """For so long, in seconds of real time, nothing may come from outside of the process before
+        all counts as settled: for scripts that talk to programs of their own.
+        """
+        return self._loop.clock.cushion_s
+
+    @cushion_s.setter
+    def cushion_s(self, seconds: float) -> None:
+        self._loop.clock.cushion_s = seconds
+
     def advance(self, seconds: float) -> None:
         """Let so much time pass, at once."""
         self._loop.call(self._loop.clock.advance, seconds)
@@ -184,7 +195,10 @@ class Box:
         stored = await ModuleRoot.as_handler(self._ground.desk, places=Places())
         for name, file in modules.items():
             await stored.add(P(name), code=self._read(file))
-        builtins = virtual_builtins.of_clock(self.now, lambda: self._loop.clock.now)
+        # A thread's sleep is real, so a synchronous script has to live by the real clock.
+        is_async = script.procedure.is_async is True
+        clock = self._loop.clock
+        builtins = virtual_builtins.of_clock(self.now, lambda: clock.now) if is_async else None
 
         def make(line: Client) -> trial.Trial:
             return trial.Trial(
@@ -199,8 +213,7 @@ class Box:
             )
 
         self.runs.append(run)
-        is_async = script.procedure.is_async is True
-        self._loop.clock.at_work.append(lambda: run.is_in_thread(is_async))
+        clock.at_work.append(lambda: run.is_in_thread(is_async))
         self._ground.tasks.start_soon(run.work, self._ground, make, builtins)
 
     def stop_run(self, run: script_run.ScriptRun) -> None:
@@ -223,7 +236,7 @@ class Box:
         from moat_kv.testing import onewire
 
         clock = self._loop.clock
-        clock.cushion_s = BUS_CUSHION_S
+        self.cushion_s = max(self.cushion_s, BUS_CUSHION_S)
 
         async def start() -> onewire.SimulatedBus:
             running = onewire.running_bus(clock=lambda: clock.now)

@@ -46,7 +46,10 @@ class ScriptRun:
         self.happenings.append(happening)
 
     async def work(
-        self, on: ground.Ground, make: Callable[[Client], trial.Trial], builtins: Mapping[str, Any]
+        self,
+        on: ground.Ground,
+        make: Callable[[Client], trial.Trial],
+        builtins: Mapping[str, Any] | None,
     ) -> None:
         """The run, from its line to its end; a task of its own."""
         compiling.BUILTINS.set(builtins)
