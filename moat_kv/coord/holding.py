@@ -101,7 +101,10 @@ class Holdings:
         """`leave`, with the entry deleted in the background if it was the last. From any thread."""
         process = self._process
         if self.leave(holding):
-            process.call_soon(lambda: process.tasks.start_soon(self._delete, holding))
+            process.call_soon(lambda: self._delete_soon(holding))
+
+    def _delete_soon(self, holding: Holding) -> None:
+        self._process.tasks.start_soon(self._delete, holding)
 
     async def _delete(self, holding: Holding) -> None:
         client = self._process.client
