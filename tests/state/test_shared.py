@@ -109,7 +109,12 @@ def test_the_entry_is_what_serialize_gave(one: Models, client: blocking.Client) 
     assert value["version"] == 1
     assert client.get(PLACE + P("Device.d1")).value.state == {"id": "d1", "power": 1.0}
     schema = client.get(PLACE + P("Device:n")).value
-    assert schema["properties"]["power"] == {"type": "number", "description": "in watts"}
+    limits = {"minimum": 0, "maximum": 10}
+    assert schema["properties"]["power"] == {
+        "type": "number",
+        "description": "in watts",
+        **limits,
+    }
 
 
 def test_a_copy_of_before_is_stale(one: Models, other: Models) -> None:
