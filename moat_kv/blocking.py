@@ -11,6 +11,7 @@ from within an event loop, which it would stop: that raises RuntimeError.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
@@ -107,10 +108,18 @@ class _Caller:
     def __init__(self, portal: BlockingPortal, waits: Waits) -> None:
         self._portal = portal
         self._waits = waits
+        self._pid = os.getpid()
+
+    @property
+    def is_forked(self) -> bool:
+        """The loop's thread is in the process that this one was forked from."""
+        return os.getpid() != self._pid
 
     def call(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
         """Call an async function in the loop and wait."""
         refuse_event_loop()
+        if self.is_forked:
+            raise RuntimeError("a client does not go along into a forked process; open one there")
 
         async def run() -> _T:
             return await function(*args, **kwargs)
@@ -119,6 +128,8 @@ class _Caller:
 
     def call_soon(self, function: Callable[[], Awaitable[None]]) -> None:
         """Have it called, without waiting; not at all if the loop is at its end."""
+        if self.is_forked:
+            return
         try:
             self._portal.start_task_soon(function)
         except RuntimeError:

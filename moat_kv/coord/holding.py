@@ -101,9 +101,9 @@ class Holdings:
         """`leave`, with the entry deleted in the background if it was the last. From any thread."""
         process = self._process
         if self.leave(holding):
-            process.call_soon(lambda: self._start_delete(holding))
+            process.call_soon(lambda: self._delete_soon(holding))
 
-    def _start_delete(self, holding: Holding) -> None:
+    def _delete_soon(self, holding: Holding) -> None:
         self._process.tasks.start_soon(self._delete, holding)
 
     async def _delete(self, holding: Holding) -> None:

@@ -7,6 +7,8 @@ not keep the interpreter from ending, which anyio's own does.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -29,16 +31,22 @@ def open_client(
     if isinstance(server, blocking.Client):
         yield server
         return
+    pid = os.getpid()
     with running_portal(backend) as portal:
         opened = portal.wrap_async_context_manager(opening.open_client(server))
-        with opened as client:
+        client = opened.__enter__()
+        try:
             yield blocking.Client(portal, client)
+        finally:
+            if os.getpid() == pid:  # else the client is that of the process that has forked
+                opened.__exit__(*sys.exc_info())
 
 
 @contextmanager
 def running_portal(backend: str) -> Iterator[BlockingPortal]:
     """A portal into a new event loop, `asyncio` or `trio`, that ends with the context."""
     started: Future[BlockingPortal] = Future()
+    pid = os.getpid()
 
     async def serve() -> None:
         async with BlockingPortal() as portal:
@@ -60,5 +68,6 @@ def running_portal(backend: str) -> Iterator[BlockingPortal]:
     try:
         yield portal
     finally:
-        portal.call(portal.stop, True)  # also calls that wait for a server
-        thread.join()
+        if os.getpid() == pid:
+            portal.call(portal.stop, True)  # also calls that wait for a server
+            thread.join()

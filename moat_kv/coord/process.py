@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
@@ -54,6 +55,7 @@ class Process:
     ) -> None:
         blocking.refuse_event_loop()
         self._keeper: threading.Thread | None = None
+        self._pid = os.getpid()
         #: Called before all else when the process stops.
         self.on_stop: list[Callable[[], None]] = []
         self._stack = ExitStack()
@@ -80,9 +82,14 @@ class Process:
         return self.asynchronous.session
 
     def stop(self) -> None:
-        """Let go of everything, and close the client if it is its own. Once is enough."""
+        """Let go of everything, and close the client if it is its own. Once is enough.
+
+        In a process that was forked it does nothing: all of it is the other one's.
+        """
         atexit.unregister(self.stop)
         stack, self._stack = self._stack, ExitStack()
+        if os.getpid() != self._pid:
+            return
         with stack:
             if self.asynchronous.stopped:
                 return

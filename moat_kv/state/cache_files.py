@@ -72,7 +72,10 @@ class CacheFile:
             present = slot.present  # read here: what is written later is never older
             if present is self._kept:
                 return
-            content = json.dumps(stored.pack(present)).encode()
+            try:
+                content = json.dumps(stored.pack(present)).encode()
+            except (TypeError, ValueError) as exc:
+                raise errors.CacheError(self._live, f"JSON does not carry it: {exc}") from exc
             try:
                 self._write(content)
             except FileNotFoundError:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,11 +27,13 @@ class Reach:
     def __init__(self, portal: BlockingPortal) -> None:
         self._portal = portal
         self._thread = threading.get_ident()
+        self._pid = os.getpid()
 
     def call(self, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
         """Run an async function in the loop and wait in this thread. Raises what it raises.
 
-        RuntimeError if an event loop runs in this thread; Detached if the client has ended.
+        RuntimeError if an event loop runs in this thread; Detached if the client has ended, or did
+        not go along when this process was forked.
         """
         if loops.has_loop():
             raise RuntimeError(
@@ -58,6 +61,8 @@ class Reach:
         return future.result()
 
     def _start(self, function: Callable[..., Awaitable[_T]], *args: Any) -> Future[_T]:
+        if os.getpid() != self._pid:
+            raise errors.Detached("this process was forked; attach to the network here, too")
         try:
             return self._portal.start_task_soon(function, *args)
         except RuntimeError as exc:

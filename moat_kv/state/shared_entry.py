@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -292,11 +293,16 @@ class SharedEntry:
         await self.refresh()
         kept = await self._client.history(self.path, limit=HISTORY)
         for each in kept:
-            if "value" in each and each.value["by"] == value["by"]:
+            if "value" in each and _by_of(each.value) == value["by"]:
                 return each.rev
         if have and all(each.rev > have for each in kept):
             raise unknown  # what came right after it is forgotten
         return 0
+
+
+def _by_of(value: Any) -> object:
+    """The commit that an entry's value is of; None if it is no model's."""
+    return value.get("by") if isinstance(value, Mapping) else None
 
 
 def detached(exc: kv_errors.MoatKvError) -> kv_errors.Detached:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
@@ -178,6 +179,7 @@ class Attachment:
         self._models = within
         self._stack = ExitStack()
         self._sharing: Sharing | None = None
+        self._pid = os.getpid()
 
     # In plain threads ---------------------------------------------------------------------------
 
@@ -215,10 +217,15 @@ class Attachment:
         return sharing
 
     def detach(self) -> None:
-        """Share no more. Models that are loaded go on alone. Doing it again changes nothing."""
+        """Share no more. Models that are loaded go on alone. Doing it again changes nothing.
+
+        Nor does it in a process that was forked: the client is the other one's.
+        """
         atexit.unregister(self._at_exit)
         sharing, self._sharing = self._sharing, None
         stack, self._stack = self._stack, ExitStack()
+        if os.getpid() != self._pid:
+            return
         with stack:
             if sharing is not None:
                 sharing.reach.call(sharing.stop)

@@ -93,3 +93,36 @@ def test_a_forgotten_process_does_not_keep_the_interpreter_and_lets_go(
     )
     subprocess.run([sys.executable, "-c", words, served.url], check=True, timeout=30)
     process.lock("me").acquire(0)
+
+
+_FORKING = """
+import os, sys
+from moat_kv.coord import Process
+with Process(sys.argv[1]) as process:
+    lock = process.lock("me")
+    lock.acquire()
+    if os.fork() == 0:
+        try:
+            process.lock("you").acquire()
+        except RuntimeError as exc:
+            print(exc)
+        sys.exit(0)
+    os.wait()
+    print(lock.held, process.lock("me", False).name)
+"""
+
+
+def test_a_process_does_not_go_along_into_a_fork_and_is_not_harmed_by_it(
+    served: RunningServer,
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKING, served.url],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == [
+        "a client does not go along into a forked process; open one there",
+        "True me",
+    ]

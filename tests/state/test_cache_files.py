@@ -141,6 +141,23 @@ def test_a_folder_that_cannot_be_made_is_an_error(
             state.commit(state.checkout(Counter), cache=True)
 
 
+def test_what_json_does_not_carry_is_an_error(cache: pathlib.Path) -> None:
+    class Odd(Counter):
+        def serialize(self) -> dict[str, Any]:
+            return {"id": self.id, "n": object() if self.n else 0}
+
+        def deserialize(self, **kwargs: Any) -> None:
+            pass
+
+    with State() as state:
+        state.load(Odd())
+        odd = state.checkout(Odd)
+        odd.n = 1
+        with pytest.raises(CacheError, match="JSON does not carry it"):
+            state.commit(odd, cache=True)
+    assert not cache.exists()
+
+
 def test_a_name_that_is_a_folder_is_an_error(cache: pathlib.Path) -> None:
     load_user()
     (cache / "User.json.previous").mkdir(parents=True)

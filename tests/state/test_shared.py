@@ -109,7 +109,12 @@ def test_the_entry_is_what_serialize_gave(one: Models, client: blocking.Client) 
     assert value["version"] == 1
     assert client.get(PLACE + P("Device.d1")).value.state == {"id": "d1", "power": 1.0}
     schema = client.get(PLACE + P("Device:n")).value
-    assert schema["properties"]["power"] == {"type": "number", "description": "in watts"}
+    limits = {"minimum": 0, "maximum": 10}
+    assert schema["properties"]["power"] == {
+        "type": "number",
+        "description": "in watts",
+        **limits,
+    }
 
 
 def test_a_copy_of_before_is_stale(one: Models, other: Models) -> None:
@@ -498,3 +503,47 @@ def test_a_script_that_forgets_to_detach_ends_all_the_same(served: RunningServer
         load(models)
         with State(Counter, within=models, timeout_s=0.5):
             pass
+
+
+_FORKING = """
+import os, sys
+from moat_kv.state import Detached, State, StateModel, attach
+
+class Counter(StateModel):
+    n: int = 0
+
+def bump():
+    with State(Counter) as state:
+        counter = state.checkout(Counter)
+        counter.n += 1
+        state.commit(counter)
+
+attach(sys.argv[1])
+with State() as state:
+    state.load(Counter())
+bump()
+if os.fork() == 0:
+    try:
+        bump()
+    except Detached as exc:
+        print(exc)
+    with attach(sys.argv[1]):
+        bump()
+    sys.exit(0)
+os.wait()
+bump()
+print(State().checkout(Counter).n)
+"""
+
+
+def test_a_forked_process_attaches_anew(served: RunningServer) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKING, served.url],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert ended.stderr == ""
+    said, n = ended.stdout.splitlines()
+    assert "this process was forked; attach" in said
+    assert n == "3"

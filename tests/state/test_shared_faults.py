@@ -132,6 +132,23 @@ async def test_one_that_happened_and_was_overtaken_has_happened() -> None:
         assert State(within=models).checkout(Counter).n == 11
 
 
+async def test_what_was_written_past_the_models_does_not_hide_a_commit() -> None:
+    async with flaky_model() as (models, flaky):
+        counter = State(within=models).checkout(Counter)
+        counter.n += 1
+
+        async def done_lost_and_spoilt(path: Any, value: Any, **kwargs: Any) -> results.Result:
+            await flaky._client.set(path, value, **kwargs)
+            await flaky._client.set(path, 5)
+            await flaky._client.set(path, {**value, "by": "another"})
+            raise errors.Unknown("the line broke", line_broke=True)
+
+        flaky.instead = [done_lost_and_spoilt]
+        async with State(within=models) as state:
+            await state.commit(counter)
+        assert State(within=models).checkout(Counter).n == 1
+
+
 async def test_one_that_was_overtaken_before_it_happened_is_stale() -> None:
     async with flaky_model() as (models, flaky):
         counter = State(within=models).checkout(Counter)
