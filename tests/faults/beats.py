@@ -105,6 +105,17 @@ class Beats:
             place = commands.job_path(Places(), "any", GROUP, P(job))
             await self.client.set(place, {**value, **attributes})
 
+    async def warm(self, nodes: Iterable[str]) -> None:
+        """Have each runner start a child once, so that its fork server is there."""
+        code = await CodeRoot.as_handler(self.client)
+        await code.add("warm", code="pass", is_async=True)
+        value = {"code": P("warm"), "target": 1.0, "isolate": "process"}
+        await self.client.set(commands.job_path(Places(), "all", GROUP, P("warm")), value)
+        for node in nodes:
+            place = commands.state_path(Places(), "all", GROUP, P("warm"), node=node)
+            while (await self.client.get(place)).get("value", {}).get("stopped") is None:
+                await anyio.sleep(_LOOK_S)
+
     def notes(self, job: str) -> list[Note]:
         """In the order in which they were made."""
         text = self.file.read_text() if self.file.exists() else ""

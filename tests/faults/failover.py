@@ -73,7 +73,7 @@ class Counts:
 class Bench:
     """What rounds are done on."""
 
-    beats: beats.Beats
+    jobs: beats.Beats
     runners: dict[str, fleet.RunnerProcess]
     lines: dict[str, proxy.Proxy]
     chance: random.Random
@@ -82,13 +82,13 @@ class Bench:
         """The newest beat of a run that has been at work for a while."""
         await anyio.sleep(self.chance.uniform(0.5, 1.5))
         now = time.monotonic()
-        note = await self.beats.first(JOB, lambda _: True, since=now, limit_s=PATIENCE_S)
+        note = await self.jobs.first(JOB, lambda _: True, since=now, limit_s=PATIENCE_S)
         assert note is not None, "the job does not beat"
         return note
 
     async def gap(self, old: beats.Note) -> tuple[float, beats.Note]:
         """From the last beat of a run to the first of the next one."""
-        new = await self.beats.first(
+        new = await self.jobs.first(
             JOB, lambda note: note.run != old.run, since=old.at, limit_s=PATIENCE_S
         )
         assert new is not None, "nobody has taken the job over"
@@ -96,7 +96,7 @@ class Bench:
         return new.at - last, new
 
     def of_run(self, one: beats.Note) -> list[beats.Note]:
-        return [note for note in self.beats.notes(JOB) if note.run == one.run]
+        return [note for note in self.jobs.notes(JOB) if note.run == one.run]
 
 
 async def crash(bench: Bench, old: beats.Note) -> float:
@@ -143,8 +143,10 @@ async def bench(folder: pathlib.Path, how: str, seed: int) -> AsyncIterator[Benc
         urls = {name: lines[name].url if lines else server.url for name in names}
         runners = await stack.enter_async_context(fleet.fleet(urls, folder))
         beating = beats.Beats(client, folder)
+        with anyio.fail_after(PATIENCE_S):
+            await beating.warm(names)
         await beating.add(JOB, isolate="process")
-        yield Bench(beats=beating, runners=runners, lines=lines, chance=random.Random(seed))
+        yield Bench(jobs=beating, runners=runners, lines=lines, chance=random.Random(seed))
 
 
 async def run(folder: pathlib.Path, how: str, rounds: int, seed: int) -> Counts:
@@ -156,10 +158,10 @@ async def run(folder: pathlib.Path, how: str, rounds: int, seed: int) -> Counts:
             counts.gaps_s.append(await ROUNDS[how](made, old))
             last = max(note.at for note in made.of_run(old))
             counts.overlaps += any(
-                note.run != old.run and old.at < note.at < last for note in made.beats.notes(JOB)
+                note.run != old.run and old.at < note.at < last for note in made.jobs.notes(JOB)
             )
             print(f"{how}: {counts.gaps_s[-1]:.2f} s", flush=True)
-        counts.doubles = beats.doubles(await made.beats.writes(JOB))
+        counts.doubles = beats.doubles(await made.jobs.writes(JOB))
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Runners that wake after their claims are over: `python -m tests.faults.frozen_runners --rounds 50`.
+"""Runners that wake when their claims are over: `python -m tests.faults.frozen_runners`.
 
 A server on SQLite, six runners as processes, and as many jobs for any node, which beat all the
 time. In each turn some runners that have jobs are stopped (SIGSTOP), one for each of `--rounds`,
@@ -83,7 +83,7 @@ class Counts:
 class Bench:
     """What is there."""
 
-    beats: beats.Beats
+    jobs: beats.Beats
     runners: dict[str, fleet.RunnerProcess]
     chance: random.Random
 
@@ -92,7 +92,7 @@ class Bench:
         began = time.monotonic()
         held: dict[str, list[beats.Note]] = {}
         for job in JOBS:
-            note = await self.beats.first(job, _any, since=began, limit_s=PATIENCE_S)
+            note = await self.jobs.first(job, _any, since=began, limit_s=PATIENCE_S)
             assert note is not None, f"{job} does not beat"
             held.setdefault(note.node, []).append(note)
         chosen = self.chance.sample(sorted(held), min(count, len(held)))
@@ -111,7 +111,7 @@ class Bench:
             _send(pids, signal.SIGCONT)
         await anyio.sleep(LOOK_S)
         for note in runs:
-            late = [n for n in self.beats.notes(note.job) if n.run == note.run and n.at >= woken]
+            late = [n for n in self.jobs.notes(note.job) if n.run == note.run and n.at >= woken]
             counts.overlaps_s.append(max((n.at - woken for n in late), default=0.0))
             counts.refused += sum(n.what not in ("try", "ok") for n in late)
         for name in chosen:
@@ -119,7 +119,7 @@ class Bench:
 
     async def _see_taken(self, old: beats.Note, frozen: float, counts: Counts) -> None:
         limit_s = max(0.1, frozen + TTL_S + MARGIN_S - time.monotonic())
-        new = await self.beats.first(
+        new = await self.jobs.first(
             old.job, lambda note: note.run != old.run, since=frozen, limit_s=limit_s
         )
         if new is None:
@@ -129,7 +129,7 @@ class Bench:
             counts.takeovers_s.append(new.at - frozen)
 
     async def _until_back(self, name: str) -> None:
-        desk = fleet.Desk(self.beats.client, self.beats.file.parent)
+        desk = fleet.Desk(self.jobs.client, self.jobs.file.parent)
         assert await desk.is_member(name, limit_s=PATIENCE_S), f"{name} does not serve again"
 
 
@@ -151,8 +151,10 @@ async def bench(folder: pathlib.Path, seed: int, *, unfenced: bool = False) -> A
         urls = {f"r{number}": server.url for number in range(1, RUNNERS + 1)}
         runners = await stack.enter_async_context(fleet.fleet(urls, folder))
         beating = beats.Beats(client, folder, url=server.url if unfenced else "")
+        with anyio.fail_after(PATIENCE_S):
+            await beating.warm(runners)
         await beating.add(*JOBS, isolate="inline" if unfenced else "process")
-        yield Bench(beats=beating, runners=runners, chance=random.Random(seed))
+        yield Bench(jobs=beating, runners=runners, chance=random.Random(seed))
 
 
 async def run(folder: pathlib.Path, rounds: int, seed: int, *, unfenced: bool = False) -> Counts:
@@ -163,7 +165,7 @@ async def run(folder: pathlib.Path, rounds: int, seed: int, *, unfenced: bool = 
             await made.turn(min(AT_ONCE, rounds - counts.frozen), counts)
             print(counts, flush=True)
         for job in JOBS:
-            writes = await made.beats.writes(job)
+            writes = await made.jobs.writes(job)
             counts.writes += len(writes)
             counts.doubles += beats.doubles(writes)
     return counts

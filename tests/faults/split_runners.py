@@ -117,9 +117,7 @@ class Bench:
         sides = [
             [note for note in both if (note.node == runner) == is_cut] for is_cut in (True, False)
         ]
-        self.counts.overlaps_s.append(
-            sum(beats.overlap_s(side, began, healed) for side in sides)
-        )
+        self.counts.overlaps_s.append(sum(beats.overlap_s(side, began, healed) for side in sides))
         self.counts.rounds += 1
 
     async def _in_order(self) -> dict[str, str]:
@@ -163,9 +161,10 @@ class Bench:
                 self.counts.takeovers_s.append(taken.at - began)
         for job in set(JOBS).difference(cut_jobs):
             now = time.monotonic()
-            if await self.beats.first(
-                job, lambda each: each.fence > 0, since=now, limit_s=START_S
-            ) is None:
+            if (
+                await self.beats.first(job, lambda each: each.fence > 0, since=now, limit_s=START_S)
+                is None
+            ):
                 self.wrong(f"{job} does not go on where there is agreement")
         await anyio.sleep(STAY_S)
 
