@@ -1,9 +1,10 @@
 """Runners that wake when their claims are over: `python -m tests.faults.frozen_runners`.
 
-A server on SQLite, six runners as processes, and as many jobs for any node, which beat all the
+A server on SQLite, four runners as processes, and as many jobs for any node, which beat all the
 time. In each turn some runners that have jobs are stopped (SIGSTOP), one for each of `--rounds`,
 and let go on when their sessions are long over and others have their jobs. A runner's scripts are
-in processes of their own, which are stopped with it: whatever was under way goes on at waking.
+in processes of their own, which are stopped with it, and so are their keepers: whatever was under
+way goes on at waking.
 
 Exit code 1 if a write was accepted under an old fence or a fence of two (`doubles`, from the tree),
 if a script was at work for more than 1 s after waking (`overlap`, from what it notes beside each
@@ -14,6 +15,7 @@ scripts write with a client of their own, and doubles must be found.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pathlib
 import random
@@ -31,10 +33,10 @@ from moat_kv import open_client
 from tests.faults import beats, fleet
 from tests.faults.serving import served
 
-RUNNERS = 6
+RUNNERS = 4
 JOBS = tuple(f"j{number}" for number in range(RUNNERS))
 #: So many are stopped at a time at most; the others take over.
-AT_ONCE = 4
+AT_ONCE = 3
 #: A session's on one server, see `moat_kv.server.sessions`; and what a takeover takes beyond it.
 TTL_S, MARGIN_S = 10.0, 5.0
 #: How long a runner stays stopped after its jobs are others', and is watched after it wakes.
@@ -99,7 +101,10 @@ class Bench:
         runs = [note for name in chosen for note in held[name]]
         counts.frozen += len(chosen)
         counts.runs += len(runs)
-        pids = {self.runners[name].pid for name in chosen} | {note.pid for note in runs}
+        runners = {self.runners[name].pid for name in chosen}
+        scripts = {note.pid for note in runs} - runners
+        # As if the whole machine were: also what would end the scripts in time.
+        pids = runners | scripts | {_parent(pid) for pid in scripts}
         frozen = time.monotonic()
         _send(pids, signal.SIGSTOP)
         try:
@@ -137,9 +142,16 @@ def _any(_note: beats.Note) -> bool:
     return True
 
 
+def _parent(pid: int) -> int:
+    stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
 def _send(pids: Iterable[int], number: int) -> None:
     for pid in pids:
-        os.kill(pid, number)
+        # Those that went on first may have ended others.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 @asynccontextmanager
