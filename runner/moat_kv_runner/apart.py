@@ -95,7 +95,7 @@ class Apart:
 
     def _contenders(self) -> list[parting.Contender]:
         """Those that run it without a claim and are there."""
-        return [self._contender(name, each.state) for name, each in self._rivals() if name]
+        return [self._contender(name, each.state) for name, each in self._rivals()]
 
     def _contender(self, name: str, state: JobState) -> parting.Contender:
         load = self._service.load_of(name)
