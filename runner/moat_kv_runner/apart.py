@@ -95,7 +95,7 @@ class Apart:
 
     def _contenders(self) -> list[parting.Contender]:
         """Those that run it without a claim and are there."""
-        return [self._contender(name, each.state) for name, each in self._rivals() if name]
+        return [self._contender(name, each.state) for name, each in self._rivals()]
 
     def _contender(self, name: str, state: JobState) -> parting.Contender:
         load = self._service.load_of(name)
@@ -128,8 +128,11 @@ class Apart:
 
     # Between runs -------------------------------------------------------------------------------
 
-    async def agree(self, spec: JobSpec) -> bool:
-        """See to what is left of a time without agreement; False: all is to be judged anew."""
+    async def agree(self, spec: JobSpec, *, may_have: bool) -> bool:
+        """See to what is left of a time without agreement; False: all is to be judged anew.
+
+        `may_have`: this runner may take the job. If not, and others wait for it, it says so.
+        """
         held, is_parted = self._held, self._service.is_parted
         held.sticks = spec.on_split == "stick"
         if not self._is_tidy:
@@ -143,11 +146,12 @@ class Apart:
             held.claim = None
         if held.claim is not None:
             return await self.settle() is None
-        if is_parted or not self._has_ended_here or not held.present.is_free:
+        is_in_the_way = held.shown.sticks_to == self._service.name and not may_have
+        if is_parted or not (self._has_ended_here or is_in_the_way):
             return True
-        if not await held.take():
+        if not held.present.is_free or not await held.take():
             return True
-        # It is over; what became of it goes into the job's own state.
+        # What became of it here goes into the job's own state.
         await held.write()
         await self.settle()
         await held.release()

@@ -155,6 +155,9 @@ class Obtaining:
         service, claim = self._service, self._held.present
         candidates = service.candidates(self._root)
         live = [service.name] if candidates is None else candidates
+        is_anothers = claim.session is not None and claim.holder != service.name
+        if spec.on_split == "stick" and is_anothers:
+            return False  # its runner may be at work, wherever it is
         if not live or not claims.is_stray(claim.value, own_name=service.name, live=live):
             self._stray = (0, 0.0)
             return False

@@ -144,7 +144,7 @@ class Supervisor:
         if self._held.claim is not None and not self._turn.may_have(spec):
             await self._move()
             return
-        if not await self._apart.agree(spec):
+        if not await self._apart.agree(spec, may_have=self._turn.may_have(spec)):
             return
         due = self._due(spec, problem)
         now = time.time()

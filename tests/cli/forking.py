@@ -9,6 +9,7 @@ signals, of terminals, is started for real.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 #: A line with an order, and with an answer, is no longer than that, in bytes.
 LINE_BYTES = 1 << 20
@@ -57,23 +59,39 @@ class Forker:
             given.write(stdin.encode())
             given.seek(0)
             with self._lock:
-                socket.send_fds(
-                    self._line,
-                    [json.dumps(order).encode() + b"\n"],
-                    [given.fileno(), out.fileno(), err.fileno()],
-                )
-                late = _Late(int(self._answers.readline()), limit_s)
-                code = int(self._answers.readline())
-                late.timer.cancel()
+                try:
+                    code, was_killed = self._carry_out(order, [given, out, err], limit_s)
+                except BaseException:
+                    # The answer would be taken for the next one's.
+                    _forkers.pop(os.getpid(), None)
+                    self.close()
+                    raise
             texts = [(each.seek(0), each.read().decode())[1] for each in (out, err)]
-        if late.was_killed:
+        if was_killed:
             raise subprocess.TimeoutExpired([*words], limit_s, *texts)
         return subprocess.CompletedProcess([*words], code, *texts)
+
+    def _carry_out(
+        self, order: Mapping[str, object], files: Sequence[IO[bytes]], limit_s: float
+    ) -> tuple[int, bool]:
+        """Its exit code, and whether it was killed for being late."""
+        text = json.dumps(order).encode() + b"\n"
+        socket.send_fds(self._line, [text], [each.fileno() for each in files])
+        late = _Late(int(self._answers.readline()), limit_s)
+        try:
+            return int(self._answers.readline()), late.was_killed
+        except BaseException:
+            late.kill()
+            raise
+        finally:
+            late.timer.cancel()
 
     def close(self) -> None:
         """End it: it has nothing to read any more."""
         self._answers.close()
         self._line.close()
+        # It may still wait for a command that does not end.
+        self._process.kill()
         self._process.wait(10)
 
 
@@ -83,12 +101,13 @@ class _Late:
     def __init__(self, pid: int, limit_s: float) -> None:
         self.was_killed = False
         self._pid = pid
-        self.timer = threading.Timer(limit_s, self._kill)
+        self.timer = threading.Timer(limit_s, self.kill)
         self.timer.start()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         self.was_killed = True
-        os.kill(self._pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.kill(self._pid, signal.SIGKILL)
 
 
 _forkers: dict[int, Forker] = {}

@@ -55,3 +55,19 @@ def test_one_that_does_not_end_is_killed(tmp_path: pathlib.Path) -> None:
         forking.forker(found).run(words, found, stdin="", limit_s=2)
     assert "server n1 is ready" in str(caught.value.output)
     assert moat(tmp_path, "--help").returncode == 0
+
+
+def test_one_that_is_given_up_leaves_the_next_one_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hurry(Exception):
+        pass
+
+    def hurry(*_: object) -> None:
+        raise Hurry
+
+    found = environment(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Hurry):
+        patch.setattr(forking._Late, "__init__", hurry)
+        forking.forker(found).run(["--help"], found, stdin="", limit_s=2)
+    assert moat(tmp_path, "--help").returncode == 0

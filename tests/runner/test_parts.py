@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import anyio
 import pytest
 
 from moat_kv import P
@@ -17,14 +18,16 @@ from tests.runner.parts import Fleet, Place, until
 pytestmark = pytest.mark.anyio
 
 
-async def _two(made: Fleet, *jobs: str, isolate: str = "inline") -> tuple[Place, Place]:
-    """A runner at each of two places; the first has the jobs."""
+async def _two(
+    made: Fleet, *jobs: str, isolate: str = "inline"
+) -> tuple[Place, Place, anyio.CancelScope]:
+    """A runner at each of two places; the first has the jobs, and ends with the scope."""
     one, two = made.places
-    await made.runner(one, isolate=isolate)
+    scope = await made.runner(one, isolate=isolate)
     for job in jobs:
         await one.held_by(job, "n1")
     await made.runner(two, isolate=isolate)
-    return one, two
+    return one, two, scope
 
 
 async def test_split_is_survived_as_each_job_asks(tmp_path: pathlib.Path) -> None:
@@ -32,7 +35,7 @@ async def test_split_is_survived_as_each_job_asks(tmp_path: pathlib.Path) -> Non
         for policy in ("each", "fenced", "stick"):
             await made.job(policy, on_split=policy)
         await made.job("here", kind="at", node="n1")
-        one, two = await _two(made, "each", "fenced", "stick")
+        one, two, runner = await _two(made, "each", "fenced", "stick")
         one.site.cut()
         # Where there is agreement, all but the one that sticks to its runner are taken over.
         for policy in ("each", "fenced"):
@@ -58,6 +61,9 @@ async def test_split_is_survived_as_each_job_asks(tmp_path: pathlib.Path) -> Non
         assert lost.reason == "runner n1 went on with it when the network was whole again"
         assert (lost.running, won.running, won.node) == (False, True, "n1")
         assert await two.holder("fenced") == "n2"
+        # Ended in good order it is known not to be at work.
+        runner.cancel()
+        await two.held_by("stick", "n2")
 
 
 async def _is_fenced(place: Place, job: str) -> bool:
@@ -68,7 +74,7 @@ async def test_loser_without_a_claim_is_cancelled_and_told(tmp_path: pathlib.Pat
     async with parts.fleet(tmp_path, "n1", "n2") as made:
         await made.settings(reconcile="newest")
         await made.job("j")
-        one, two = await _two(made, "j", isolate="process")
+        one, two, _ = await _two(made, "j", isolate="process")
         one.site.cut()
         await one.runs_apart("j")
         held = await two.held_by("j", "n2")

@@ -286,6 +286,25 @@ async def test_claim_that_nobody_holds_blocks_its_job_for_a_while_only(
     assert all(claim in text and "delete that, or it is taken over in" in text for text in waits)
 
 
+async def test_claim_of_a_runner_that_is_not_there_is_left_alone_where_its_job_sticks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(claims, "STRAY_MARGIN_S", -9.5)
+    async with bench("n1") as b:
+        for path in ("other", "job"):
+            await b.desk.set(b.claim_path(path), {"node": "n9", "session": "x", "ttl_s": 0.1})
+        await b.job("return 1", path="job", on_split="stick")
+        await b.job("return 1", path="other")
+        await b.state(lambda state: state.result, path="other")
+        await b.desk.set(b.claim_path("other"), {"node": "n9", "session": "x", "ttl_s": 0.1})
+        await b.job("return 2", path="other")
+        await b.state(lambda state: state.result == 2, path="other")
+        assert "value" not in await b.desk.get(b.state_path())
+        # Its claim gone, it is free: nothing says that it was ever begun.
+        await b.desk.delete(b.claim_path())
+        await b.state(lambda state: state.result)
+
+
 async def test_claim_by_hand_is_waited_for_until_it_is_deleted() -> None:
     async with bench("n1", ttl_s=1000.0) as b:
         await b.desk.set(b.claim_path(), {"node": "somebody"})
