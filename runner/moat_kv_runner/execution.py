@@ -52,6 +52,8 @@ class Run:
         config: Mapping[str, Any],
         on_over: Callable[[], None],
     ) -> None:
+        #: Set right before the script's first line.
+        self.begun = anyio.Event()
         #: Set when nothing of it goes on any more.
         self.over = anyio.Event()
         #: It was cancelled before it had a result or an error.
@@ -105,6 +107,7 @@ class Run:
             client=self._client,
             load=(lambda: modules.load(needs, needed_by=name)) if needs.stored else None,
             config=self._config,
+            begins=self.begun.set,
         )
 
 

@@ -44,6 +44,8 @@ class ProcessRun:
         state: messages.ActorState,
         on_over: Callable[[], None],
     ) -> None:
+        #: Set right before the script's first line.
+        self.begun = anyio.Event()
         #: Set when nothing of it goes on any more.
         self.over = anyio.Event()
         #: It was cancelled before it had a result or an error.
@@ -179,6 +181,8 @@ class ProcessRun:
             if self._asking > ASKING_LIMIT:
                 raise ValueError(f"more than {ASKING_LIMIT} questions at once")
             self._answers.start_soon(self._answer, frame.fields["id"], frame.fields["what"])
+        elif frame.kind == "begun":
+            self.begun.set()
         elif frame.kind == "result":
             self._take_result(frame.fields["packed"])
         elif frame.kind == "failed":
