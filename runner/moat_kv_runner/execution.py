@@ -53,6 +53,8 @@ class Run:
         on_over: Callable[[], None],
         log: logging.Logger | None = None,
     ) -> None:
+        #: Set right before the script's first line.
+        self.begun = anyio.Event()
         #: Set when nothing of it goes on any more.
         self.over = anyio.Event()
         #: It was cancelled before it had a result or an error.
@@ -118,6 +120,7 @@ class Run:
             load=(lambda: modules.load(needs, needed_by=name)) if needs.stored else None,
             config=self._config,
             log=self._log,
+            begins=self.begun.set,
         )
 
 

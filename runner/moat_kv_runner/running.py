@@ -308,6 +308,8 @@ class Running:
     # What it says of itself ---------------------------------------------------------------------
 
     async def _well_after(self, seconds: float, scope: anyio.CancelScope) -> None:
+        # A process, and modules, may take a while to be there.
+        await self._run.begun.wait()
         await anyio.sleep(seconds)
         try:
             await self._work_well()

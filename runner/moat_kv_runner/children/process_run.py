@@ -58,6 +58,8 @@ class ProcessRun:
         on_over: Callable[[], None],
         kept: sink.RunSink | None = None,
     ) -> None:
+        #: Set right before the script's first line.
+        self.begun = anyio.Event()
         #: Set when nothing of it goes on any more.
         self.over = anyio.Event()
         #: It was cancelled before it had a result or an error.
@@ -219,6 +221,8 @@ class ProcessRun:
             if self._asking > ASKING_LIMIT:
                 raise ValueError(f"more than {ASKING_LIMIT} questions at once")
             self._answers.start_soon(self._answer, frame.fields["id"], frame.fields["what"])
+        elif frame.kind == "begun":
+            self.begun.set()
         elif frame.kind == "result":
             self._take_result(frame.fields["packed"])
         elif frame.kind == "failed":
