@@ -184,6 +184,8 @@ async def test_runs_of_both_nodes_are_seen_after_a_take_over(moat: Moat) -> None
 async def test_following_goes_on_over_runs_and_their_ends(
     moat: Moat, client: moat_kv.Client
 ) -> None:
+    place = P(":.moat.kv.run.all.default")
+    await client.set(place, {"defaults": {"isolate": "inline"}})
     async with nodes(moat, "n1") as there, anyio.create_task_group() as tasks:
         await job(moat, "_log.info('run')\nreturn n", "-n", "-")
         await moat.fine("run", "-n", "-", "at", "talker", "set", "-e", "n", "1")
@@ -191,14 +193,14 @@ async def test_following_goes_on_over_runs_and_their_ends(
         await there.start("n2")
 
         async def again() -> None:
-            for _ in range(3):
-                await anyio.sleep(0.3)
-                place = P(":.moat.kv.run.all.default.talker")
-                await commands.change(client, place, restart=time.time())
+            while True:
+                await anyio.sleep(0.5)
+                await commands.change(client, place / "talker", restart=time.time())
 
         tasks.start_soon(again)
         words = ("run", "-n", "-", "at", "talker", "log", "-f", "--count", "6", "-o", "jsonl")
         rows = await _followed(moat, *words)
+        tasks.cancel_scope.cancel()
         assert {row["node"] for row in rows} == {"n1", "n2"}
         assert len({(row["node"], row["run"]) for row in rows}) == 6
 
