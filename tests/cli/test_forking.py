@@ -67,7 +67,8 @@ def test_one_that_is_given_up_leaves_the_next_one_alone(
         raise Hurry
 
     found = environment(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(Hurry):
+    with monkeypatch.context() as patch:
         patch.setattr(forking._Late, "__init__", hurry)
-        forking.forker(found).run(["--help"], found, stdin="", limit_s=2)
+        with pytest.raises(Hurry):
+            forking.forker(found).run(["--help"], found, stdin="", limit_s=2)
     assert moat(tmp_path, "--help").returncode == 0
