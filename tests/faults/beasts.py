@@ -181,7 +181,7 @@ BEASTS: tuple[Beast, ...] = (
     ),
     Beast(
         name="very-long-line-printed",
-        text="import sys\nfor n in range(50): sys.stdout.write('x' * 1_000_000)\n"
+        text="import sys\nfor n in range(10): sys.stdout.write('x' * 1_000_000)\n"
         "sys.stdout.flush()\nreturn 'printed'",
         end="done",
         is_async=None,
