@@ -45,7 +45,7 @@ TRIPS = 3
 MEASURE_S = 1.0
 #: An acknowledgement that takes longer is doubted, in seconds; on a slow line other nodes are asked
 #: later than that.
-LATE_S = 0.6
+LATE_S = 1.0
 #: A connection that is new has so long before that, in seconds.
 NEW_S = 1.5
 #: How often the clock is looked at, in seconds.
