@@ -51,9 +51,15 @@ class LiveSessions:
         return self._count
 
     async def open(self, server: str) -> None:
-        """A new one at that server, which is in touch."""
+        """A new one at that server. Raises TimeoutError if that gets no lease for too long."""
         client = self._clients[server]
-        session = await self._stack.enter_async_context(client.session())
+        with anyio.fail_after(BACK_S):
+            while True:
+                try:
+                    session = await self._stack.enter_async_context(client.session())
+                    break
+                except (errors.Detached, errors.Unknown, errors.Disconnected):
+                    await anyio.sleep(_LOOK_S)
         self._count += 1
         self._sessions[server] = session
         await self._write(server)
