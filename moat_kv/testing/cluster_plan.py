@@ -32,7 +32,7 @@ _LOOPBACK = "127.0.0.1"
 NETWORK = "box"
 FILE_NAME = "cluster.json"
 #: NATS nodes leave each other alone after two of these without an answer, in seconds.
-ROUTE_PING_S = 1
+ROUTE_PING_S = 2
 _VERSION = 1
 #: Ports are taken from here: the system itself takes those of connections from above, and a process
 #: that is started again would find its port taken. Without those that moat-kv uses by itself.
