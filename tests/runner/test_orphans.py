@@ -6,12 +6,14 @@ import contextlib
 import functools
 import os
 import signal
+import subprocess
 import time
 
 import anyio
 import pytest
 
 from moat_kv import P
+from moat_kv_runner.children import processes
 from tests.runner.bench import GROUP, LIMIT_S, bench
 from tests.runner.test_children import HELD, gone, is_alive, parent
 from tests.runner.test_node_process import process
@@ -123,3 +125,13 @@ async def test_runners_that_wake_after_their_sessions_write_nothing_more(
             log = await b.value(P("log") / name, functools.partial(_is_longer, size + 10))
             assert log == sorted(log), "what an older claim wrote comes before what a newer one did"
             assert len(set(log)) > 1
+
+
+def test_as_many_processes_are_looked_for_as_will_do() -> None:
+    """One that forks faster than it can be read would keep its keeper from killing it."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            started = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+            stack.callback(started.kill)
+        assert len(processes.descendants(os.getpid(), at_most=3)) == 3
+        assert len(processes.descendants(os.getpid())) >= 5

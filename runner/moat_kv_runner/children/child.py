@@ -96,7 +96,8 @@ class _Gate:
     def check(self, event: str, _arguments: object) -> None:
         if event not in _STARTING:
             return
-        is_over = 0 < self._most <= len(processes.descendants(self._keeper))
+        seen = processes.descendants(self._keeper, at_most=self._most + 1)
+        is_over = 0 < self._most <= len(seen)
         with contextlib.suppress(OSError):
             os.write(NOTICE, OVER if is_over else b"+")
         if is_over:

@@ -25,6 +25,8 @@ from moat_kv_runner.children import cgroups, child, lease, limits, processes, wi
 COUNT_S = 4.0
 #: How often while their number grows.
 GROWING_S = 0.005
+#: So many processes are looked for, and killed, at a time.
+AT_ONCE = 1000
 #: Between two rounds of killing, in seconds.
 ROUND_S = 0.01
 #: After so long it is said that some do not die; the system holds them.
@@ -134,7 +136,7 @@ class Keeper:
         self._count_wait_s = GROWING_S
 
     def _members(self) -> list[int]:
-        found = set(processes.descendants(os.getpid()))
+        found = set(processes.descendants(os.getpid(), at_most=AT_ONCE))
         if self._cgroup is not None:
             found |= self._cgroup.members() - {os.getpid()}
         return list(found)
@@ -144,7 +146,7 @@ class Keeper:
         # Nothing leaves a group; and one look will do.
         if self._cgroup is not None and (members := self._cgroup.members()):
             return len(members)
-        return len(processes.descendants(os.getpid()))
+        return len(processes.descendants(os.getpid(), at_most=self._allowed.processes + 1))
 
     def _count(self, now: float) -> None:
         number = self._number()

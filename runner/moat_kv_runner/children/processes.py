@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import pathlib
 import signal
@@ -66,11 +67,15 @@ def numbers_in(place: str) -> list[int]:
     return [int(each) for each in found.split()]
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below one, those above before those below; changes while it is read."""
-    found = []
+def descendants(pid: int, *, at_most: float = math.inf) -> list[int]:
+    """All processes below one, those above before those below; changes while it is read.
+
+    `at_most`: so many will do. Those that fork faster than they are read would never come to an
+    end.
+    """
+    found: list[int] = []
     waiting = children(pid)
-    while waiting:
+    while waiting and len(found) < at_most:
         each = waiting.pop()
         found.append(each)
         waiting += children(each)
