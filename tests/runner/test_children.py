@@ -80,10 +80,6 @@ ENDS: dict[str, tuple[str, str]] = {
         "while True:\n  try: os.fork()\n  except OSError: pass",
         "more than 20 processes",
     ),
-    "shell-bomb": (
-        "subprocess.Popen(['sh', '-c', 'f() { f & f; }; f'])\ntime.sleep(60)",
-        "more than 20 processes",
-    ),
 }
 
 
