@@ -54,15 +54,18 @@ class LiveSessions:
         """A new one at that server. Raises TimeoutError if that gets no lease for too long."""
         client = self._clients[server]
         with anyio.fail_after(BACK_S):
-            while True:
-                try:
-                    session = await self._stack.enter_async_context(client.session())
-                    break
-                except (errors.Detached, errors.Unknown, errors.Disconnected):
-                    await anyio.sleep(_LOOK_S)
+            while (session := await self._opened(client)) is None:
+                await anyio.sleep(_LOOK_S)
         self._count += 1
         self._sessions[server] = session
         await self._write(server)
+
+    async def _opened(self, client: Client) -> session_module.Session | None:
+        """None while its server cannot have any."""
+        try:
+            return await self._stack.enter_async_context(client.session())
+        except (errors.Detached, errors.Unknown, errors.Disconnected):
+            return None
 
     def _path(self, server: str) -> Path:
         return PLACE / server / self._sessions[server].id

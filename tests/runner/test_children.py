@@ -14,6 +14,7 @@ import pytest
 from moat_kv import P
 from moat_kv.client import error_record
 from moat_kv_runner import commands, running
+from moat_kv_runner.children import cgroups
 from tests.runner.bench import LIMIT_S, Bench, bench
 
 pytestmark = pytest.mark.anyio
@@ -62,6 +63,17 @@ async def test_child_has_its_own_session_and_nothing_of_its_runner(
     assert found["inherited"] == []
 
 
+@KINDS
+async def test_script_is_in_its_control_group_from_its_first_line_on(
+    is_async: bool | None,
+) -> None:
+    text = "return [line for line in open('/proc/self/cgroup') if line.startswith('0::')][0]"
+    async with bench("n1", isolate="process") as b:
+        await b.job(text, is_async=is_async)
+        found = (await b.state()).result
+    assert (cgroups.PREFIX in found) == (cgroups.usable_folder() is not None)
+
+
 ENDS: dict[str, tuple[str, str]] = {
     "exit-at-once": ("os._exit(0)", "ended with exit code 0, in the middle of the script"),
     "exit-code": ("os._exit(3)", "ended with exit code 3"),
@@ -78,6 +90,10 @@ ENDS: dict[str, tuple[str, str]] = {
     "recursion": ("def f(): f()\nf()", "RecursionError"),
     "fork-bomb": (
         "while True:\n  try: os.fork()\n  except OSError: pass",
+        "more than 20 processes",
+    ),
+    "shell-bomb": (
+        "subprocess.Popen(['sh', '-c', 'f() { f & f; }; f'])\ntime.sleep(60)",
         "more than 20 processes",
     ),
 }

@@ -1,8 +1,8 @@
 """What a forked process does to become a child: nothing of the fork server's is left in it.
 
 Called by `forkserver` right after the fork. Afterwards it has a session and process group of its
-own, a clean environment, six descriptors, its limits, and default signals; then `inside` takes the
-call from the runner and runs it.
+own, a clean environment, seven descriptors, its limits, and default signals; then `inside` takes
+the call from the runner and runs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from moat_kv_runner.children import limits, processes
 
 #: The descriptors beside 0 (nothing), 1 and 2 (output and errors).
-CONTROL, BESIDE, NOTICE = 3, 4, 5
+CONTROL, BESIDE, NOTICE, HELD = 3, 4, 5, 6
 #: What a child knows of its runner's environment.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
 
@@ -37,12 +37,14 @@ _STARTING = frozenset(
 )
 
 
-def become(request: Mapping[str, Any], fds: list[int], *, notice: int, null: int) -> None:
+def become(
+    request: Mapping[str, Any], fds: list[int], *, notice: int, held: int, null: int
+) -> None:
     """Leave behind what was the fork server's."""
     os.setsid()
     processes.set_name("moat-job")
     control, beside, output, errors = fds
-    _place_descriptors([null, output, errors, control, beside, notice])
+    _place_descriptors([null, output, errors, control, beside, notice, held])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -102,6 +104,15 @@ class _Gate:
             os.write(NOTICE, OVER if is_over else b"+")
         if is_over:
             raise BlockingIOError(errno.EAGAIN, f"the job has {self._most} processes, its limit")
+
+
+def wait_until_held() -> None:
+    """Until the keeper holds all that this process may start, which takes it some 10 ms.
+
+    To be called before any code of a user's runs: what that forks before is never in the child's
+    control group. Returns at once from then on.
+    """
+    os.read(HELD, 1)  # nothing is sent: its other end is closed
 
 
 def live(request: Mapping[str, Any]) -> int:

@@ -113,22 +113,24 @@ class ForkServer:
             with contextlib.suppress(OSError):
                 group = cgroups.Cgroup.make(self._cgroups, allowed)
         notice_read, notice_write = _pipe()
+        held_read, held_write = os.pipe()
         # What it is told before it is ready must not be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         pid = os.fork()
         if not pid:
-            _live(request, for_child, notice_write, self._null)
+            _live(request, for_child, notice=notice_write, held=held_read, null=self._null)
         keeper.come_first()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        for fd in (*for_child, notice_write):
+        for fd in (*for_child, notice_write, held_read):
             os.close(fd)
         with contextlib.suppress(OSError):  # without a runner the child is ended at once
             runner.send(wire.packet("pid", pid=pid))
         if group is not None:
-            # Beside the child, which has not come to run anything by then.
+            # Beside the child's start.
             with contextlib.suppress(OSError):
                 group.add(pid)
+        os.close(held_write)
         keeper.Keeper(
             runner,
             pid,
@@ -176,13 +178,15 @@ class ForkServer:
 def _live(
     request: dict[str, Any],
     fds: list[int],
+    *,
     notice: int,
+    held: int,
     null: int,
 ) -> NoReturn:
     """In the child."""
     status = 70
     try:
-        child.become(request, fds, notice=notice, null=null)
+        child.become(request, fds, notice=notice, held=held, null=null)
         status = child.live(request)
     except BaseException:
         traceback.print_exc()

@@ -33,7 +33,7 @@ from moat_kv_runner import (
     script_client,
     script_config,
 )
-from moat_kv_runner.children import calls, reporting, shelf, unwinding, wire
+from moat_kv_runner.children import calls, child, reporting, shelf, unwinding, wire
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ async def bound_client(
 ) -> AsyncIterator[tuple[script_client.ScriptClient, Client]]:
     """A client as scripts have it, and the same without its patience; both on a bound line.
 
-    Where there is no claim (its fence is 0) the line is not bound.
+    Where there is no claim (its fence is 0) the line is not bound. The next may be a user's code.
     """
     config = Config(runner=RunnerConfig(name=call.node, queue=call.queue_limit))
     guard = (call.claim, call.fence)
@@ -322,6 +322,7 @@ async def bound_client(
             await client.bind_line(guard, call.token)
             binding = writes.Binding(fence=guard)
         own = script_client.ScriptClient(client.shared, binding, session=RunnersSession())
+        child.wait_until_held()
         yield own, client
 
 
