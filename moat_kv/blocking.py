@@ -97,7 +97,7 @@ def wait(start: Callable[[], futures.Future[_T]]) -> _T:
     future = start()
     try:
         return future.result()
-    except BaseException:
+    except BaseException:  # Ctrl-C; what the call itself has raised finds nothing to cancel
         future.cancel()
         raise
 

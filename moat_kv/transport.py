@@ -57,7 +57,7 @@ async def over(raw: socket.socket) -> LoopStream:
     loop = asyncio.get_running_loop()
     try:
         _, protocol = await loop.connect_accepted_socket(_Protocol, raw)
-    except BaseException:
+    except BaseException:  # cancelled, too: the socket is ours, and no stream has it yet
         raw.close()
         raise
     return LoopStream(protocol)

@@ -154,7 +154,7 @@ class Connection:
             self._nothing_due.set()
         try:
             await call.done.wait()
-        except BaseException:
+        except BaseException:  # cancelled: nobody waits for the answer any more
             self._calls.pop(seq, None)
             self._outgoing.pop(seq, None)
             raise

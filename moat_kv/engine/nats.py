@@ -213,7 +213,7 @@ class NatsEngine(base.Engine):
         with background:
             try:
                 await self._line.keep(first, self._serve)
-            except Exception:
+            except BaseException:  # whatever ends it: the committer would wait for a next line
                 self._committer.abandon()
                 raise
 

@@ -93,7 +93,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         with background:
             try:
                 await self._line.keep(await self._first(), self._serve_following)
-            except BaseException:
+            except BaseException:  # whatever ends it: the committer would wait for a next line
                 self._committer.abandon()
                 raise
 
