@@ -1,9 +1,9 @@
 """Reads the stream without a consumer: whichever node has a copy tells what comes next.
 
 `nats_feed` does this while it has no consumer: making one takes the leader of NATS's metadata, and
-it lives on one node. `engine.nats` reads a path's history so. A node answers from its own copy of
-the stream, which may end earlier than the leader's, but has no gaps: each message tells which one
-was sent before it. Applies nothing.
+it lives on one node. `nats_reading` reads a path's history so, and `nats_touch` finds out whether a
+node has what was stored. A node answers from its own copy of the stream, which may end earlier than
+the leader's, but has no gaps: each message tells which one was sent before it. Applies nothing.
 """
 
 from __future__ import annotations

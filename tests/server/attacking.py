@@ -55,12 +55,6 @@ async def settled(number: Any) -> Any:
             seen = now
 
 
-async def until(condition: Any) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.sleep(0.01)
-
-
 def requests(action: str, count: int, value: bytes | None = None, **arguments: Any) -> bytes:
     """Many requests, from seq 100."""
     return b"".join(

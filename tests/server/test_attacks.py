@@ -16,16 +16,9 @@ from moat_kv.proto.messages import State
 from moat_kv.server import connection as connection_module
 from moat_kv.server import turns
 from moat_kv.testing.server import running_server
+from tests.client.waiting import until
 from tests.line import connected
-from tests.server.attacking import (
-    MIB,
-    HeldEngine,
-    answers,
-    only_connection,
-    requests,
-    settled,
-    until,
-)
+from tests.server.attacking import MIB, HeldEngine, answers, only_connection, requests, settled
 
 pytestmark = pytest.mark.anyio
 

@@ -15,13 +15,9 @@ from moat_kv.proto import messages
 from moat_kv.proto.messages import State
 from moat_kv.server import connection as connection_module
 from moat_kv.testing.server import running_server
+from tests.client.waiting import until
 from tests.line import Line, connected
-from tests.server.attacking import (
-    MIB,
-    HeldEngine,
-    only_connection,
-    until,
-)
+from tests.server.attacking import MIB, HeldEngine, only_connection
 
 pytestmark = pytest.mark.anyio
 

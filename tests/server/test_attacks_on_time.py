@@ -13,13 +13,9 @@ from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 from moat_kv.server import connection as connection_module
 from moat_kv.testing.server import running_server
+from tests.client.waiting import until
 from tests.line import connected
-from tests.server.attacking import (
-    MIB,
-    only_connection,
-    requests,
-    until,
-)
+from tests.server.attacking import MIB, only_connection, requests
 
 pytestmark = pytest.mark.anyio
 

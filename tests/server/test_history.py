@@ -13,11 +13,9 @@ from moat_kv.engine.memory import MemoryEngine
 from moat_kv.path import P, Path
 from moat_kv.proto.messages import State
 from moat_kv.testing.server import running_server
+from tests.client.waiting import until
 from tests.line import connected
-from tests.server.attacking import (
-    only_connection,
-    until,
-)
+from tests.server.attacking import only_connection
 
 pytestmark = pytest.mark.anyio
 

@@ -16,12 +16,9 @@ from moat_kv.engine.memory import MemoryEngine
 from moat_kv.entry import Write
 from moat_kv.path import P
 from moat_kv.testing.server import running_server
+from tests.client.waiting import until
 from tests.line import Line, connected
-from tests.server.attacking import (
-    answers,
-    requests,
-    until,
-)
+from tests.server.attacking import answers, requests
 
 pytestmark = pytest.mark.anyio
 
