@@ -7,15 +7,7 @@ import pathlib
 import pytest
 
 from moat_kv import codec
-from tests.engine.network_nodes import (
-    A,
-    B,
-    in_conflict,
-    is_pending,
-    nodes,
-    unpacked,
-    values,
-)
+from tests.engine.network_nodes import A, B, in_conflict, is_pending, nodes, unpacked, values
 
 pytestmark = pytest.mark.anyio
 

@@ -8,15 +8,7 @@ import pytest
 
 from moat_kv.entry import Record
 from tests.client.waiting import until
-from tests.engine.network_nodes import (
-    A,
-    B,
-    in_conflict,
-    is_pending,
-    nodes,
-    unpacked,
-    written,
-)
+from tests.engine.network_nodes import A, B, in_conflict, is_pending, nodes, unpacked, written
 
 pytestmark = pytest.mark.anyio
 
