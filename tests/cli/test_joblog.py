@@ -121,6 +121,10 @@ async def test_output_of_a_child_is_read_at_the_desk(moat: Moat) -> None:
         last = await moat.fine("run", "at", "talker", "log", "--lines", "2", "-o", "jsonl")
         assert last.splitlines() == [json.dumps(row, separators=(",", ":")) for row in rows[-2:]]
         assert await moat.fine("run", "at", "talker", "log", "--lines", "0") == ""
+        await job(moat, "return 1", path="silent")
+        await ended(moat, path="silent")
+        assert await moat.fine("run", "at", "silent", "log") == "no lines\n"
+        assert await moat.fine("run", "at", "silent", "log", "-o", "jsonl") == ""
 
 
 async def test_log_of_an_inline_job_is_kept_and_its_prints_are_not(moat: Moat) -> None:
