@@ -71,8 +71,33 @@ def open_client(
             reconnect=reconnect,
             wait=wait,
         )
-        with portal.wrap_async_context_manager(opened) as client:
+        with held(portal, opened) as client:
             yield Client(portal, client)
+
+
+@contextmanager
+def held(portal: BlockingPortal, made: AbstractAsyncContextManager[_T]) -> Iterator[_T]:
+    """An async context in the portal's thread, while a block of this thread runs.
+
+    What ends this thread, KeyboardInterrupt and SystemExit, is not told to that one: the event loop
+    would end of it before it has tidied up, and task groups would wrap it. In a process that was
+    forked meanwhile the context is left alone: it belongs to the other one.
+    """
+    pid = os.getpid()
+    context = portal.wrap_async_context_manager(made)
+    entered = context.__enter__()
+    told: Exception | None = None
+    try:
+        yield entered
+    except Exception as exc:
+        told = exc
+        raise
+    finally:
+        if os.getpid() == pid:
+            if told is None:
+                context.__exit__(None, None, None)
+            else:
+                context.__exit__(type(told), told, told.__traceback__)
 
 
 def refuse_event_loop() -> None:
@@ -413,5 +438,5 @@ class Client:
     ) -> Iterator[_T]:
         """A context of the client's, made and held in the loop's thread."""
         made = self._caller.call_sync(make, *args, **kwargs)
-        with self._portal.wrap_async_context_manager(made) as entered:
+        with held(self._portal, made) as entered:
             yield entered

@@ -227,7 +227,7 @@ async def test_desk_is_told_what_cannot_be_had(moat: Moat, monkeypatch: pytest.M
     await moat.fine("run", "-n", "n1", "at", "talker", "set", "-c", "talker", "-t", "0")
     async with nodes(moat, "n1") as there:
         await ended(moat)
-        assert await moat.fine("run", "-n", "n1", "at", "talker", "log", "-n", "n1") == ""
+        assert await moat.fine("run", "-n", "n1", "at", "talker", "log", "-n", "n1") == "no lines\n"
         other = await moat("run", "-n", "n1", "at", "talker", "log", "-n", "n2")
         assert other.code == 128
         assert "the job is for node n1 alone" in other.error_line
