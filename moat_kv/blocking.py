@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import anyio
 import anyio.from_thread
 
-from moat_kv.calling import BlockingIterator, Caller, Waits, refuse_event_loop, wait
+from moat_kv.calling import BlockingIterator, Caller, Waits, held, refuse_event_loop, wait
 from moat_kv.client import client as client_module
 from moat_kv.client import hashes, lost, opening, results, streams, writes
 from moat_kv.client import mirror as mirror_module
@@ -75,7 +75,7 @@ def open_client(
             reconnect=reconnect,
             wait=wait,
         )
-        with portal.wrap_async_context_manager(opened) as client:
+        with held(portal, opened) as client:
             yield Client(portal, client)
 
 
@@ -331,5 +331,5 @@ class Client:
     ) -> Iterator[_T]:
         """A context of the client's, made and held in the loop's thread."""
         made = self._caller.call_sync(make, *args, **kwargs)
-        with self._portal.wrap_async_context_manager(made) as entered:
+        with held(self._portal, made) as entered:
             yield entered

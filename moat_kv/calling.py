@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent import futures
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -43,6 +44,31 @@ def wait(start: Callable[[], futures.Future[_T]]) -> _T:
     except BaseException:  # Ctrl-C; what the call itself has raised finds nothing to cancel
         future.cancel()
         raise
+
+
+@contextmanager
+def held(portal: BlockingPortal, made: AbstractAsyncContextManager[_T]) -> Iterator[_T]:
+    """An async context in the portal's thread, while a block of this thread runs.
+
+    What ends this thread, KeyboardInterrupt and SystemExit, is not told to that one: the event loop
+    would end of it before it has tidied up, and task groups would wrap it. In a process that was
+    forked meanwhile the context is left alone: it belongs to the other one.
+    """
+    pid = os.getpid()
+    context = portal.wrap_async_context_manager(made)
+    entered = context.__enter__()
+    told: Exception | None = None
+    try:
+        yield entered
+    except Exception as exc:
+        told = exc
+        raise
+    finally:
+        if os.getpid() == pid:
+            if told is None:
+                context.__exit__(None, None, None)
+            else:
+                context.__exit__(type(told), told, told.__traceback__)
 
 
 class Caller:

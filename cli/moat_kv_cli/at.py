@@ -232,7 +232,7 @@ async def set_(
     data = values.read(texts, literals, paths, yaml_file)
     tags = {"require": require or None, "prefer": prefer or None}
     attributes: dict[str, Any] = {"code": code, "info": info, "on_split": on_split}
-    attributes |= {key: _tags(each) for key, each in tags.items()}
+    attributes |= {key: _tags(key, each) for key, each in tags.items()}
     attributes = {key: value for key, value in attributes.items() if value is not None}
     if not attributes and not data and copy is None and not timing and not process:
         raise command.fail("nothing to set; a job needs code, -c PATH")
@@ -260,10 +260,16 @@ async def set_(
     out.done({"path": str(job.path), "rev": result.rev, "at": result.at})
 
 
-def _tags(given: tuple[str, ...] | None) -> list[str] | None:
+def _tags(name: str, given: tuple[str, ...] | None) -> list[str] | None:
     if given is None:
         return None
-    return [] if given == ("-",) else list(given)
+    if given == ("-",):
+        return []
+    if "-" in given:
+        raise command.fail(f"--{name} -: any node will do, so no other tag goes with it")
+    if "" in given:
+        raise command.fail(f"--{name}: a tag is not empty")
+    return list(given)
 
 
 async def _copied(client: Client, jobs: Path, copy: Path | None) -> dict[str, Any] | None:
@@ -389,7 +395,13 @@ async def disable(invocation: command.Invocation, /) -> None:
 
 async def _set(job: Job, **attributes: Any) -> None:
     """Change some of a job's attributes."""
-    await entries.change(job.client, job.place, lambda old: {**old, **attributes})
+
+    def changed(old: Any) -> dict[str, Any]:
+        if not isinstance(old, dict):
+            raise errors.BadValue(f"job {job.path}: a job is a mapping, not {old!r}")
+        return {**old, **attributes}
+
+    await entries.change(job.client, job.place, changed)
 
 
 @at.command(example='moat kv data "$(moat kv run at a.question path)" history')

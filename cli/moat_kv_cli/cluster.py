@@ -328,7 +328,8 @@ async def heal(names: tuple[str, ...], box: Cluster) -> None:
     new = sum(max(0, (each.conflicts or 0) - before.get(each.name, 0)) for each in seen)
     click.echo("healed: every server that runs is in touch, and has brought in what it kept")
     if new:
-        click.echo(f"{_count(new, 'conflict')}: moat kv conflict list")
+        url = next(each.url for each in seen if each.conflicts is not None)
+        click.echo(f"{_count(new, 'conflict')}: moat kv --url {url} conflict list")
 
 
 # One process -------------------------------------------------------------------------------------

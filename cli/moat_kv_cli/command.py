@@ -8,6 +8,7 @@ nothing that takes long: neither the client nor tables nor YAML.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -160,12 +161,34 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.example = example
 
+    async def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return await super().parse_args(ctx, args)
+        except click.UsageError as exc:
+            exc.ctx = exc.ctx or ctx  # so that the line says of which command
+            raise
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         params = super().get_params(ctx)
         return [*params[:-1], *_HIDDEN, *params[-1:]]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write_example(self.example, formatter)
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; `nan` and `inf`, which every comparison lets pass, are none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Group(click.Group):

@@ -10,7 +10,7 @@ import asyncclick as click
 
 from moat_kv import config, errors
 from moat_kv.path import P, Path
-from moat_kv_cli import command, happening, output, verbs
+from moat_kv_cli import command, happening, output, placement, verbs
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -191,15 +191,18 @@ async def notify(
     if group is not None and procedure is None:
         raise command.fail("-g goes with a procedure")
     default = P(invocation.config.runner.group)
+    wanted_group = default if group is None else placement.read_group(group)
     async with invocation.client() as client:
         places = await config.load_places(client)
         if off:
             await client.delete(places.error)
         elif procedure is not None:
-            wanted = notices.Setting(notify=procedure, group=P(group) if group else default)
+            wanted = notices.Setting(notify=procedure, group=wanted_group)
             await client.set(places.error, wanted.as_value())
             if "value" not in await client.get(places.proc + procedure):
                 click.echo(f"moat: there is no procedure {procedure} yet", err=True)
+            if group is not None and not await placement.members(client, wanted_group):
+                click.echo(f"moat: no runner serves group {wanted_group} now", err=True)
         else:
             found = notices.parse((await client.get(places.error)).get("value"), default)
             if found is None:

@@ -203,6 +203,8 @@ async def log(
             asked.tell_missing(answers)
             shown = _Shown(out, count, with_node=len(asked.nodes) > 1)
             rows = _lines(answers)
+            if not rows and lines and not follow and out.for_people:
+                out.note("no lines")
             # `--lines` is for all nodes together.
             if not shown.lines(rows[len(rows) - min(lines, len(rows)) :]) and follow:
                 await _follow(asked, desk, shown, _cursors(answers), number, began)

@@ -32,19 +32,19 @@ CANNOT_RUN, NO_COMMAND, BY_SIGNAL = 126, 127, 128
 @click.option(
     "--ttl",
     "ttl_s",
-    type=click.FloatRange(0, min_open=True),
+    type=command.FiniteRange(0, min_open=True),
     metavar="SECONDS",
     help="How long this machine may be silent before the lock passes on. [the server's]",
 )
 @click.option(
     "--wait",
     "wait_s",
-    type=click.FloatRange(0),
+    type=command.FiniteRange(0),
     metavar="SECONDS",
     help="How long to wait for the lock; 0: not at all. [as long as it takes]",
 )
 @click.option("--shared", is_flag=True, help="Together with other shared ones.")
-@click.argument("path", type=verbs.PATH)
+@click.argument("path", type=verbs.LOCK)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @command.pass_invocation
 async def lock(

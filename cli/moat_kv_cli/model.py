@@ -83,7 +83,7 @@ async def get(
 @click.option(
     "--wait",
     "wait_s",
-    type=click.FloatRange(0),
+    type=command.FiniteRange(0),
     default=10.0,
     metavar="SECONDS",
     help="How long to wait for the model's lock. [10]",

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import asyncclick as click
 
-from moat_kv import Client, config
+from moat_kv import Client, config, errors
 from moat_kv.path import Path
 from moat_kv_cli import command, entries, output, placement
 from moat_kv_runner import claims, group_settings, serving
@@ -62,7 +62,8 @@ async def drain(
             return
         if name not in members:
             out.note(
-                f"no runner {name} serves group {which.group} now; it takes no jobs when it comes"
+                f"no runner {name} serves group {which.group} now; it takes no jobs when it comes,"
+                " until `--undo`"
             )
         now = await _steady(client, places.claim + which.prefix, without=name)
     if now.get(name):
@@ -132,6 +133,8 @@ async def rebalance(invocation: command.Invocation, /, out: output.Printer) -> N
     async with invocation.client() as client:
         places = await config.load_places(client)
         members = await placement.members(client, which.group)
+        if not members:
+            raise errors.NotFound("runner of group", str(which.group), hint="none to spread among")
         base = places.claim + which.prefix
         before = await _held(client, base)
         await client.send(serving.rebalance_topic(places, which.group), None)

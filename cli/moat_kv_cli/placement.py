@@ -108,13 +108,19 @@ def _keep_node(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
 
 def _keep_group(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
     for text in value:
-        try:
-            group = P(text)
-        except errors.BadPath as exc:
-            raise command.fail(f"-g: {exc}", ctx) from exc
-        if not group:
-            raise command.fail("-g: a group is a path below the root", ctx)
+        read_group(text, ctx)
     _keep(ctx, "group", "-g", value)
+
+
+def read_group(text: str, ctx: click.Context | None = None) -> Path:
+    """The group that `-g` names. Raises UsageError for what can be none."""
+    try:
+        group = P(text)
+    except errors.BadPath as exc:
+        raise command.fail(f"-g: {exc}", ctx) from exc
+    if not group:
+        raise command.fail("-g: a group is a path below the root", ctx)
+    return group
 
 
 def _keep(ctx: click.Context, name: str, option: str, value: tuple[str, ...]) -> None:

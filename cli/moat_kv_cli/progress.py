@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from moat_kv import config, errors
 from moat_kv.path import Path
@@ -36,7 +36,7 @@ async def job_rows(client: Client, which: placement.Placement, below: Path) -> l
     asked = {below + each.path: each.value async for each in client.get_tree(jobs + below)}
     rows = []
     for path, job in sorted(asked.items()):
-        if not path or not isinstance(job, dict):
+        if not path:
             continue  # the group's own settings
         places_of = {node: Path(node) + path if node else path for node in nodes}
         past = {node: place for node, place in places_of.items() if place in found}
@@ -47,8 +47,10 @@ async def job_rows(client: Client, which: placement.Placement, below: Path) -> l
 
 
 def _row(
-    path: Path, job: dict[str, Any], node: str, known: spec.JobState, *, is_claimed: bool
+    path: Path, entry: Any, node: str, known: spec.JobState, *, is_claimed: bool
 ) -> dict[str, Any]:
+    is_job = isinstance(entry, dict)
+    job = entry if is_job else {}
     state = word(job, known, is_claimed=is_claimed)
     shown = {
         "path": str(path),
@@ -60,7 +62,7 @@ def _row(
         "due": _due(job, known) if state in ("waiting", "failed", "done") else None,
         "result": known.result,
         "info": job.get("info"),
-        "reason": known.reason,
+        "reason": known.reason if is_job or known.reason else f"a job is a mapping, not {entry!r}",
         **{name: job.get(name) for name in ("isolate", "share", "env", "limits")},
     }
     return {name: value for name, value in shown.items() if value is not None}
@@ -78,11 +80,16 @@ def word(job: Mapping[str, Any], state: spec.JobState, *, is_claimed: bool) -> s
     target = job.get("target")
     if target is None:
         return "not started"
-    if state.started is None or target > state.started:
+    if not _is_time(target) or state.started is None or target > state.started:
         return "waiting"
     if job.get("cron") and not state.backoff and not state.interrupted:
         return "waiting"
     return _ended(state)
+
+
+def _is_time(target: Any) -> TypeGuard[float]:
+    """Whether it is one at all: anybody may have written the entry."""
+    return isinstance(target, int | float)
 
 
 def _due(job: Mapping[str, Any], state: spec.JobState) -> float | None:
@@ -92,7 +99,7 @@ def _due(job: Mapping[str, Any], state: spec.JobState) -> float | None:
     if job.get("cron") is not None and not state.parked:
         return _due_by_cron(job, state)
     target = job.get("target")
-    is_asked_for = isinstance(target, int | float) and target > (state.started or 0)
+    is_asked_for = _is_time(target) and target > (state.started or 0)
     return target if is_asked_for and state.reason is None else None
 
 

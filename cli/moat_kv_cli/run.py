@@ -80,7 +80,7 @@ _tags = click.option(
 )
 _weight = click.option(
     "--weight",
-    type=click.FloatRange(min=0),
+    type=command.FiniteRange(min=0),
     metavar="W",
     help="How many jobs it takes beside others; 0: only those that no other node takes. [1]",
 )

@@ -13,13 +13,14 @@ from typing import Any, Final, TypeVar
 import asyncclick as click
 
 from moat_kv import errors
+from moat_kv_cli import command
 from moat_kv_runner import attributes as job_attributes
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Takes an attribute away.
 NONE: Final = "-"
-_AMOUNT = click.FloatRange(min=0)
+_AMOUNT = command.FiniteRange(min=0)
 
 
 def _number(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -32,7 +33,24 @@ def _number(ctx: click.Context, param: click.Parameter, value: str | None) -> An
         raise click.BadParameter(f"{value!r} is no number of seconds, nor -", ctx, param) from None
 
 
-def _text(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+def _from_now(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """A number of seconds that leads to a moment, or `-`."""
+    number = _number(ctx, param, value)
+    if isinstance(number, float):
+        try:
+            job_attributes.checked("target", time.time() + number)
+        except errors.BadValue:
+            raise click.BadParameter(f"{value!r} is no time from now", ctx, param) from None
+    return number
+
+
+def _amount(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """A number of seconds that an attribute of this name may be, or `-`."""
+    number = _number(ctx, param, value)
+    return _checked(ctx, param, number) if isinstance(number, float) else number
+
+
+def _text(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """What an attribute of this name may be, or `-`."""
     assert param.name is not None
     if value is None or value == NONE:
@@ -59,7 +77,7 @@ _OPTIONS = (
         "-t",
         "--time",
         "target",
-        callback=_number,
+        callback=_from_now,
         metavar="SECONDS",
         help="Start so many seconds from now; -: do not start.",
     ),
@@ -67,6 +85,7 @@ _OPTIONS = (
         "-r",
         "--repeat",
         type=_AMOUNT,
+        callback=_text,
         metavar="SECONDS",
         help="Again so long after its end; 0: no.",
     ),
@@ -92,6 +111,7 @@ _OPTIONS = (
     click.option(
         "--jitter",
         type=_AMOUNT,
+        callback=_text,
         metavar="SECONDS",
         help="Start up to so much later, so that not all jobs start at once.",
     ),
@@ -109,6 +129,7 @@ _OPTIONS = (
         "-k",
         "--ok-after",
         type=_AMOUNT,
+        callback=_text,
         metavar="SECONDS",
         help="A run that lasts this long has left earlier failures behind.",
     ),
@@ -116,6 +137,7 @@ _OPTIONS = (
         "-d",
         "--delay",
         type=_AMOUNT,
+        callback=_text,
         metavar="SECONDS",
         help="Try again so long after a failure. [100]",
     ),
@@ -123,12 +145,13 @@ _OPTIONS = (
         "-b",
         "--backoff",
         type=_AMOUNT,
+        callback=_text,
         metavar="FACTOR",
         help="The delay grows by this with each failure in a row. [1.1]",
     ),
     click.option(
         "--max-delay",
-        callback=_number,
+        callback=_amount,
         metavar="SECONDS",
         help="It does not grow above this; -: no limit.",
     ),
@@ -164,6 +187,8 @@ def options(function: _F) -> _F:
     def called(*arguments: Any, **given: Any) -> Any:
         said = {name: given.pop(name) for name in NAMES}
         timing = {name: value for name, value in said.items() if value is not None}
+        if timing.get("repeat") and timing.get("cron", NONE) != NONE:
+            raise command.fail("--cron, --repeat: a job has one of the two")
         return function(*arguments, timing=timing, **given)
 
     decorated: Any = called

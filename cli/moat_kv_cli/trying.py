@@ -35,7 +35,7 @@ def options(function: _F) -> _F:
         click.option(
             "--for",
             "limit_s",
-            type=click.FloatRange(min=0, min_open=True),
+            type=command.FiniteRange(min=0, min_open=True),
             metavar="SECONDS",
             help="End it after so long; else it ends by itself or by ^C.",
         ),
@@ -55,11 +55,9 @@ def options(function: _F) -> _F:
 def _wish(
     *, fake: tuple[str, ...], fakes: str | None, real: bool, limit_s: float | None, quiet: bool
 ) -> Wish:
-    from moat_kv_cli import yamltext
-
     found: dict[Path, Any] = {}
     if fakes is not None:
-        given = yamltext.from_yaml(values.read_text(fakes, "--fakes"))
+        given = _yaml(values.read_text(fakes, "--fakes"), f"--fakes {fakes}")
         if not isinstance(given, dict):
             raise command.fail(f"--fakes: {fakes} is no mapping of paths to values")
         found |= {_faked_path(key, "--fakes"): value for key, value in given.items()}
@@ -67,9 +65,19 @@ def _wish(
         name, sign, value = text.partition("=")
         if not sign:
             raise command.fail(f"--fake {text!r}: write PATH=VALUE, or PATH= for no entry")
-        path = _faked_path(name, f"--fake {text!r}")
-        found[path] = yamltext.from_yaml(value) if value.strip() else values.NOTHING
+        what = f"--fake {text!r}"
+        path = _faked_path(name, what)
+        found[path] = _yaml(value, what) if value.strip() else values.NOTHING
     return Wish(fakes=found, real=real, limit_s=limit_s, quiet=quiet)
+
+
+def _yaml(text: str, what: str) -> Any:
+    from moat_kv_cli import yamltext
+
+    try:
+        return yamltext.from_yaml(text)
+    except errors.BadValue as exc:
+        raise command.fail(f"{what}: {exc.reason}") from exc
 
 
 def _faked_path(key: Any, what: str) -> Path:

@@ -118,6 +118,16 @@ class PathType(click.ParamType[Path]):
             self.fail(str(exc), param, ctx)
 
 
+class BelowRootType(PathType):
+    """The path of something that cannot be at the root."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if not path:
+            self.fail("a path below the root is needed, not :", param, ctx)
+        return path
+
+
 class ErrorPathType(PathType):
     """The path of something that has an error; only these are completed."""
 
@@ -129,5 +139,6 @@ async def _procedures(invocation: command.Invocation, client: Client) -> Path:
 
 
 PATH = PathType()
-PROCEDURE = PathType(_procedures)
+PROCEDURE = BelowRootType(_procedures)
+LOCK = BelowRootType()
 WITH_ERROR = ErrorPathType()

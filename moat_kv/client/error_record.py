@@ -91,6 +91,8 @@ class ErrorRecord:
 
 def of_value(value: Any) -> ErrorRecord:
     """The record in an entry's value. Raises BadValue if it is none."""
+    if not isinstance(value, Mapping):
+        raise errors.BadValue(f"no error record: a mapping is needed, not {value!r}")
     try:
         facts = _known(ErrorRecord, value)
         if not (isinstance(facts["path"], Path) and isinstance(facts["subsystem"], str)):

@@ -63,7 +63,7 @@ async def opened(
 ) -> AsyncIterator[client.Client]:
     """A client over a link that is not connected yet, to the end of both. Raises CannotConnect."""
     line = await link_.connect(wait=wait)
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as own_tasks:
             try:
@@ -73,7 +73,7 @@ async def opened(
                     common = shared.Shared(link_, config, own_tasks, task_group)
                     try:
                         yield client.Client(common)
-                    except Exception as exc:
+                    except (Exception, KeyboardInterrupt, SystemExit) as exc:
                         # Kept out of the task groups, which would wrap it.
                         failure = exc
                     task_group.cancel_scope.cancel()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from moat_kv import blocking
+from moat_kv import blocking, calling
 from moat_kv.client import opening
 
 logger = logging.getLogger(__name__)
@@ -31,15 +30,11 @@ def open_client(
     if isinstance(server, blocking.Client):
         yield server
         return
-    pid = os.getpid()
-    with running_portal(backend) as portal:
-        opened = portal.wrap_async_context_manager(opening.open_client(server))
-        client = opened.__enter__()
-        try:
-            yield blocking.Client(portal, client)
-        finally:
-            if os.getpid() == pid:  # else the client is that of the process that has forked
-                opened.__exit__(*sys.exc_info())
+    with (
+        running_portal(backend) as portal,
+        calling.held(portal, opening.open_client(server)) as client,
+    ):
+        yield blocking.Client(portal, client)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class Cluster:
         """What it consists of and what was done to it. Raises ClusterError if there is none."""
         found = self._load()
         if found is None:
-            raise NotThere(f"there is no cluster in {self.folder}")
+            raise NotThere(f"there is no cluster in {self.folder}; `moat kv cluster up` starts one")
         return found
 
     @property
@@ -314,7 +314,9 @@ class Cluster:
         try:
             lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except (FileNotFoundError, NotADirectoryError):
-            raise NotThere(f"there is no cluster in {self.folder}") from None
+            raise NotThere(
+                f"there is no cluster in {self.folder}; `moat kv cluster up` starts one"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

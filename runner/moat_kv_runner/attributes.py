@@ -15,6 +15,11 @@ from moat_kv.path import P, Path
 from moat_kv_runner import parting, recurrence
 from moat_kv_runner.children import limits
 
+#: Moments from the year 68 to 8307, in seconds since 1970, and spans of up to a thousand years: the
+#: calendar bears all that is computed of them.
+EARLIEST, LATEST = -6e10, 2e11
+LONGEST_S = 3.2e10
+
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -26,6 +31,21 @@ def _not_negative(value: Any, name: str) -> float:
     number = _number(value, name)
     if number < 0:
         raise errors.BadValue(f"{name}: 0 or more, not {value!r}")
+    return number
+
+
+def _span(value: Any, name: str) -> float:
+    number = _not_negative(value, name)
+    if number > LONGEST_S:
+        raise errors.BadValue(f"{name}: at most {LONGEST_S:g} seconds, not {value!r}")
+    return number
+
+
+def _moment(value: Any, name: str) -> float:
+    number = _number(value, name)
+    if not EARLIEST <= number <= LATEST:
+        what = f"seconds since 1970, {EARLIEST:g} to {LATEST:g}"
+        raise errors.BadValue(f"{name}: {what}, not {value!r}")
     return number
 
 
@@ -49,7 +69,9 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
 def _environment(value: Any, name: str) -> Mapping[str, str]:
     for key, text in _mapping(value, name).items():
         if not isinstance(text, str) or "\0" in key + text or "=" in key or not key:
-            raise errors.BadValue(f"{name}: a mapping from names to texts is needed")
+            raise errors.BadValue(
+                f"{name}: a mapping from names to texts is needed, not {key!r}: {text!r}"
+            )
     return cast("Mapping[str, str]", value)
 
 
@@ -111,6 +133,8 @@ def _tags(value: Any, name: str) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
         raise errors.BadValue(f"{name}: a list of tags is needed, not {value!r}")
+    if "" in texts:
+        raise errors.BadValue(f"{name}: a tag is not empty")
     return tuple(texts)
 
 
@@ -124,19 +148,19 @@ def _right(check: Callable[[str], object], text: str, name: str) -> None:
 _CHECKS: dict[str, Any] = {
     "code": _path,
     "data": _mapping,
-    "target": _number,
-    "delay": _not_negative,
+    "target": _moment,
+    "delay": _span,
     "backoff": _not_negative,
     "max_delay": _not_negative,
     "max_failures": _count,
-    "repeat": _not_negative,
+    "repeat": _span,
     "cron": _cron,
     "zone": _zone,
     "between": _windows,
-    "jitter": _not_negative,
+    "jitter": _span,
     "catch_up": _one_of("once", "skip"),
     "overlap": _one_of("skip", "queue", "restart"),
-    "ok_after": _not_negative,
+    "ok_after": _span,
     "require": _tags,
     "prefer": _tags,
     "enabled": _flag,
@@ -145,7 +169,7 @@ _CHECKS: dict[str, Any] = {
     "share": _name,
     "env": _environment,
     "limits": limits.checked,
-    "restart": _number,
+    "restart": _moment,
     "info": lambda value, name: value,
 }
 

@@ -35,7 +35,10 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     assert not box.folder.exists()
     assert processes_of(box.folder) == []
     code, line = box.refused("down")
-    assert (code, line) == (3, f"moat: there is no cluster in {box.folder}\n")
+    assert (code, line) == (
+        3,
+        f"moat: there is no cluster in {box.folder}; `moat kv cluster up` starts one\n",
+    )
 
 
 def test_a_second_up_says_that_it_is_up(box: Box) -> None:
@@ -64,7 +67,7 @@ def test_what_both_sides_of_a_cut_wrote_meets_when_it_is_healed(box: Box) -> Non
     assert (seen["s1"]["state"], seen["s1"]["attached"], seen["s1"]["via"]) == ("up", True, "nats1")
     healed = box.do("heal")
     assert "healed: every server that runs is in touch" in healed
-    assert "1 conflict: moat kv conflict list" in healed
+    assert f"1 conflict: moat kv --url {box.urls['s1']} conflict list" in healed
     for name in ("s1", "s2"):
         box.becomes(name, "lamp", "red\n")
     assert "green" in box.data("s1", ":.moat.kv.conflict", "list", "-r")

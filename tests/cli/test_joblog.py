@@ -121,6 +121,10 @@ async def test_output_of_a_child_is_read_at_the_desk(moat: Moat) -> None:
         last = await moat.fine("run", "at", "talker", "log", "--lines", "2", "-o", "jsonl")
         assert last.splitlines() == [json.dumps(row, separators=(",", ":")) for row in rows[-2:]]
         assert await moat.fine("run", "at", "talker", "log", "--lines", "0") == ""
+        await job(moat, "return 1", path="silent")
+        await ended(moat, path="silent")
+        assert await moat.fine("run", "at", "silent", "log") == "no lines\n"
+        assert await moat.fine("run", "at", "silent", "log", "-o", "jsonl") == ""
 
 
 async def test_log_of_an_inline_job_is_kept_and_its_prints_are_not(moat: Moat) -> None:
@@ -223,7 +227,7 @@ async def test_desk_is_told_what_cannot_be_had(moat: Moat, monkeypatch: pytest.M
     await moat.fine("run", "-n", "n1", "at", "talker", "set", "-c", "talker", "-t", "0")
     async with nodes(moat, "n1") as there:
         await ended(moat)
-        assert await moat.fine("run", "-n", "n1", "at", "talker", "log", "-n", "n1") == ""
+        assert await moat.fine("run", "-n", "n1", "at", "talker", "log", "-n", "n1") == "no lines\n"
         other = await moat("run", "-n", "n1", "at", "talker", "log", "-n", "n2")
         assert other.code == 128
         assert "the job is for node n1 alone" in other.error_line

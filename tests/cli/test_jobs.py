@@ -218,7 +218,7 @@ async def test_a_jobs_process_is_set_shown_and_taken_away(
     ("options", "named"),
     [
         (["--isolate", "thread"], "'thread' is not one of"),
-        (["--limit", "memory", "5"], "memory: there is no such limit"),
+        (["--limit", "memory", "5"], "memory: there is no such limit; there are memory_mb, cpu_s"),
         (["--limit", "memory", "-"], "memory: there is no such limit"),
         (["--limit", "memory_mb", "5"], "memory_mb: at least 32, or 0 for no limit"),
         (["--limit", "memory_mb", "much"], "memory_mb: 'much' is no number, nor -"),
@@ -226,7 +226,10 @@ async def test_a_jobs_process_is_set_shown_and_taken_away(
         (["--limit", "cpu_s", "inf"], "cpu_s: 0 (none) or more, not inf"),
         (["--limit", "files", "20.5"], "files: a whole number is needed, not 20.5"),
         (["--limit", "cpu_s", "1", "--limit", "cpu_s", "2"], "cpu_s is given twice"),
-        (["--env", "A=B", "x"], "a mapping from names to texts is needed"),
+        (["--limit", "memory_mb", "1e300"], "memory_mb: at most 1000000000000, not 1"),
+        (["--env", "A=B", "x"], "a mapping from names to texts is needed, not 'A=B': 'x'"),
+        (["--require", ""], "--require: a tag is not empty"),
+        (["--repeat", "5", "--cron", "* * * * *"], "--cron, --repeat: a job has one of the two"),
         (["--share", ""], "a name is needed"),
     ],
 )
@@ -236,6 +239,31 @@ async def test_wrong_bounds_of_a_process_are_bad_usage(
     ended = await moat("run", "at", "x", "set", "-c", "the.answer", *options)
     assert ended.code == 128
     assert named in ended.error_line
+
+
+@pytest.mark.parametrize("entry", ["text", {"code": P("the.answer"), "target": "soon"}])
+async def test_a_wrong_entry_is_listed_and_named(
+    moat: Moat, client: moat_kv.Client, entry: object
+) -> None:
+    await client.set(JOB, entry)
+    state = P(":.moat.kv.state.any.default.a.question")
+    await client.set(state, {"started": 1.0, "stopped": 2.0})
+    (row,) = json.loads(await moat.fine("run", "at", ":", "list", "-o", "json"))
+    assert row["path"] == "a.question"
+    assert "its entry is wrong" in await moat.fine("run", "at", "a.question", "why")
+    if not isinstance(entry, dict):
+        assert row["reason"] == "a job is a mapping, not 'text'"
+        ended = await moat("run", "at", "a.question", "restart")
+        assert ended.code == 1
+        assert "job a.question: a job is a mapping, not 'text'" in ended.error_line
+
+
+async def test_a_time_that_no_calendar_bears_is_wrong(moat: Moat, client: moat_kv.Client) -> None:
+    await client.set(JOB, {"code": P("the.answer"), "cron": "* * * * *", "target": 1e300})
+    said = await moat.fine("run", "at", "a.question", "why")
+    assert "its entry is wrong: target: seconds since 1970, -6e+10 to 2e+11, not 1e+300" in said
+    await moat.fine("run", "at", ":", "list")
+    await moat.fine("run", "board", "--once")
 
 
 @pytest.mark.usefixtures("answer")

@@ -84,6 +84,12 @@ async def test_jobs_are_spread_anew(moat: Moat, client: moat_kv.Client) -> None:
         ]
 
 
+async def test_group_without_runners_cannot_be_spread(moat: Moat) -> None:
+    ended = await moat("run", "-g", "none", "rebalance")
+    assert ended.code == 3
+    assert ended.error_line == "moat: no runner of group none; none to spread among"
+
+
 async def test_node_that_is_not_there_is_drained_for_when_it_comes(moat: Moat) -> None:
     ended = await moat("run", "drain", "n9")
     assert ended.code == 0

@@ -167,6 +167,21 @@ def test_an_error_in_the_body_passes_as_it_is(served: RunningServer) -> None:
         raise LookupError
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_an_end_in_the_body_passes_as_it_is_and_the_line_is_closed(
+    served: RunningServer, end: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(end), blocking.open_client(served.url) as client:
+        raise end
+    with pytest.raises(RuntimeError, match="not running"):
+        client.get(P("a"))
+    with blocking.open_client(served.url) as client:
+        with pytest.raises(end), client.watch(P("a")):
+            raise end
+        assert client.set(P("a"), 1).rev
+    assert caplog.records == []
+
+
 @pytest.mark.anyio
 async def test_it_refuses_to_stop_an_event_loop() -> None:
     with pytest.raises(RuntimeError, match=r"use moat_kv.open_client"):

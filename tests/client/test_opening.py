@@ -63,6 +63,14 @@ async def test_a_session_that_was_never_left_does_not_keep_its_client_open() -> 
                 await client.session(grace_s=9).__aenter__()
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+async def test_an_end_in_the_body_passes_as_it_is(end: type[BaseException]) -> None:
+    async with running_server() as running:
+        with pytest.raises(end):
+            async with open_client(running.url):
+                raise end
+
+
 async def test_a_failing_task_of_the_client_ends_its_body() -> None:
     async def handler() -> None:
         raise LookupError("mine")

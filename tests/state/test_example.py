@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def test_panel_heater_and_the_inline_job_share_the_model(tmp_path: pathlib.Path)
                 url = f"http://127.0.0.1:{figures}/metrics"
                 with urllib.request.urlopen(url, timeout=10) as answer:
                     assert b'myosin_commit_latency_count{model="Thermostat"}' in answer.read()
+                heating.send_signal(signal.SIGINT)
+                assert heating.wait(processes.PATIENCE_S) == 0
         finally:
             owserver.kill()
 

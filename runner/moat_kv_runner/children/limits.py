@@ -18,6 +18,8 @@ from moat_kv import errors
 
 #: Between the signal that says "processor time is over" and the one that cannot be caught.
 CPU_MARGIN_S = 5
+#: More than a machine has of anything; in bytes it is still a number for the system.
+MOST = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,15 @@ def checked(value: Any, name: str) -> dict[str, float]:
     """Some limits, by name. Raises BadValue."""
     if not isinstance(value, Mapping):
         raise errors.BadValue(f"{name}: a mapping of {', '.join(NAMES)} is needed")
+    known = ", ".join(NAMES)
     for key, each in value.items():
         if key not in NAMES:
-            raise errors.BadValue(f"{name}.{key}: there is no such limit")
+            raise errors.BadValue(f"{name}.{key}: there is no such limit; there are {known}")
         is_number = isinstance(each, int | float) and not isinstance(each, bool)
         if not is_number or not math.isfinite(each) or each < 0:
             raise errors.BadValue(f"{name}.{key}: 0 (none) or more, not {each!r}")
+        if each > MOST:
+            raise errors.BadValue(f"{name}.{key}: at most {MOST}, not {each!r}")
         if key in ("files", "processes") and each != int(each):
             raise errors.BadValue(f"{name}.{key}: a whole number is needed, not {each!r}")
     if 0 < value.get("files", 0) < 16:
