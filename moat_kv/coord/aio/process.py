@@ -299,7 +299,7 @@ class Process:
         return barrier.Barrier(self, name, parties, timeout_s=timeout_s)
 
     def leave_soon(self, at: line.Line, claim: claiming.Claim) -> None:
-        """Have a ticket removed in the background, for who cannot wait for that.
+        """Have a ticket or reference removed in the background, for who cannot wait for that.
 
         A process that was stopped leaves that to the end of its session.
         """
@@ -312,7 +312,7 @@ class Process:
         try:
             await at.leave(claim)
         except errors.MoatKvError:
-            logger.exception("cannot remove the ticket at %s", claim.path)
+            logger.exception("cannot remove %s", claim.path)
         finally:
             self._leaving -= 1
             self._left.set()
