@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final
 
 import asyncclick as click
 
 from moat_kv import errors
+from moat_kv_cli import gathering
 from moat_kv_runner import attributes as job_attributes
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Takes an attribute away.
 NONE: Final = "-"
@@ -157,19 +155,8 @@ NAMES = (
 )
 
 
-def options(function: _F) -> _F:
-    """Give a command all of them; it gets one mapping of what was given, `timing`."""
-
-    @functools.wraps(function)
-    def called(*arguments: Any, **given: Any) -> Any:
-        said = {name: given.pop(name) for name in NAMES}
-        timing = {name: value for name, value in said.items() if value is not None}
-        return function(*arguments, timing=timing, **given)
-
-    decorated: Any = called
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+#: Gives a command all of them; it gets one mapping of what was given, `timing`.
+options = gathering.gathered("timing", _OPTIONS, NAMES)
 
 
 def change(value: dict[str, Any], timing: Mapping[str, Any]) -> None:
