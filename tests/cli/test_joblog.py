@@ -83,9 +83,10 @@ async def ended(moat: Moat, *words: str, path: str = "talker", count: int = 1) -
         while True:
             shown = await moat("run", *words, "at", path, "runs", "-o", "json")
             assert shown.code == 0, shown
-            rows = json.loads(shown.out[shown.out.index("[") :])  # jobs may print beside it
+            # Jobs may print beside it.
+            rows: list[Any] = json.loads(shown.out[shown.out.index("[") :])
             if sum(row["outcome"] != "running" for row in rows) >= count:
-                return rows  # type: ignore[no-any-return]
+                return rows
             await anyio.sleep(0.1)
 
 
