@@ -142,8 +142,14 @@ class Process:
         """Let go of everything. Doing it again changes nothing."""
         if self._running is None:
             return
-        for finish in self.on_stop:
-            await finish()
+        try:
+            for finish in self.on_stop:
+                await finish()
+        finally:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """At once, also if who stops it is cancelled."""
         running, self._running = self._running, None
         self.watching.stop()
         self._opened.set()
