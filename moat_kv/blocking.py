@@ -11,15 +11,14 @@ from within an event loop, which it would stop: that raises RuntimeError.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent import futures
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 import anyio.from_thread
 
+from moat_kv.calling import BlockingIterator, Caller, Waits, refuse_event_loop, wait
 from moat_kv.client import client as client_module
 from moat_kv.client import hashes, lost, opening, results, streams, writes
 from moat_kv.client import mirror as mirror_module
@@ -34,14 +33,19 @@ if TYPE_CHECKING:
     from moat_kv.config import Config
     from moat_kv.proto import messages
 
+__all__ = [
+    "Client",
+    "Rows",
+    "Session",
+    "Waits",
+    "Watch",
+    "open_client",
+    "refuse_event_loop",
+    "wait",
+]
+
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound=mirror_module.ClientRoot)
-
-
-class _Batches(Protocol[_T]):
-    """What can be taken in portions, so that not every item costs a change of threads."""
-
-    async def next_batch(self) -> list[_T]: ...
 
 
 @contextmanager
@@ -75,93 +79,7 @@ def open_client(
             yield Client(portal, client)
 
 
-def refuse_event_loop() -> None:
-    """Raises RuntimeError if an event loop runs here, which a blocking call would stop."""
-    try:
-        anyio.get_current_task()
-    except RuntimeError:  # of which anyio's and sniffio's "no event loop" errors are kinds
-        return
-    raise RuntimeError(
-        "the blocking client would stop the event loop that runs here; use moat_kv.open_client"
-    )
-
-
-class Waits(Protocol):
-    """How a call in another thread is started and waited for."""
-
-    def __call__(self, start: Callable[[], futures.Future[_T]], /) -> _T: ...
-
-
-def wait(start: Callable[[], futures.Future[_T]]) -> _T:
-    """The usual way: Ctrl-C here cancels it there."""
-    future = start()
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-class _Caller:
-    """Runs things in the loop's thread."""
-
-    def __init__(self, portal: BlockingPortal, waits: Waits) -> None:
-        self._portal = portal
-        self._waits = waits
-        self._pid = os.getpid()
-
-    @property
-    def is_forked(self) -> bool:
-        """The loop's thread is in the process that this one was forked from."""
-        return os.getpid() != self._pid
-
-    def call(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
-        """Call an async function in the loop and wait."""
-        refuse_event_loop()
-        if self.is_forked:
-            raise RuntimeError("a client does not go along into a forked process; open one there")
-
-        async def run() -> _T:
-            return await function(*args, **kwargs)
-
-        return self._waits(lambda: self._portal.start_task_soon(run))
-
-    def call_soon(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Have it called, without waiting; not at all if the loop is at its end."""
-        if self.is_forked:
-            return
-        try:
-            self._portal.start_task_soon(function)
-        except RuntimeError:
-            return
-
-    def call_sync(self, function: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
-        """Call a plain function in the loop and wait."""
-
-        async def run() -> _T:
-            return function(*args, **kwargs)
-
-        return self.call(run)
-
-
-class _Iterator(Generic[_T], Iterator[_T]):
-    """A plain iterator over what comes in portions."""
-
-    def __init__(self, caller: _Caller, source: _Batches[_T]) -> None:
-        self._caller = caller
-        self._source = source
-        self._waiting: list[_T] = []
-
-    def __next__(self) -> _T:
-        if not self._waiting:
-            self._waiting = self._caller.call(self._source.next_batch)
-            self._waiting.reverse()
-        if not self._waiting:
-            raise StopIteration
-        return self._waiting.pop()
-
-
-class Rows(_Iterator[_T]):
+class Rows(BlockingIterator[_T]):
     """Rows of `get_tree`. Leaving the loop early: `close`, or drop it."""
 
     _source: streams.Rows[_T]
@@ -177,7 +95,7 @@ class Rows(_Iterator[_T]):
             self._caller.call_soon(self._source.aclose)
 
 
-class Watch(_Iterator[watch_module.Event]):
+class Watch(BlockingIterator[watch_module.Event]):
     """`with client.watch(path) as w: for event in w`; see `moat_kv.client.watch.Watch`."""
 
     _source: watch_module.Watch
@@ -191,7 +109,7 @@ class Watch(_Iterator[watch_module.Event]):
 class Session:
     """`with client.session() as s`; see `moat_kv.Session`."""
 
-    def __init__(self, caller: _Caller, session: session_module.Session) -> None:
+    def __init__(self, caller: Caller, session: session_module.Session) -> None:
         self._caller = caller
         self._session = session
 
@@ -241,7 +159,7 @@ class Client:
     def __init__(
         self, portal: BlockingPortal, client: client_module.Client, *, waits: Waits = wait
     ) -> None:
-        self._caller = _Caller(portal, waits)
+        self._caller = Caller(portal, waits)
         self._waits = waits
         self._portal = portal
         self._client = client
@@ -377,12 +295,12 @@ class Client:
     @contextmanager
     def monitor(self, topic: Path, **options: Any) -> Iterator[Iterator[results.Message]]:
         with self._enter(self._client.monitor, topic, **options) as source:
-            yield _Iterator[results.Message](self._caller, source)
+            yield BlockingIterator[results.Message](self._caller, source)
 
     @contextmanager
     def conflicts(self) -> Iterator[Iterator[lost.LostWrite]]:
         with self._enter(self._client.conflicts) as source:
-            yield _Iterator[lost.LostWrite](self._caller, source)
+            yield BlockingIterator[lost.LostWrite](self._caller, source)
 
     @contextmanager
     def session(
@@ -400,7 +318,7 @@ class Client:
     @contextmanager
     def watch_group(self, group: Path) -> Iterator[Iterator[results.Members | None]]:
         with self._enter(self._client.watch_group, group) as source:
-            yield _Iterator[results.Members | None](self._caller, source)
+            yield BlockingIterator[results.Members | None](self._caller, source)
 
     def request(
         self, action: str, arguments: dict[str, Any], value: bytes | None = None, **options: Any
