@@ -25,6 +25,7 @@ from benchmarks import (
     state,
     watching,
 )
+from benchmarks import options as common
 from benchmarks import scale as scale_module
 from benchmarks.network import command as network_command
 from benchmarks.network import report as network_report
@@ -53,25 +54,15 @@ REMARKS = pathlib.Path(__file__).with_name("remarks.md")
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "".join(
-        f"  {name:9} {(made.__doc__ or '').splitlines()[0]}\n" for name, made in BENCHMARKS.items()
-    )
-    parser = argparse.ArgumentParser(
+    parser = common.parser(
         prog="python -m benchmarks",
         description="Measure the server and client beside plain peers, in turns.",
-        epilog=f"benchmarks:\n{about}  all       Every one of these.\n"
-        "  network   Servers that share a tree, with options of its own: `network --help`.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        benchmarks=BENCHMARKS,
+        more="  network   Servers that share a tree, with options of its own: `network --help`.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", choices=[*BENCHMARKS, "all"])
-    parser.add_argument("--json", metavar="FILE", help="write the figures there; - prints them")
     parser.add_argument("--markdown", metavar="FILE", help="write the page of docs/ there")
     parser.add_argument("--unix", action="store_true", help="Unix sockets instead of TCP")
-    parser.add_argument("--tiny", action="store_true", help="only see whether it works")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often they take turns")
-    parser.add_argument(
-        "--folder", metavar="DIR", help="where files are made, on a real disk; a temporary folder"
-    )
     return parser
 
 
@@ -84,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = scale_module.TINY if options.tiny else scale_module.FULL
     if options.rounds is not None:
         sizes = sizes.with_rounds(options.rounds)
-    names = list(BENCHMARKS) if "all" in options.names else options.names
+    names = common.chosen(options.names, BENCHMARKS)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moat-kv-bench-", dir=options.folder))
     try:
         place = peers.Place(folder, sizes, unix=options.unix)
@@ -94,18 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         shutil.rmtree(folder)
     run = report.Run(machine=facts, scale=sizes, unix=options.unix, figures=figures)
-    if options.json == "-":
-        sys.stdout.write(run.as_json())
-    else:
-        report.print_table(figures)
-        if options.json is not None:
-            pathlib.Path(options.json).write_text(run.as_json(), encoding="utf-8")
+    common.write(run.as_json(), options.json, lambda: report.print_table(figures))
     if options.markdown is not None:
-        remarks = REMARKS.read_text(encoding="utf-8") if REMARKS.exists() else ""
-        page = report.markdown(run, remarks)
+        page = report.markdown(run, common.text_of(REMARKS))
         file = pathlib.Path(options.markdown)
-        before = file.read_text(encoding="utf-8") if file.exists() else ""
-        network = network_report.kept(before)
+        network = network_report.kept(common.text_of(file))
         file.write_text(f"{page}\n{network}" if network else page, encoding="utf-8")
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -86,24 +86,37 @@ def verdict(aim: outcome.Aim) -> str:
     return f"{'met' if aim.met else 'NOT MET'}: {aim.text}; it is {reached}"
 
 
+def aims(figures: Sequence[outcome.Figure]) -> list[str]:
+    """A line for each that has one."""
+    return [f"{each.what}: {verdict(each.aim)}" for each in figures if each.aim is not None]
+
+
+def notes(figures: Sequence[outcome.Figure]) -> list[str]:
+    """A line for each that has one."""
+    return [f"{each.what}: {each.note}" for each in figures if each.note]
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Its lines; the first column holds words, the others numbers."""
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|---" + "|--:" * (len(columns) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
 def markdown(run: Run, remarks: str) -> str:
     """The whole page. `remarks`: what a person has to say, kept from the page before."""
     parts = [
         "# How fast, how small\n",
         *_introduction(run),
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---" + "|--:" * (len(COLUMNS) - 1) + "|",
-        *("| " + " | ".join(cells(figure)) + " |" for figure in run.figures),
+        *markdown_table(COLUMNS, map(cells, run.figures)),
         "",
         "## Aims\n",
-        *(
-            f"- {figure.what}: {verdict(figure.aim)}."
-            for figure in run.figures
-            if figure.aim is not None
-        ),
+        *(f"- {line}." for line in aims(run.figures)),
         "",
         "## Notes\n",
-        *(f"- {figure.what}: {figure.note}." for figure in run.figures if figure.note),
+        *(f"- {line}." for line in notes(run.figures)),
         "",
     ]
     return "\n".join(parts) + remarks

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from benchmarks import echo, machine, outcome, peers, scale
+from benchmarks import options as common
 from benchmarks.network import growing, late, reading, report, rivals, sizes, writing
 from moat_kv.testing import nats as testing_nats
 
@@ -38,28 +39,18 @@ REMARKS = pathlib.Path(__file__).with_name("remarks.md")
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "".join(
-        f"  {name:9} {(made.__doc__ or '').splitlines()[0]}\n" for name, made in BENCHMARKS.items()
-    )
-    parser = argparse.ArgumentParser(
+    parser = common.parser(
         prog="python -m benchmarks network",
         description="Measure servers that share a tree through NATS, beside others, in turns.",
-        epilog=f"benchmarks:\n{about}  all       Every one of these.\n"
-        "  page      None: the page from the files of former runs (--run).",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        benchmarks=BENCHMARKS,
+        more="  page      None: the page from the files of former runs (--run).",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", choices=[*BENCHMARKS, "all", "page"])
-    parser.add_argument("--json", metavar="FILE", help="write the figures there; - prints them")
     parser.add_argument(
         "--run", metavar="FILE", action="append", default=[], help="figures of a run before, too"
     )
     parser.add_argument(
         "--markdown", metavar="FILE", help="write this part of a page of docs/ there; else kept"
-    )
-    parser.add_argument("--tiny", action="store_true", help="only see whether it works")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often they take turns")
-    parser.add_argument(
-        "--folder", metavar="DIR", help="where files are made, on a real disk; a temporary folder"
     )
     return parser
 
@@ -70,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     size = sizes.TINY if options.tiny else sizes.FULL
     if options.rounds is not None:
         size = size.with_rounds(options.rounds)
-    names = list(BENCHMARKS) if "all" in options.names else options.names
+    names = common.chosen(options.names, BENCHMARKS)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moat-kv-bench-", dir=options.folder))
     try:
         facts = _facts(folder)
@@ -81,17 +72,11 @@ def main(arguments: Sequence[str]) -> int:
         shutil.rmtree(folder)
     run = report.Run(machine=facts, sizes=dataclasses.asdict(size), figures=figures)
     run = report.joined([*map(report.read, options.run), run])
-    if options.json == "-":
-        sys.stdout.write(run.as_json())
-    else:
-        report.print_table(run.figures)
-        if options.json is not None:
-            pathlib.Path(options.json).write_text(run.as_json(), encoding="utf-8")
+    common.write(run.as_json(), options.json, lambda: report.print_table(run.figures))
     if options.markdown is not None:
         page = pathlib.Path(options.markdown)
-        before = page.read_text(encoding="utf-8") if page.exists() else ""
-        remarks = REMARKS.read_text(encoding="utf-8") if REMARKS.exists() else ""
-        page.write_text(report.into(before, report.markdown(run, remarks)), encoding="utf-8")
+        part = report.markdown(run, common.text_of(REMARKS))
+        page.write_text(report.into(common.text_of(page), part), encoding="utf-8")
     return 0
 
 

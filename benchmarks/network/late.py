@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -46,14 +47,46 @@ class Caller:
         return [seconds for began, seconds in self.calls if since <= began < until] or [0.0]
 
 
+@dataclass
+class Found:
+    """What came of each kill, in seconds."""
+
+    before: list[float] = field(default_factory=list)
+    """The median get before it."""
+    during: list[float] = field(default_factory=list)
+    """The median get until a strict set came through."""
+    slowest: list[float] = field(default_factory=list)
+    answers: list[float] = field(default_factory=list)
+    """The slowest answer to a plain set."""
+    gaps: list[float] = field(default_factory=list)
+    """When a strict set came through."""
+    pending: int = 0
+
+    def figures(self, sizes: network_sizes.Sizes) -> list[outcome.Figure]:
+        return [
+            outcome.Figure(
+                what="get while NATS does not acknowledge",
+                unit="s",
+                ours=rounds.median(self.during),
+                note=(
+                    f"the slowest took {max(self.slowest) * 1e3:.1f} ms; the median before was "
+                    f"{rounds.median(self.before) * 1e6:.0f} µs; the leading one of "
+                    f"{sizes.kill_nodes} NATS nodes was killed {sizes.kills} times, a strict set "
+                    f"came through {min(self.gaps):.1f} to {max(self.gaps):.1f} s later"
+                ),
+            ),
+            outcome.Figure(
+                what="plain set then, the slowest answer",
+                unit="s",
+                ours=max(self.answers),
+                note=f"{self.pending} were answered `pending`",
+            ),
+        ]
+
+
 async def late(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.Figure]:
     """Plain gets and sets through a server while its stream has no leader."""
-    before: list[float] = []
-    during: list[float] = []
-    slowest: list[float] = []
-    answers: list[float] = []
-    gaps: list[float] = []
-    pending = 0
+    found = Found()
     async with AsyncExitStack() as stack:
         running = stack.enter_context(nodes.nodes(place, sizes.kill_nodes))
         # The server is on a node that stays; clients are on lines of their own.
@@ -74,36 +107,19 @@ async def late(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.F
                 killed = time.perf_counter()
                 await _silence(victim, sizes)
                 await _until_stored(clients[2])
-                gaps.append(time.perf_counter() - killed)
-                await anyio.sleep(max(0.0, sizes.kill_s - gaps[-1]))
+                gap_s = time.perf_counter() - killed
+                await anyio.sleep(max(0.0, sizes.kill_s - gap_s))
                 tasks.cancel_scope.cancel()
             if len(running) > 1:
                 await anyio.to_thread.run_sync(_restart, victim, running)
-            before.append(rounds.median(reads.took(begun, killed)))
-            waiting = reads.took(killed, killed + gaps[-1])
-            during.append(rounds.median(waiting))
-            slowest.append(max(waiting))
-            answers.append(max(writes.took(killed - 1, killed + sizes.kill_s)))
-            pending += writes.pending
-    return [
-        outcome.Figure(
-            what="get while NATS does not acknowledge",
-            unit="s",
-            ours=rounds.median(during),
-            note=(
-                f"the slowest took {max(slowest) * 1e3:.1f} ms; the median before was "
-                f"{rounds.median(before) * 1e6:.0f} µs; the leading one of {sizes.kill_nodes} NATS "
-                f"nodes was killed {sizes.kills} times, a strict set came through "
-                f"{min(gaps):.1f} to {max(gaps):.1f} s later"
-            ),
-        ),
-        outcome.Figure(
-            what="plain set then, the slowest answer",
-            unit="s",
-            ours=max(answers),
-            note=f"{pending} were answered `pending`",
-        ),
-    ]
+            found.before.append(rounds.median(reads.took(begun, killed)))
+            waiting = reads.took(killed, killed + gap_s)
+            found.during.append(rounds.median(waiting))
+            found.slowest.append(max(waiting))
+            found.answers.append(max(writes.took(killed - 1, killed + sizes.kill_s)))
+            found.gaps.append(gap_s)
+            found.pending += writes.pending
+    return found.figures(sizes)
 
 
 async def _silence(victim: testing_nats.Node, sizes: network_sizes.Sizes) -> None:

@@ -76,7 +76,7 @@ def print_table(figures: Sequence[outcome.Figure]) -> None:
     for figure in figures:
         table.add_row(*cells(figure))
     console.print(table)
-    for line in [*_aims(figures), *_notes(figures)]:
+    for line in [*report.aims(figures), *report.notes(figures)]:
         console.print(line, highlight=False)
 
 
@@ -100,26 +100,16 @@ def markdown(run: Run, remarks: str) -> str:
     parts = [
         "# Many servers\n",
         *_introduction(run),
-        "| " + " | ".join(COLUMNS) + " |",
-        "|---" + "|--:" * (len(COLUMNS) - 1) + "|",
-        *("| " + " | ".join(cells(figure)) + " |" for figure in run.figures),
+        *report.markdown_table(COLUMNS, map(cells, run.figures)),
         "",
         "## Aims with many servers\n",
-        *(f"- {line}." for line in _aims(run.figures)),
+        *(f"- {line}." for line in report.aims(run.figures)),
         "",
         "## Notes on many servers\n",
-        *(f"- {line}." for line in _notes(run.figures)),
+        *(f"- {line}." for line in report.notes(run.figures)),
         "",
     ]
     return "\n".join(parts) + ("\n" + remarks if remarks else "")
-
-
-def _aims(figures: Sequence[outcome.Figure]) -> list[str]:
-    return [f"{each.what}: {report.verdict(each.aim)}" for each in figures if each.aim is not None]
-
-
-def _notes(figures: Sequence[outcome.Figure]) -> list[str]:
-    return [f"{figure.what}: {figure.note}" for figure in figures if figure.note]
 
 
 def _introduction(run: Run) -> list[str]:

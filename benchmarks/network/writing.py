@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import outcome, peers, rounds
+from benchmarks import calls, outcome, peers, rounds
 from benchmarks.network import nodes, stage
 from benchmarks.network import sizes as network_sizes
 from benchmarks.network.stage import ETCD, NATS, OURS, REDIS
@@ -155,12 +156,6 @@ def figure(
     note: str = "",
 ) -> outcome.Figure:
     """The medians of all contestants, and the ratio to bare nats-py."""
-    return outcome.Figure(
-        what=what,
-        unit=unit,
-        ours=series.median(OURS),
-        peers={name: series.median(name) for name in series if name != OURS},
-        aim=aim,
-        ratio=rounds.spread(series[OURS], series[NATS]) if NATS in series else None,
-        note=note,
-    )
+    ratio = rounds.spread(series[OURS], series[NATS]) if NATS in series else None
+    made = calls.figure(what, unit, series, aim=aim, note=note)
+    return dataclasses.replace(made, ratio=ratio)

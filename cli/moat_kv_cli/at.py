@@ -6,9 +6,8 @@ write. The verbs here read both, and write the first.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
@@ -19,6 +18,7 @@ from moat_kv_cli import (
     command,
     entries,
     isolation,
+    one_job,
     output,
     placement,
     plain,
@@ -29,7 +29,7 @@ from moat_kv_cli import (
 from moat_kv_cli import timing as job_timing
 from moat_kv_runner import claims as made_claims
 from moat_kv_runner import job as spec
-from moat_kv_runner import parting, roots
+from moat_kv_runner import parting
 
 if TYPE_CHECKING:
     from moat_kv import Client
@@ -50,106 +50,13 @@ def at() -> None:
     """Look at and change jobs. PATH alone prints the job; `: list` lists all of the group."""
 
 
-class Job:
-    """One job: where its entry and its states are, and how it is called in messages."""
-
-    def __init__(
-        self,
-        client: Client,
-        which: placement.Placement,
-        jobs: Path,
-        states: Path,
-        claims: Path,
-    ) -> None:
-        self.client = client
-        self.which = which
-        self.jobs = jobs  # where all of its kind and group are
-        self.states = states
-        self.claims = claims
-        self.path = Path()
-        #: Where jobs for any node have their states that ran without a claim.
-        self.all_parts = Path()
-
-    @classmethod
-    async def of(cls, invocation: command.Invocation, client: Client) -> Job:
-        """The job that the command names; it need not exist."""
-        which = placement.of(invocation)
-        places = await config.load_places(client)
-        jobs, states = placement.places_of(which, places)
-        job = cls(client, which, jobs, states, places.claim + which.prefix)
-        job.path = invocation.here
-        job.all_parts = roots.part_below(places, which.group)
-        return job
-
-    def part(self, node: str) -> Path:
-        """Where its state is of when it ran on that node without a claim."""
-        return self.all_parts / node + self.path
-
-    async def parts(self) -> list[tuple[str, Path]]:
-        """The same, by node, of those that have ever run any job so."""
-        if self.which.kind != "any":
-            return []
-        nodes = [str(each.name) for each in await self.client.list(self.all_parts)]
-        return [(node, self.part(node)) for node in sorted(nodes)]
-
-    @property
-    def place(self) -> Path:
-        return self.jobs + self.path
-
-    async def entry(self) -> Any:
-        """The job's entry. Raises NotFound, which says whether the node is known."""
-        result = await self.client.get(self.place)
-        if "value" in result and self.path:
-            return result
-        raise await self.not_found()
-
-    async def not_found(self) -> errors.NotFound:
-        if self.which.kind == "at":
-            nodes = await self.client.list(self.jobs % (len(self.which.group) + 1))
-            if self.which.node not in [each.name for each in nodes]:
-                return errors.NotFound("job at all for node", str(self.which.node))
-        below = len(await self.client.list(self.place))
-        name = f"{self.path} for {self.which}"
-        return errors.NotFound("job", name, **entries.hint_below(below))
-
-    async def state_of(self) -> dict[str, Any]:
-        """What became of it: the states by node where all nodes run it, else one, named ``."""
-        results = {
-            name: await self.client.get(self.states + below)
-            for name, below in (await self.below()).items()
-        }
-        return {name: each["value"] for name, each in results.items() if "value" in each}
-
-    async def below(self, nodes: Iterable[str] = ()) -> dict[str, Path]:
-        """Its paths below those of states and of claims, by node, or one named ``.
-
-        `nodes`: some that count also if it has never run there.
-        """
-        if self.which.kind != "all":
-            return {"": self.path}
-        known = {str(each.name) for each in await self.client.list(self.states)}
-        return {name: Path(name) + self.path for name in sorted(known.union(nodes))}
-
-    async def forget(self) -> None:
-        """Delete the states that no runner has a claim on; a runner deletes the others itself."""
-        for below in (await self.below()).values():
-            if "value" in await self.client.get(self.claims + below):
-                continue
-            state = await self.client.get(self.states + below)
-            if "value" in state:
-                with contextlib.suppress(errors.Conflict):  # a runner has taken it just now
-                    await self.client.delete(self.states + below, expect=state.rev)
-        for _node, path in await self.parts():
-            await self.client.delete(path)
-
-
 @at.command(example="moat kv run at a.question\nmoat kv run -n pi3 at onewire.temperatures -o json")
 @output.option
 @command.pass_invocation
 async def get(invocation: command.Invocation, /, out: output.Printer) -> None:
     """Print a job as it is stored."""
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         result = await job.entry()
     out.value(result["value"])
 
@@ -239,7 +146,7 @@ async def set_(
     if not invocation.here:
         raise command.fail("a job needs a path below the root")
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         base = await _copied(client, job.jobs, copy)
 
         def changed(old: Any) -> dict[str, Any]:
@@ -295,7 +202,7 @@ async def _warn_without_code(client: Client, code: Path) -> None:
 async def state(invocation: command.Invocation, /, only_result: bool, out: output.Printer) -> None:
     """Print what became of a job: when it ran, where, and what it returned."""
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         asked = (await job.entry())["value"]
         found = await job.state_of()
         claim = (await client.get(job.claims + job.path)).get("value") if not found else None
@@ -356,7 +263,7 @@ def _check_ended(path: Path, state: spec.JobState) -> None:
 async def delete(invocation: command.Invocation, /) -> None:
     """Delete a job, and what became of it; if it runs, its runner stops it."""
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         await job.entry()
         await client.delete(job.place)
         await job.forget()
@@ -367,7 +274,7 @@ async def delete(invocation: command.Invocation, /) -> None:
 async def restart(invocation: command.Invocation, /) -> None:
     """Start a job now, once more; if it runs, stop it first."""
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         await job.entry()
         now = time.time()
         await _set(job, restart=now, target=now)
@@ -378,7 +285,7 @@ async def restart(invocation: command.Invocation, /) -> None:
 async def enable(invocation: command.Invocation, /) -> None:
     """Let a job run again that was disabled."""
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         await job.entry()
         await _set(job, enabled=True)
 
@@ -388,12 +295,12 @@ async def enable(invocation: command.Invocation, /) -> None:
 async def disable(invocation: command.Invocation, /) -> None:
     """Stop a job and do not start it, until it is enabled."""
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         await job.entry()
         await _set(job, enabled=False)
 
 
-async def _set(job: Job, **attributes: Any) -> None:
+async def _set(job: one_job.Job, **attributes: Any) -> None:
     """Change some of a job's attributes."""
 
     def changed(old: Any) -> dict[str, Any]:
@@ -410,5 +317,5 @@ async def _set(job: Job, **attributes: Any) -> None:
 async def path(invocation: command.Invocation, /, of_state: bool) -> None:
     """Print where in the tree a job is."""
     async with invocation.client() as client:
-        job = await Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
     click.echo(str(job.states + job.path if of_state else job.place))

@@ -117,7 +117,7 @@ async def _attempt(
             try:
                 with anyio.move_on_after(wish.limit_s) as scope, interrupted.scope:
                     result = await one.run()
-            except Exception as exc:
+            except Exception as exc:  # of the script, whatever it is; its author is told
                 sys.stdout.flush()
                 click.echo(_trace(execution.cause_of(exc)), err=True, nl=False)
                 return command.FAILED

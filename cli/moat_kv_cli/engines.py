@@ -39,10 +39,10 @@ def make(
         raise click.UsageError(f"--engine: no engine {name!r}; there is: {known}")
     if name == "nats":
         return _network(found[name], text, server, data, access)
-    engine = found[name].load()
+    engine: Callable[..., Engine] = found[name].load()
     if name == "memory":
-        return engine()  # type: ignore[no-any-return]
-    return engine(data / f"tree.{name}", sync=sync_s or "always")  # type: ignore[no-any-return]
+        return engine()
+    return engine(data / f"tree.{name}", sync=sync_s or "always")
 
 
 def _network(

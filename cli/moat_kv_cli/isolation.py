@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final
 
 import asyncclick as click
 
 from moat_kv import config, errors
+from moat_kv_cli import gathering
 from moat_kv_runner import attributes as job_attributes
 from moat_kv_runner.children import limits
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Takes an attribute away.
 NONE: Final = "-"
@@ -103,19 +101,8 @@ _OPTIONS = (
 _NAMES = ("isolate", "share", "env", "limits")
 
 
-def options(function: _F) -> _F:
-    """Give a command all of them; it gets one mapping of what was given, `process`."""
-
-    @functools.wraps(function)
-    def called(*arguments: Any, **given: Any) -> Any:
-        said = {name: given.pop(name) for name in _NAMES}
-        process = {name: value for name, value in said.items() if value not in (None, {})}
-        return function(*arguments, process=process, **given)
-
-    decorated: Any = called
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+#: Gives a command all of them; it gets one mapping of what was given, `process`.
+options = gathering.gathered("process", _OPTIONS, _NAMES)
 
 
 def change(value: dict[str, Any], process: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import asyncclick as click
 
 from moat_kv import Client, config, errors, visible
 from moat_kv.client import claiming
-from moat_kv_cli import at, command, output, placement
+from moat_kv_cli import command, one_job, output, placement
 from moat_kv_runner.kept import asking, questions
 
 #: How often runners are asked for more, in seconds, and how long they may take then.
@@ -50,7 +50,7 @@ _node = click.option(
 class _Asked:
     """Whom to ask about one job, and the answers so far."""
 
-    def __init__(self, client: Client, job: at.Job, wanted: str | None) -> None:
+    def __init__(self, client: Client, job: one_job.Job, wanted: str | None) -> None:
         self.client = client
         self.job = job
         self.wanted = wanted if job.which.kind != "at" else job.which.node
@@ -111,7 +111,7 @@ async def runs(
 ) -> None:
     """List a job's last runs, on all nodes that are there, the latest first."""
     async with invocation.client() as client:
-        asked = _Asked(client, await at.Job.of(invocation, client), wanted)
+        asked = _Asked(client, await one_job.Job.of(invocation, client), wanted)
         await asked.job.entry()
         await asked.look()
         async with await asked.desk() as desk:
@@ -189,7 +189,7 @@ async def log(
         raise command.fail("runs are counted from 1, or from the last, which is -1")
     opened = invocation.staying_client() if follow else invocation.client()
     async with opened as client:
-        asked = _Asked(client, await at.Job.of(invocation, client), wanted)
+        asked = _Asked(client, await one_job.Job.of(invocation, client), wanted)
         await asked.job.entry()
         await asked.look()
         async with await asked.desk() as desk:

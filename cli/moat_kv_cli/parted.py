@@ -8,13 +8,13 @@ from typing import Any
 import asyncclick as click
 
 from moat_kv import errors
-from moat_kv_cli import at, command, output
+from moat_kv_cli import command, one_job, output
 from moat_kv_runner import claims as made_claims
 
 _COLUMNS = ["node", "started", "stopped", "result", "backoff", "reason", "settled"]
 
 
-def _check_any(job: at.Job) -> None:
+def _check_any(job: one_job.Job) -> None:
     if job.which.kind != "any":
         raise command.fail("only jobs for any node can be elsewhere; leave out -n")
 
@@ -25,7 +25,7 @@ def _check_any(job: at.Job) -> None:
 async def parts(invocation: command.Invocation, /, out: output.Printer) -> None:
     """Print what became of a job where it ran without a claim, while the network was parted."""
     async with invocation.client() as client:
-        job = await at.Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         _check_any(job)
         await job.entry()
         found = {name: (await client.get(path)).get("value") for name, path in await job.parts()}
@@ -43,7 +43,7 @@ async def let_go(invocation: command.Invocation, /) -> None:
     If it is not, both run it until it is back in the network.
     """
     async with invocation.client() as client:
-        job = await at.Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         _check_any(job)
         await job.entry()
         claim = (await client.get(job.claims + job.path)).get("value")

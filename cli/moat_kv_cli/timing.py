@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final
 
 import asyncclick as click
 
 from moat_kv import errors
-from moat_kv_cli import command
+from moat_kv_cli import command, gathering
 from moat_kv_runner import attributes as job_attributes
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Takes an attribute away.
 NONE: Final = "-"
@@ -180,21 +177,15 @@ NAMES = (
 )
 
 
-def options(function: _F) -> _F:
-    """Give a command all of them; it gets one mapping of what was given, `timing`."""
+def _timing(**said: Any) -> dict[str, Any]:
+    timing = gathering.only_given(**said)
+    if timing.get("repeat") and timing.get("cron", NONE) != NONE:
+        raise command.fail("--cron, --repeat: a job has one of the two")
+    return timing
 
-    @functools.wraps(function)
-    def called(*arguments: Any, **given: Any) -> Any:
-        said = {name: given.pop(name) for name in NAMES}
-        timing = {name: value for name, value in said.items() if value is not None}
-        if timing.get("repeat") and timing.get("cron", NONE) != NONE:
-            raise command.fail("--cron, --repeat: a job has one of the two")
-        return function(*arguments, timing=timing, **given)
 
-    decorated: Any = called
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+#: Gives a command all of them; it gets one mapping of what was given, `timing`.
+options = gathering.gathered("timing", _OPTIONS, NAMES, _timing)
 
 
 def change(value: dict[str, Any], timing: Mapping[str, Any]) -> None:

@@ -5,51 +5,17 @@ What the options say becomes a `Wish`, what is stored a `Found`, and `attempt` d
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
 from moat_kv import config, errors
 from moat_kv.path import P, Path
-from moat_kv_cli import attempt, command, output, stored, values, verbs
+from moat_kv_cli import attempt, command, gathering, one_job, output, stored, values, verbs
 from moat_kv_cli.attempt import Found, Wish
 
 if TYPE_CHECKING:
     from moat_kv import Client
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def options(function: _F) -> _F:
-    """Give a command the options of a trial; it gets them as `wish`."""
-
-    @functools.wraps(function)
-    async def called(*args: Any, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in ("fake", "fakes", "real", "limit_s", "quiet")}
-        return await function(*args, wish=_wish(**given), **kwargs)
-
-    for decorate in (
-        click.option("-q", "--quiet", is_flag=True, help="Only its output and its result."),
-        click.option(
-            "--for",
-            "limit_s",
-            type=command.FiniteRange(min=0, min_open=True),
-            metavar="SECONDS",
-            help="End it after so long; else it ends by itself or by ^C.",
-        ),
-        click.option("--real", is_flag=True, help="Its writes are written, but for faked entries."),
-        click.option("--fakes", metavar="FILE", help="YAML: a mapping of paths to values."),
-        click.option(
-            "--fake",
-            multiple=True,
-            metavar="PATH=VALUE",
-            help="For the script this entry has that value (YAML; nothing: it is not there).",
-        ),
-    ):
-        called = decorate(called)
-    return called  # type: ignore[return-value]  # click has put its own attributes on it
 
 
 def _wish(
@@ -87,6 +53,30 @@ def _faked_path(key: Any, what: str) -> Path:
         return P(str(key))
     except errors.BadPath as exc:
         raise command.fail(f"{what}: {exc}") from exc
+
+
+_OPTIONS = (
+    click.option(
+        "--fake",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help="For the script this entry has that value (YAML; nothing: it is not there).",
+    ),
+    click.option("--fakes", metavar="FILE", help="YAML: a mapping of paths to values."),
+    click.option("--real", is_flag=True, help="Its writes are written, but for faked entries."),
+    click.option(
+        "--for",
+        "limit_s",
+        type=command.FiniteRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="End it after so long; else it ends by itself or by ^C.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Only its output and its result."),
+)
+#: Gives a command the options of a trial; it gets them as `wish`.
+options = gathering.gathered(
+    "wish", _OPTIONS, ("fake", "fakes", "real", "limit_s", "quiet"), made=_wish
+)
 
 
 # The two commands -------------------------------------------------------------------------------
@@ -130,28 +120,34 @@ def register_run(group: verbs.PathGroup, kind: stored.Kind) -> None:
         arguments = _arguments(values.read(**given), {})
         if script is None and (flavour or names or requires):
             raise command.fail("-a, -A, -t, --var and --require go with -s FILE")
-        text = None if script is None else values.read_text(script, "-s")
         changes = {
-            "code": text,
+            "code": None if script is None else values.read_text(script, "-s"),
             "vars": stored.listed(names, "--var"),
             "requires": stored.listed(requires, "--require"),
         }
 
         async def find(client: Client) -> Found:
             path, base = invocation.here, await kind.base(client)
-            if text is None:
-                entry = await kind.current(client, path)
-                value, rev = dict(entry["value"]), entry["rev"]
-            else:
-                old = (await client.get(base + path)).get("value")
-                value, rev = dict(old) if isinstance(old, dict) else {"is_async": True}, 0
-                value |= {name: each for name, each in changes.items() if each is not None}
-                if flavour is not None:
-                    value["is_async"] = {"async": True, "sync": None, "thread": False}[flavour]
+            value, rev = await _procedure(client, kind, path, changes, flavour)
             facts = {"job": base + path, "node": _own_name(client)}
             return Found(value=value, name=str(path), rev=rev, data=arguments, facts=facts)
 
         return await attempt.attempt(invocation, wish, find, out)
+
+
+async def _procedure(
+    client: Client, kind: stored.Kind, path: Path, changes: dict[str, Any], flavour: str | None
+) -> tuple[dict[str, Any], int]:
+    """What is stored, with its revision; or, where `changes` have code, that in its place."""
+    if changes["code"] is None:
+        entry = await kind.current(client, path)
+        return dict(entry["value"]), entry["rev"]
+    old = (await client.get(await kind.base(client) + path)).get("value")
+    value = dict(old) if isinstance(old, dict) else {"is_async": True}
+    value |= {name: each for name, each in changes.items() if each is not None}
+    if flavour is not None:
+        value["is_async"] = {"async": True, "sync": None, "thread": False}[flavour]
+    return value, 0
 
 
 @click.command(
@@ -175,11 +171,10 @@ async def try_(
     change = values.read(**given)
 
     async def find(client: Client) -> Found:
-        from moat_kv_cli import at
         from moat_kv_runner import group_settings
         from moat_kv_runner import job as job_module
 
-        job = await at.Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         entry = (await job.entry())["value"]
         settings = group_settings.parse((await client.get(job.jobs)).get("value"))
         spec = job_module.parse_spec(entry, settings.defaults)

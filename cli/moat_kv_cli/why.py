@@ -12,7 +12,7 @@ import asyncclick as click
 from moat_kv.client import results
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import Path
-from moat_kv_cli import at, command, output, placement
+from moat_kv_cli import command, one_job, output, placement
 from moat_kv_runner import explaining, group_settings, node_facts
 from moat_kv_runner import job as job_module
 from moat_kv_runner.job import parse_state
@@ -30,7 +30,7 @@ _SPANS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 async def why(invocation: command.Invocation, /, out: output.Printer) -> None:
     """Tell in a line why a job is not running now, and when it will be."""
     async with invocation.client() as client:
-        job = await at.Job.of(invocation, client)
+        job = await one_job.Job.of(invocation, client)
         entry = (await job.entry())["value"]
         members = await placement.members(client, job.which.group)
         settings = group_settings.parse((await client.get(job.jobs)).get("value"))
@@ -55,14 +55,14 @@ async def why(invocation: command.Invocation, /, out: output.Printer) -> None:
     _print(out, rows)
 
 
-async def _places(job: at.Job, members: Mapping[str, results.MemberInfo]) -> dict[str, Path]:
+async def _places(job: one_job.Job, members: Mapping[str, results.MemberInfo]) -> dict[str, Path]:
     """Where its states and claims are, by node; by no name where there is one only."""
     there = [name for name, each in members.items() if "all" in each.roles]
     return await job.below(there)
 
 
 async def _parts(
-    job: at.Job, members: Mapping[str, results.MemberInfo]
+    job: one_job.Job, members: Mapping[str, results.MemberInfo]
 ) -> dict[str, job_module.JobState]:
     """What became of it where it ran without a claim."""
     if job.which.kind != "any":
@@ -76,7 +76,7 @@ async def _parts(
 
 
 def _candidates(
-    job: at.Job, node: str, members: Mapping[str, results.MemberInfo]
+    job: one_job.Job, node: str, members: Mapping[str, results.MemberInfo]
 ) -> dict[str, node_facts.NodeFacts]:
     which = job.which
     wanted = node or which.node if which.kind != "any" else None

@@ -15,7 +15,7 @@ import anyio
 
 from moat_kv import errors
 from moat_kv.client import claiming
-from moat_kv.coord import resource
+from moat_kv.coord import line, resource
 from moat_kv.path import Path
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Holdings:
         except BaseException:
             with self._mutex:
                 del self._of[name]
+            # The request may be on its way, and nobody would know of the entry.
+            self._delete_soon(holding)
             raise
         finally:
             holding.tried.set()
@@ -104,11 +106,8 @@ class Holdings:
             process.call_soon(lambda: self._delete_soon(holding))
 
     def _delete_soon(self, holding: Holding) -> None:
-        self._process.tasks.start_soon(self._delete, holding)
-
-    async def _delete(self, holding: Holding) -> None:
-        client = self._process.client
-        await claiming.patiently(client, lambda: client.delete(holding.path, strict=True))
+        at = line.Line(self._process.client, holding.base / resource.REFERENCES)
+        self._process.leave_soon(at, claiming.Claim(holding.path, 0))
 
     def rejoin(self, holding: Holding) -> None:
         """It did not leave after all; its entry is still there."""

@@ -51,7 +51,7 @@ def running_portal(backend: str) -> Iterator[BlockingPortal]:
     def run() -> None:
         try:
             anyio.run(serve, backend=backend)
-        except BaseException as exc:
+        except BaseException as exc:  # for whoever waits in the other thread
             if started.done():
                 logger.exception("the event loop of a process has failed")
             else:

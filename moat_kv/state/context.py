@@ -130,8 +130,12 @@ class State(_Common):
 
     def __enter__(self) -> State:
         if self._slots:
-            self._task = self._begin()
-            ground.drive(entering.enter(grounds.BLOCKING, self._slots, self._task, self._timeout_s))
+            self._task = task = self._begin()
+            try:
+                ground.drive(entering.enter(grounds.BLOCKING, self._slots, task, self._timeout_s))
+            except BaseException:
+                self._task = None
+                raise
         metrics.active_contexts.add(1)
         return self
 
@@ -153,8 +157,12 @@ class State(_Common):
 
     async def __aenter__(self) -> AsyncState:
         if self._slots:
-            self._task = self._begin()
-            await entering.enter(grounds.ASYNC, self._slots, self._task, self._timeout_s)
+            self._task = task = self._begin()
+            try:
+                await entering.enter(grounds.ASYNC, self._slots, task, self._timeout_s)
+            except BaseException:
+                self._task = None
+                raise
         metrics.active_contexts.add(1)
         return AsyncState(self._models, self._slots)
 

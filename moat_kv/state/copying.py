@@ -73,10 +73,11 @@ def copy_of(value: _T, memo: dict[int, Any]) -> _T:
     copier = _copiers.get(kind)
     if copier is None:
         return value if cannot_change(value) else copy.deepcopy(value, memo)
-    known = memo.get(id(value))
+    known: _T | None = memo.get(id(value))
     if known is not None:
-        return known  # type: ignore[no-any-return]
-    return copier(value, memo)  # type: ignore[no-any-return]
+        return known
+    made: _T = copier(value, memo)
+    return made
 
 
 def _copy_list(value: list[Any], memo: dict[int, Any]) -> list[Any]:

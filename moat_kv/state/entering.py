@@ -43,8 +43,8 @@ async def enter(
             taken.append(slot)
             slot.metrics.lock_wait.observe(time.perf_counter() - began)
     except BaseException:
-        await _release(ground, taken)
         holding.remove(task, slots)
+        await _release(ground, taken)
         raise
 
 

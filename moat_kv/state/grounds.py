@@ -30,8 +30,14 @@ class Ground(Protocol):
     async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
         """Wait for a model's lock; False: not in that time."""
 
-    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
-        """Run an async function in a client's event loop."""
+    async def io(
+        self,
+        reach: Reach,
+        function: Callable[..., Awaitable[_T]],
+        *args: Any,
+        shield: bool = False,
+    ) -> _T:
+        """Run an async function in a client's event loop; `shield`: even if cancelled."""
 
     async def user(self, result: Any, *, shield: bool = False) -> None:
         """Await what user code has returned, if that is needed; `shield`: even if cancelled."""
@@ -46,7 +52,13 @@ class BlockingGround:
     async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
         return lock.acquire(timeout_s, in_loop=loops.has_loop())
 
-    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+    async def io(
+        self,
+        reach: Reach,
+        function: Callable[..., Awaitable[_T]],
+        *args: Any,
+        shield: bool = False,
+    ) -> _T:
         return reach.call(function, *args)
 
     async def user(self, result: Any, *, shield: bool = False) -> None:
@@ -70,8 +82,16 @@ class AsyncGround:
     async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
         return await lock.acquire_async(timeout_s)
 
-    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
-        return await reach.acall(function, *args)
+    async def io(
+        self,
+        reach: Reach,
+        function: Callable[..., Awaitable[_T]],
+        *args: Any,
+        shield: bool = False,
+    ) -> _T:
+        with anyio.CancelScope(shield=shield):
+            result = await reach.acall(function, *args)
+        return result  # noqa: RET504  # for mypy a scope may end here without one
 
     async def user(self, result: Any, *, shield: bool = False) -> None:
         if inspect.isawaitable(result):

@@ -67,10 +67,11 @@ class KeptLock:
             self._tasks.start_soon(self._release_soon)
 
     async def release(self) -> None:
-        """Let others have it now."""
+        """Let others have it now, also if the State was cancelled."""
         self._in_use = False
-        async with self._turn:
-            await self._lock.release()
+        with anyio.CancelScope(shield=True):
+            async with self._turn:
+                await self._lock.release()
 
     def doubt(self) -> None:
         """It turned out not to hold: do not keep it."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -23,12 +22,13 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moat_kv.testing import (
     background,
     cluster_links,
+    cluster_lock,
     cluster_netns,
     cluster_plan,
     cluster_start,
@@ -41,7 +41,7 @@ NODE_COUNTS = (1, 3, 5)
 END_S = 3.0
 #: A process that is stopped has stopped by then, in seconds.
 FREEZE_S = 5.0
-_CONFIG, _LOCK = "config.yaml", "lock"
+_CONFIG = "config.yaml"
 
 
 class ClusterError(RuntimeError):
@@ -114,7 +114,7 @@ class Cluster:
 
     def log(self, name: str) -> pathlib.Path:
         """The file that it writes its log to."""
-        return self.folder / name / "log"
+        return cluster_start.log(self.folder, name)
 
     def node_at(self, place: str) -> str | None:
         """The name of the NATS node that a server reaches at that `host:port`."""
@@ -122,11 +122,7 @@ class Cluster:
 
     def leader(self) -> str | None:
         """The NATS node that leads the network's stream, by its own word."""
-        plan = self.plan
-        for each in plan.of_kind("nats"):
-            if self.state(each.name) == "up" and cluster_start.leads(plan, each):
-                return each.name
-        return None
+        return cluster_start.leader(self.plan)
 
     def has_whole_copies(self) -> bool:
         """Whether every NATS node has all of the stream, by the leader's word and by its own.
@@ -134,11 +130,7 @@ class Cluster:
         NATS may take long over it after an outage. Until then the loss of another node is a second
         fault at the same time, and may leave no majority that has everything.
         """
-        plan = self.plan
-        nodes = plan.of_kind("nats")
-        return any(cluster_start.has_led_all_to_the_end(plan, each) for each in nodes) and all(
-            cluster_start.is_healthy(plan, each) for each in nodes
-        )
+        return cluster_start.have_whole_copies(self.plan)
 
     # Up and down --------------------------------------------------------------------------------
 
@@ -231,9 +223,9 @@ class Cluster:
         self._member(plan, name)
         far = [self._member(plan, each).name for each in others] or [*plan.neighbours(name)]
         if one_way:
-            self._arrange(cut=frozenset((name, each) for each in far))
+            self._cut(frozenset((name, each) for each in far))
         else:
-            self._arrange(cut=cluster_plan.cut_between([name], far))
+            self._cut(cluster_plan.cut_between([name], far))
 
     def split(self, *sides: Sequence[str]) -> None:
         """Nothing passes between these sides; whoever is in none of them reaches all."""
@@ -244,7 +236,10 @@ class Cluster:
                 self._member(plan, name)
             for other in sides[index + 1 :]:
                 cuts |= cluster_plan.cut_between(one, other)
-        self._arrange(cut=cuts)
+        self._cut(cuts)
+
+    def _cut(self, cuts: frozenset[tuple[str, str]]) -> None:
+        self._arrange(lambda plan: dataclasses.replace(plan, cuts=plan.cuts | cuts))
 
     def heal(self, *names: str, reset: bool = False) -> None:
         """All that was cut from these names reaches them again; none named: everybody everybody.
@@ -253,32 +248,35 @@ class Cluster:
         """
         plan = self.plan
         healed = frozenset(self._member(plan, name).name for name in names or plan.names)
-        self._arrange(heal=healed, reset=healed if reset else frozenset())
+
+        def change(plan: cluster_plan.Plan) -> cluster_plan.Plan:
+            left = frozenset(pair for pair in plan.cuts if not healed & set(pair))
+            return dataclasses.replace(plan, cuts=left)
+
+        self._arrange(change, reset=healed if reset else frozenset())
 
     def slow(self, delay_s: float = 0.0, *, hold_share: float = 0.0) -> None:
         """All links take this long, each way; a share of the chunks 0.2 to 1.2 s more. See `proxy`.
 
         No arguments: no more.
         """
-        self._arrange(delay_s=delay_s, hold_share=hold_share)
+        self._arrange(
+            lambda plan: dataclasses.replace(plan, delay_s=delay_s, hold_share=hold_share)
+        )
 
     def _arrange(
         self,
+        change: Callable[[cluster_plan.Plan], cluster_plan.Plan],
         *,
-        cut: frozenset[tuple[str, str]] = frozenset(),
-        heal: frozenset[str] = frozenset(),
         reset: frozenset[str] = frozenset(),
-        **slowness: float,
     ) -> None:
         with self._locked():
-            plan = self.plan
-            left = frozenset(pair for pair in plan.cuts if not heal & set(pair))
-            changed = dataclasses.replace(plan, cuts=left | cut, **slowness)  # type: ignore[arg-type]
-            if plan.netns and (reset or changed.delay_s or changed.hold_share):
+            changed = change(self.plan)
+            if changed.netns and (reset or changed.delay_s or changed.hold_share):
                 raise ClusterError("slow lines, and resets, are not to be had with namespaces")
             cluster_plan.save(changed, self.folder)
             with _told():
-                if plan.netns:
+                if changed.netns:
                     cluster_netns.arrange(changed)
                 else:
                     cluster_links.tell(changed, reset=reset)
@@ -311,29 +309,19 @@ class Cluster:
         """Nobody else changes it meanwhile."""
         if make:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotThere(
-                f"there is no cluster in {self.folder}; `moat kv cluster up` starts one"
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(cluster_lock.locked(self.folder))
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotThere(
+                    f"there is no cluster in {self.folder}; `moat kv cluster up` starts one"
+                ) from None
             yield
-        finally:
-            os.close(lock)
-            if not (self.folder / cluster_plan.FILE_NAME).exists():
-                self._forget_folder()
-
-    def _forget_folder(self) -> None:
-        (self.folder / _LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody else has something in it
-            self.folder.rmdir()
 
     def _new_plan(
         self, nodes: int, servers: int, first_port: int, netns: bool
     ) -> cluster_plan.Plan:
-        if {each.name for each in self.folder.iterdir()} - {_LOCK}:
+        if {each.name for each in self.folder.iterdir()} - {cluster_lock.FILE_NAME}:
             raise ClusterError(f"{self.folder} has other things in it; --dir takes another folder")
         if netns:
             prefix = cluster_netns.new_prefix()
@@ -359,30 +347,12 @@ class Cluster:
     def _start(self, plan: cluster_plan.Plan, members: Sequence[cluster_plan.Member]) -> None:
         """Start these together, and wait until all are ready. Raises ClusterError."""
         environment = os.environ | {"MOAT_KV_CONFIG": str(self.folder / _CONFIG)}
-        processes = dict(plan.processes)
-        with contextlib.ExitStack() as stack:
-            starting: dict[str, background.Starting] = {}
-            for each in members:
-                words, log = cluster_start.words(plan, each, self.folder), self.log(each.name)
-                if each.kind == "nats":
-                    processes[each.name] = background.start(words, log=log)
-                else:
-                    own = environment | dict(self._environment.get(each.name, {}))
-                    begun = background.Starting(words, log=log, environment=own)
-                    stack.callback(begun.close)
-                    starting[each.name] = begun
-                    processes[each.name] = begun.process
-                # At once: whatever happens now, it is known to be ours.
-                plan = dataclasses.replace(plan, processes=dict(processes))
-                cluster_plan.save(plan, self.folder)
-            for each in members:
-                try:
-                    if each.kind == "nats":
-                        cluster_start.wait_for_nats(plan, each, self.log(each.name))
-                    else:
-                        starting[each.name].wait(cluster_start.READY_S)
-                except background.NotStarted as exc:
-                    raise ClusterError(f"{each.name} did not start: {exc}") from exc
+        own = {each.name: self._environment.get(each.name, {}) for each in members}
+        environments = {name: environment | dict(each) for name, each in own.items()}
+        try:
+            cluster_start.start(plan, members, self.folder, environments)
+        except background.NotStarted as exc:
+            raise ClusterError(str(exc)) from exc
 
     def _remove(self, plan: cluster_plan.Plan) -> None:
         """End everything, at once since all that it would keep goes too; remove what was made."""

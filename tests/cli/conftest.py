@@ -95,3 +95,8 @@ async def client(moat: Moat) -> AsyncIterator[moat_kv.Client]:
     """A client of the same server."""
     async with moat_kv.open_client(moat.url) as opened:
         yield opened
+
+
+@pytest.fixture
+async def answer(moat: Moat) -> None:
+    await moat.fine("code", "the.answer", "set", "-s", "-", stdin="return 42")

@@ -81,11 +81,13 @@ async def ended(moat: Moat, *words: str, path: str = "talker", count: int = 1) -
     """The runs when so many are over."""
     with anyio.fail_after(30):
         while True:
-            shown = await moat("run", *words, "at", path, "runs", "-o", "json")
+            shown = await moat("run", *words, "at", path, "runs", "-o", "jsonl")
             assert shown.code == 0, shown
-            rows = json.loads(shown.out[shown.out.index("[") :])  # jobs may print beside it
+            # Jobs may print beside it, whatever they like.
+            lines = [line for line in shown.out.splitlines() if line.startswith('{"')]
+            rows = [json.loads(line) for line in lines]
             if sum(row["outcome"] != "running" for row in rows) >= count:
-                return rows  # type: ignore[no-any-return]
+                return rows
             await anyio.sleep(0.1)
 
 

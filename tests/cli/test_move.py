@@ -27,10 +27,9 @@ def listed(tmp_path: pathlib.Path) -> dict[str, tuple[object, float, str]]:
     return {row["path"]: (row["value"], row["at"], row["id"]) for row in json.loads(dumped.stdout)}
 
 
-def end(process: object) -> None:
-    assert hasattr(process, "send_signal")
+def end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)  # type: ignore[attr-defined]
+    process.communicate(timeout=20)
 
 
 def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: nats.Node) -> None:

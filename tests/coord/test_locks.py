@@ -351,6 +351,18 @@ async def test_a_lock_whose_session_ended_while_it_was_entered_is_entered_anew()
         await lock.release()
 
 
+async def test_a_process_whose_user_is_cancelled_lets_go_of_its_locks() -> None:
+    async with two() as (_, one, other):
+        with anyio.CancelScope() as scope:
+            async with aio.Process(one.client) as process:
+                process.on_stop.append(anyio.sleep_forever)
+                await process.lock("me").acquire()
+                scope.cancel()
+        assert process.stopped
+        assert process.session.ended
+        await other.lock("me").acquire(30)
+
+
 async def test_a_process_whose_client_was_closed_is_over() -> None:
     async with running_server() as running:
         async with open_client(running.url) as client:

@@ -207,6 +207,28 @@ async def test_a_reference_that_cannot_be_made_leaves_nothing() -> None:
         assert resource.name_of(P("a.b")) == "a.b"
 
 
+async def test_who_is_cancelled_while_its_reference_is_made_leaves_none() -> None:
+    async with (
+        running_server(tcp=True) as running,
+        proxied(running.url) as proxy,
+        aio.Process(proxy.url, ttl_s=60, grace_s=60) as one,
+        aio.Process(running.url) as other,
+    ):
+        theirs = await other.create_reference("me")
+        proxy.hold_answers()
+        with anyio.move_on_after(0.2) as scope:
+            await one.create_reference("me")
+        assert scope.cancelled_caught
+        # It was made, and its owner does not know.
+        with anyio.fail_after(30):
+            while await theirs.count() != 2:
+                await anyio.sleep(0.005)
+        proxy.release_answers()
+        with anyio.fail_after(30):
+            while await theirs.count() != 1:
+                await anyio.sleep(0.005)
+
+
 def test_threads_have_references(served: RunningServer) -> None:
     called: list[str] = []
 

@@ -19,6 +19,19 @@ from tests.coord.widgets import Clicks, FreeClicks
 pytestmark = pytest.mark.anyio
 
 
+def change_what_is_taken(monkeypatch: pytest.MonkeyPatch, changes: list[int]) -> None:
+    """While there are changes left, a part is expected at a revision that it does not have."""
+    original = ending.removals
+
+    def changed(*args: Any) -> Any:
+        found = original(*args)
+        if changes:
+            found[0].options["expect"] = changes.pop()
+        return found
+
+    monkeypatch.setattr(ending, "removals", changed)
+
+
 async def test_a_refresh_takes_what_the_other_one_had_kept() -> None:
     async with two() as (_, one, _other):
         mine, theirs = Clicks(one, "w", doc={"clicks": 1}), Clicks(one, "w", doc={"clicks": 2})
@@ -100,16 +113,8 @@ async def test_a_part_that_changes_while_it_is_taken_is_read_again(
         assert not await Clicks(one, "w", doc={"clicks": 1}).end_session()
         (part,) = (await at(one)).parts
         place = one.path_of("test.test.w") / resource.KEPT / part.key
-        original = ending.removals
         changes = [10, 100]
-
-        def changed(*args: Any) -> Any:
-            found = original(*args)
-            if changes:
-                found[0].options["expect"] = changes.pop()
-            return found
-
-        monkeypatch.setattr(ending, "removals", changed)
+        change_what_is_taken(monkeypatch, changes)
         assert await theirs.end_session()
         assert (widgets.total(), changes) == (3, [])
         assert "value" not in await one.client.get(place)
@@ -165,16 +170,8 @@ async def test_what_was_taken_over_does_not_come_back_when_the_end_is_tried_agai
         assert not await Clicks(one, "w", doc={"clicks": 1}).end_session()
         (mine,) = [part for part in (await at(one)).parts if part.reference]
         await one.client.delete(one.path_of("test.test.w") / resource.KEPT / mine.key)
-        original = ending.removals
         changes = [10]
-
-        def changed(*args: Any) -> Any:
-            found = original(*args)
-            if changes:
-                found[0].options["expect"] = changes.pop()
-            return found
-
-        monkeypatch.setattr(ending, "removals", changed)
+        change_what_is_taken(monkeypatch, changes)
         assert await theirs.end_session()
         assert (widgets.total(), changes) == (1, [])
 
@@ -283,6 +280,7 @@ async def test_a_process_looks_again_when_it_could_not(monkeypatch: pytest.Monke
         await Clicks(one, "w", doc={}).end_session()
         with anyio.fail_after(30):
             await looked.wait()
+        assert not fail
 
 
 async def test_what_is_left_is_seen_to_later_if_the_server_is_in_trouble(
@@ -307,6 +305,7 @@ async def test_what_is_left_is_seen_to_later_if_the_server_is_in_trouble(
         one.watching._look_at = 0.0
         one.watching.tell()
         await eventually_total(1)
+        assert not fail
 
 
 async def test_a_note_of_a_failure_that_cannot_be_made_is_no_other_failure(
@@ -316,10 +315,13 @@ async def test_a_note_of_a_failure_that_cannot_be_made_is_no_other_failure(
         todo = stock.Todo(key="x", rev=0, kind="Clicks", state={})
 
         async def get(_path: Any) -> Any:
+            asked.append(1)
             raise errors.Disconnected("by the test")
 
+        asked: list[int] = []
         monkeypatch.setattr(one.client, "get", get)
         await ending.note_failure(one.client, one.path_of("w"), todo)
+        assert asked
 
 
 async def test_a_new_session_waits_for_the_name_that_the_old_one_still_has(

@@ -1,4 +1,4 @@
-"""What the tests of state models share: no models and no files are left behind."""
+"""What the tests of state models share: a server and who is at it; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import anyio.from_thread
 import pytest
 
-from moat_kv.state import State, cache_files, settle
+from moat_kv import blocking
+from moat_kv.state import Models, State, attach, cache_files, settle
 from moat_kv.testing.server import RunningServer, running_server
 
 
@@ -37,3 +38,24 @@ def served(tmp_path: pathlib.Path) -> Iterator[RunningServer]:
         portal.wrap_async_context_manager(running_server(socket=tmp_path / "s")) as running,
     ):
         yield running
+
+
+@pytest.fixture
+def one(served: RunningServer) -> Iterator[Models]:
+    """A process that shares all its models."""
+    models = Models()
+    with attach(served.url, within=models):
+        yield models
+
+
+@pytest.fixture
+def other(served: RunningServer) -> Iterator[Models]:
+    models = Models()
+    with attach(served.url, within=models):
+        yield models
+
+
+@pytest.fixture
+def client(served: RunningServer) -> Iterator[blocking.Client]:
+    with blocking.open_client(served.url) as client:
+        yield client

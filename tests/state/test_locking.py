@@ -234,6 +234,30 @@ async def test_a_task_has_a_time_limit_too() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_state_that_could_not_be_entered_holds_nothing_and_may_be_tried_again() -> None:
+    late, waiting = State(A, timeout_s=0.01), State(A, timeout_s=0.01)
+
+    def too_late() -> None:
+        with pytest.raises(LockTimeout), late:
+            raise AssertionError
+        assert late._held() == ()
+
+    async def wait() -> None:
+        with pytest.raises(LockTimeout):
+            async with waiting:
+                raise AssertionError
+
+    async with State(A), anyio.create_task_group() as tasks:
+        await anyio.to_thread.run_sync(too_late)
+        tasks.start_soon(wait)
+    assert waiting._held() == ()
+    with late:
+        assert late._held()
+    async with waiting:
+        pass
+
+
+@pytest.mark.anyio
 async def test_a_child_task_is_somebody_else() -> None:
     order = []
 

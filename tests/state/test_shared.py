@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import pytest
 
-from moat_kv import P, blocking, errors, open_client
+from moat_kv import P, blocking, errors
 from moat_kv.state import (
     Detached,
     LockTimeout,
@@ -27,54 +22,7 @@ from moat_kv.state import (
 )
 from moat_kv.testing.server import RunningServer
 from tests.state.models import Counter, Device, User
-
-PLACE = P(":.moat.kv.model")
-
-
-def until(what: Callable[[], object], limit_s: float = 10.0) -> None:
-    """Wait for what another thread brings about."""
-    end = time.monotonic() + limit_s
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-@pytest.fixture
-def one(served: RunningServer) -> Iterator[Models]:
-    """A process that shares all its models."""
-    models = Models()
-    with attach(served.url, within=models):
-        yield models
-
-
-@pytest.fixture
-def other(served: RunningServer) -> Iterator[Models]:
-    models = Models()
-    with attach(served.url, within=models):
-        yield models
-
-
-@pytest.fixture
-def client(served: RunningServer) -> Iterator[blocking.Client]:
-    with blocking.open_client(served.url) as client:
-        yield client
-
-
-def load(models: Models, model: StateModel | None = None) -> Any:
-    with State(within=models) as state:
-        return state.load(Counter() if model is None else model)
-
-
-def bump(models: Models, times: int = 1) -> None:
-    for _ in range(times):
-        with State(Counter, within=models) as state:
-            counter = state.checkout(Counter)
-            counter.n += 1
-            state.commit(counter)
-
-
-def n_of(models: Models) -> int:
-    return State(within=models).checkout(Counter).n
+from tests.state.sharing import PLACE, bump, load, n_of, until
 
 
 def test_a_commit_is_seen_by_other_processes(one: Models, other: Models) -> None:
@@ -391,159 +339,3 @@ def test_without_a_client_that_lives_a_commit_is_detached(served: RunningServer)
     assert n_of(models) == 0
     with pytest.raises(Detached):
         attachment.detach()
-
-
-# In event loops -----------------------------------------------------------------------------------
-
-
-@pytest.mark.anyio
-async def test_a_client_of_an_event_loop_is_attached(served: RunningServer, one: Models) -> None:
-    await anyio.to_thread.run_sync(load, one)
-    models = Models()
-    async with open_client(served.url) as client, attach(client, within=models):
-        async with State(within=models) as state:
-            assert (await state.load(Counter(n=4))).n == 0
-        async with State(Counter, within=models) as state:
-            counter = state.checkout(Counter)
-            counter.n += 1
-            await state.commit(counter)
-        # from threads, too, but not from the loop itself
-        await anyio.to_thread.run_sync(bump, models)
-        with pytest.raises(RuntimeError, match="use `async with`"):
-            bump(models)
-        assert n_of(models) == 2
-    async with State(Counter, within=models) as state:
-        await state.commit(state.checkout(Counter))
-    assert n_of(models) == 2
-
-
-@pytest.mark.anyio
-async def test_a_model_of_another_loops_client_is_reached(one: Models) -> None:
-    await anyio.to_thread.run_sync(load, one)
-    async with State(Counter, within=one) as state:
-        counter = state.checkout(Counter)
-        counter.n = 5
-        await state.commit(counter)
-        counter.n = 6
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await state.commit(counter)
-    assert n_of(one) in (5, 6)
-    async with State(Counter, within=one, timeout_s=5):
-        pass
-
-
-@pytest.mark.anyio
-async def test_a_url_is_attached_in_an_event_loop(served: RunningServer) -> None:
-    models = Models()
-    attachment = attach(served.url, within=models)
-    async with attachment, State(within=models) as state:
-        await state.load(Counter())
-    assert models.sharings == ()
-
-
-@pytest.mark.anyio
-async def test_a_client_is_attached_once_and_let_go_of(served: RunningServer) -> None:
-    models = Models()
-    async with open_client(served.url) as client:
-        attachment = attach(client, within=models)
-        with pytest.raises(TypeError, match="async with"):
-            attachment.__enter__()
-        await attachment
-        await attachment
-        assert len(models.sharings) == 1
-        await attachment.adetach()
-        await attachment.adetach()
-        assert not models.sharings
-
-
-@pytest.mark.anyio
-async def test_what_fails_while_attaching_leaves_nothing(
-    served: RunningServer, client: blocking.Client
-) -> None:
-    models = Models()
-    async with State(within=models) as state:
-        await state.load(Counter())
-    await anyio.to_thread.run_sync(
-        lambda: client.set(PLACE + P("Counter"), {"state": {}, "version": 9, "by": "x"})
-    )
-    async with open_client(served.url) as inner:
-        with pytest.raises(SchemaTooNew):
-            await attach(inner, within=models)
-    assert models.sharings == ()
-    with pytest.raises(SchemaTooNew):
-        await anyio.to_thread.run_sync(lambda: attach(client, within=models))
-    assert models.sharings == ()
-    async with State(Counter, within=models) as state:
-        await state.commit(state.checkout(Counter))
-
-
-_FORGETFUL = """
-import sys
-from moat_kv.state import State, StateModel, attach
-class Counter(StateModel):
-    n: int = 0
-attach(sys.argv[1])
-with State() as state:
-    state.load(Counter())
-    state.subscribe(Counter, lambda counter: print(counter.n, flush=True))
-with State(Counter) as state:
-    state.commit(Counter(n=3))
-"""
-
-
-def test_a_script_that_forgets_to_detach_ends_all_the_same(served: RunningServer) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", _FORGETFUL, served.url], capture_output=True, text=True, timeout=30
-    )
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("3\n", "", 0)
-    # Its lock went at once, not with its session.
-    models = Models()
-    with attach(served.url, within=models):
-        load(models)
-        with State(Counter, within=models, timeout_s=0.5):
-            pass
-
-
-_FORKING = """
-import os, sys
-from moat_kv.state import Detached, State, StateModel, attach
-
-class Counter(StateModel):
-    n: int = 0
-
-def bump():
-    with State(Counter) as state:
-        counter = state.checkout(Counter)
-        counter.n += 1
-        state.commit(counter)
-
-attach(sys.argv[1])
-with State() as state:
-    state.load(Counter())
-bump()
-if os.fork() == 0:
-    try:
-        bump()
-    except Detached as exc:
-        print(exc)
-    with attach(sys.argv[1]):
-        bump()
-    sys.exit(0)
-os.wait()
-bump()
-print(State().checkout(Counter).n)
-"""
-
-
-def test_a_forked_process_attaches_anew(served: RunningServer) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _FORKING, served.url],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    assert ended.stderr == ""
-    said, n = ended.stdout.splitlines()
-    assert "this process was forked; attach" in said
-    assert n == "3"

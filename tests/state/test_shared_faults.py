@@ -27,6 +27,7 @@ from moat_kv.testing.server import running_server
 from tests.client import waiting
 from tests.server.sites import Site, site
 from tests.state.models import Counter
+from tests.state.sharing import n_of
 
 pytestmark = pytest.mark.anyio
 
@@ -96,6 +97,19 @@ async def add_one(models: Models, *, force: bool = False) -> None:
         await state.commit(counter, force=force)
 
 
+def one_more(models: Models) -> Counter:
+    """A copy that counts one more."""
+    counter = State(within=models).checkout(Counter)
+    counter.n += 1
+    return counter
+
+
+async def commit(models: Models, counter: Counter, *, force: bool = False) -> None:
+    """Without a lock."""
+    async with State(within=models) as state:
+        await state.commit(counter, force=force)
+
+
 async def stored_n(flaky: Flaky) -> int:
     n: int = (await flaky.get(PATH)).value.state.n
     return n
@@ -117,25 +131,22 @@ async def test_a_commit_whose_answer_got_lost_happens_once(what: list[str], forc
     async with flaky_model() as (models, flaky):
         flaky.instead = [getattr(flaky, name) for name in what]
         await add_one(models, force=force)
-        assert State(within=models).checkout(Counter).n == 1
+        assert n_of(models) == 1
         await add_one(models)
         assert await stored_n(flaky) == 2
 
 
 async def test_one_that_happened_and_was_overtaken_has_happened() -> None:
     async with flaky_model() as (models, flaky):
-        counter = State(within=models).checkout(Counter)
-        counter.n += 1
+        counter = one_more(models)
         flaky.instead = [flaky.done_lost_and_overtaken]
-        async with State(within=models) as state:
-            await state.commit(counter)
-        assert State(within=models).checkout(Counter).n == 11
+        await commit(models, counter)
+        assert n_of(models) == 11
 
 
 async def test_what_was_written_past_the_models_does_not_hide_a_commit() -> None:
     async with flaky_model() as (models, flaky):
-        counter = State(within=models).checkout(Counter)
-        counter.n += 1
+        counter = one_more(models)
 
         async def done_lost_and_spoilt(path: Any, value: Any, **kwargs: Any) -> results.Result:
             await flaky._client.set(path, value, **kwargs)
@@ -144,48 +155,41 @@ async def test_what_was_written_past_the_models_does_not_hide_a_commit() -> None
             raise errors.Unknown("the line broke", line_broke=True)
 
         flaky.instead = [done_lost_and_spoilt]
-        async with State(within=models) as state:
-            await state.commit(counter)
-        assert State(within=models).checkout(Counter).n == 1
+        await commit(models, counter)
+        assert n_of(models) == 1
 
 
 async def test_one_that_was_overtaken_before_it_happened_is_stale() -> None:
     async with flaky_model() as (models, flaky):
-        counter = State(within=models).checkout(Counter)
-        counter.n += 1
+        counter = one_more(models)
         flaky.instead = [flaky.lost_and_overtaken]
-        async with State(within=models) as state:
-            with pytest.raises(StaleModel):
-                await state.commit(counter)
-        assert State(within=models).checkout(Counter).n == 11
+        with pytest.raises(StaleModel):
+            await commit(models, counter)
+        assert n_of(models) == 11
 
 
 async def test_forced_it_is_made_again_on_top() -> None:
     async with flaky_model() as (models, flaky):
-        counter = State(within=models).checkout(Counter)
-        counter.n += 1
+        counter = one_more(models)
 
         async def overtaken(path: Any, value: Any, **kwargs: Any) -> results.Result:
             await flaky.by_another(path, value)
             raise errors.Unknown("the line broke", line_broke=True)
 
         flaky.instead = [overtaken]
-        async with State(within=models) as state:
-            await state.commit(counter, force=True)
+        await commit(models, counter, force=True)
         assert await stored_n(flaky) == 1
 
 
 async def test_what_cannot_be_found_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_entry_module, "HISTORY", 1)
     async with flaky_model() as (models, flaky):
-        counter = State(within=models).checkout(Counter)
-        counter.n += 1
+        counter = one_more(models)
         flaky.instead = [flaky.done_lost_and_overtaken]
-        async with State(within=models) as state:
-            with pytest.raises(Unknown):
-                await state.commit(counter)
+        with pytest.raises(Unknown):
+            await commit(models, counter)
         # The runtime state is the present one all the same.
-        assert State(within=models).checkout(Counter).n == 11
+        assert n_of(models) == 11
 
 
 @pytest.mark.parametrize("error", [errors.Detached("x"), errors.Disconnected("x")], ids=repr)
@@ -198,25 +202,22 @@ async def test_nor_if_nobody_can_be_asked(
         async def refuse(*args: Any, **kwargs: Any) -> results.Result:
             raise error
 
-        counter = State(within=models).checkout(Counter)
-        counter.n += 1
+        counter = one_more(models)
         flaky.shared.link.request_timeout_s = 0.05
         flaky.instead = [flaky.done_but_lost]
         flaky.get = refuse  # type: ignore[attr-defined]
-        async with State(within=models) as state:
-            with pytest.raises(Unknown):
-                await state.commit(counter)
+        with pytest.raises(Unknown):
+            await commit(models, counter)
         # The watch had told of it while the answer was waited for, or does so now.
-        await waiting.until(lambda: State(within=models).checkout(Counter).n == 1)
+        await waiting.until(lambda: n_of(models) == 1)
 
 
 async def test_without_a_line_it_is_detached() -> None:
     async with flaky_model() as (models, flaky):
         counter = State(within=models).checkout(Counter)
         flaky.instead = [flaky.no_line]
-        async with State(within=models) as state:
-            with pytest.raises(Detached):
-                await state.commit(counter)
+        with pytest.raises(Detached):
+            await commit(models, counter)
 
         async def refuse(*args: Any, **kwargs: Any) -> results.Result:
             raise errors.Disconnected("no line")
@@ -250,13 +251,11 @@ async def test_what_was_told_before_the_answer_is_taken_if_that_fails() -> None:
             entry.follow(await flaky._client.get(path))
             raise errors.StorageFailed("file", "reason")
 
-        counter = State(within=models).checkout(Counter)
-        counter.n += 1
+        counter = one_more(models)
         flaky.instead = [told_then_refused]
-        async with State(within=models) as state:
-            with pytest.raises(errors.StorageFailed):
-                await state.commit(counter)
-        assert State(within=models).checkout(Counter).n == 1
+        with pytest.raises(errors.StorageFailed):
+            await commit(models, counter)
+        assert n_of(models) == 1
 
 
 async def test_under_a_lock_that_has_passed_on_nothing_is_committed() -> None:
@@ -358,7 +357,7 @@ async def test_an_event_of_before_a_commit_changes_nothing() -> None:
         before = await flaky.get(PATH)
         await add_one(models)
         entry.follow(before)
-        assert State(within=models).checkout(Counter).n == 1
+        assert n_of(models) == 1
         # one that is overtaken while it is read
         late = await flaky.get(PATH)
         late.rev += 1

@@ -142,8 +142,14 @@ class Process:
         """Let go of everything. Doing it again changes nothing."""
         if self._running is None:
             return
-        for finish in self.on_stop:
-            await finish()
+        try:
+            for finish in self.on_stop:
+                await finish()
+        finally:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """At once, also if who stops it is cancelled."""
         running, self._running = self._running, None
         self.watching.stop()
         self._opened.set()
@@ -299,7 +305,7 @@ class Process:
         return barrier.Barrier(self, name, parties, timeout_s=timeout_s)
 
     def leave_soon(self, at: line.Line, claim: claiming.Claim) -> None:
-        """Have a ticket removed in the background, for who cannot wait for that.
+        """Have a ticket or reference removed in the background, for who cannot wait for that.
 
         A process that was stopped leaves that to the end of its session.
         """
@@ -312,7 +318,7 @@ class Process:
         try:
             await at.leave(claim)
         except errors.MoatKvError:
-            logger.exception("cannot remove the ticket at %s", claim.path)
+            logger.exception("cannot remove %s", claim.path)
         finally:
             self._leaving -= 1
             self._left.set()
