@@ -11,15 +11,13 @@ from within an event loop, which it would stop: that raises RuntimeError.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent import futures
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
-import anyio
 import anyio.from_thread
 
+from moat_kv import in_loop
 from moat_kv.client import client as client_module
 from moat_kv.client import hashes, lost, opening, results, streams, writes
 from moat_kv.client import mirror as mirror_module
@@ -60,7 +58,7 @@ def open_client(
 
     `backend`: the event loop in the thread, `asyncio` or `trio`.
     """
-    refuse_event_loop()
+    in_loop.refuse_event_loop()
     with anyio.from_thread.start_blocking_portal(backend) as portal:
         opened = opening.open_client(
             url,
@@ -75,79 +73,10 @@ def open_client(
             yield Client(portal, client)
 
 
-def refuse_event_loop() -> None:
-    """Raises RuntimeError if an event loop runs here, which a blocking call would stop."""
-    try:
-        anyio.get_current_task()
-    except RuntimeError:  # of which anyio's and sniffio's "no event loop" errors are kinds
-        return
-    raise RuntimeError(
-        "the blocking client would stop the event loop that runs here; use moat_kv.open_client"
-    )
-
-
-class Waits(Protocol):
-    """How a call in another thread is started and waited for."""
-
-    def __call__(self, start: Callable[[], futures.Future[_T]], /) -> _T: ...
-
-
-def wait(start: Callable[[], futures.Future[_T]]) -> _T:
-    """The usual way: Ctrl-C here cancels it there."""
-    future = start()
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-class _Caller:
-    """Runs things in the loop's thread."""
-
-    def __init__(self, portal: BlockingPortal, waits: Waits) -> None:
-        self._portal = portal
-        self._waits = waits
-        self._pid = os.getpid()
-
-    @property
-    def is_forked(self) -> bool:
-        """The loop's thread is in the process that this one was forked from."""
-        return os.getpid() != self._pid
-
-    def call(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
-        """Call an async function in the loop and wait."""
-        refuse_event_loop()
-        if self.is_forked:
-            raise RuntimeError("a client does not go along into a forked process; open one there")
-
-        async def run() -> _T:
-            return await function(*args, **kwargs)
-
-        return self._waits(lambda: self._portal.start_task_soon(run))
-
-    def call_soon(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Have it called, without waiting; not at all if the loop is at its end."""
-        if self.is_forked:
-            return
-        try:
-            self._portal.start_task_soon(function)
-        except RuntimeError:
-            return
-
-    def call_sync(self, function: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
-        """Call a plain function in the loop and wait."""
-
-        async def run() -> _T:
-            return function(*args, **kwargs)
-
-        return self.call(run)
-
-
 class _Iterator(Generic[_T], Iterator[_T]):
     """A plain iterator over what comes in portions."""
 
-    def __init__(self, caller: _Caller, source: _Batches[_T]) -> None:
+    def __init__(self, caller: in_loop.Caller, source: _Batches[_T]) -> None:
         self._caller = caller
         self._source = source
         self._waiting: list[_T] = []
@@ -191,7 +120,7 @@ class Watch(_Iterator[watch_module.Event]):
 class Session:
     """`with client.session() as s`; see `moat_kv.Session`."""
 
-    def __init__(self, caller: _Caller, session: session_module.Session) -> None:
+    def __init__(self, caller: in_loop.Caller, session: session_module.Session) -> None:
         self._caller = caller
         self._session = session
 
@@ -239,9 +168,13 @@ class Client:
     """
 
     def __init__(
-        self, portal: BlockingPortal, client: client_module.Client, *, waits: Waits = wait
+        self,
+        portal: BlockingPortal,
+        client: client_module.Client,
+        *,
+        waits: in_loop.Waits = in_loop.wait,
     ) -> None:
-        self._caller = _Caller(portal, waits)
+        self._caller = in_loop.Caller(portal, waits)
         self._waits = waits
         self._portal = portal
         self._client = client
@@ -327,7 +260,7 @@ class Client:
 
     @contextmanager
     def watch(self, path: Path, **options: Any) -> Iterator[Watch]:
-        with self._enter(self._client.watch, path, **options) as source:
+        with self._caller.held(self._client.watch, path, **options) as source:
             yield Watch(self._caller, source)
 
     @overload
@@ -336,7 +269,7 @@ class Client:
     def mirror(self, path: Path, cls: type[_R]) -> AbstractContextManager[_R]: ...
     def mirror(self, path: Path, cls: Any = None) -> Any:
         """The mirror's entries are read from here directly; `run` their async methods."""
-        return self._enter(self._client.mirror, path, cls or mirror_module.ClientRoot)
+        return self._caller.held(self._client.mirror, path, cls or mirror_module.ClientRoot)
 
     def state(self) -> dict[str, Any]:
         return self._caller.call(self._client.state)
@@ -376,19 +309,19 @@ class Client:
 
     @contextmanager
     def monitor(self, topic: Path, **options: Any) -> Iterator[Iterator[results.Message]]:
-        with self._enter(self._client.monitor, topic, **options) as source:
+        with self._caller.held(self._client.monitor, topic, **options) as source:
             yield _Iterator[results.Message](self._caller, source)
 
     @contextmanager
     def conflicts(self) -> Iterator[Iterator[lost.LostWrite]]:
-        with self._enter(self._client.conflicts) as source:
+        with self._caller.held(self._client.conflicts) as source:
             yield _Iterator[lost.LostWrite](self._caller, source)
 
     @contextmanager
     def session(
         self, *, ttl_s: float | None = None, grace_s: float | None = None
     ) -> Iterator[Session]:
-        with self._enter(self._client.session, ttl_s=ttl_s, grace_s=grace_s) as source:
+        with self._caller.held(self._client.session, ttl_s=ttl_s, grace_s=grace_s) as source:
             yield Session(self._caller, source)
 
     def join(self, group: Path, name: str, **options: Any) -> None:
@@ -399,19 +332,10 @@ class Client:
 
     @contextmanager
     def watch_group(self, group: Path) -> Iterator[Iterator[results.Members | None]]:
-        with self._enter(self._client.watch_group, group) as source:
+        with self._caller.held(self._client.watch_group, group) as source:
             yield _Iterator[results.Members | None](self._caller, source)
 
     def request(
         self, action: str, arguments: dict[str, Any], value: bytes | None = None, **options: Any
     ) -> messages.Reply:
         return self._caller.call(self._client.request, action, arguments, value, **options)
-
-    @contextmanager
-    def _enter(
-        self, make: Callable[..., AbstractAsyncContextManager[_T]], *args: Any, **kwargs: Any
-    ) -> Iterator[_T]:
-        """A context of the client's, made and held in the loop's thread."""
-        made = self._caller.call_sync(make, *args, **kwargs)
-        with self._portal.wrap_async_context_manager(made) as entered:
-            yield entered

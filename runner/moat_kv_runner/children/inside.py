@@ -261,6 +261,15 @@ class _Quick:
 
     def live(self, number: int, call: calls.ChildCall) -> None:
         outcome: tuple[str, dict[str, Any]] = ("cut_off", {})
+        try:
+            outcome = self._outcome(number, call)
+            # Nothing is left to be unwound.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        except execution.Stopped:
+            pass  # which comes once
+        self._send(outcome[0], number, **outcome[1])
+
+    def _outcome(self, number: int, call: calls.ChildCall) -> tuple[str, dict[str, Any]]:
         # Neither is left: the process ends, and with it whatever still waits in threads.
         held = contextlib.ExitStack()
         try:
@@ -268,20 +277,15 @@ class _Quick:
             client, _ = held.enter_context(portal.wrap_async_context_manager(bound_client(call)))
             self._shelf.load(call.required, needed_by=call.name)
             given = execution.common_names(call.job, script_config.View(call.config))
-            unwinding_ = unwinding.Unwinding(portal)
+            unwinding_ = unwinding.Unwinding()
             given["_client"] = blocking.Client(portal, client, waits=unwinding_.wait)
             run = made_call(call).procedure.bind({**call.values, **given})
             self._send("begun", number)
             unwinding_.begin()
             result = execution.checked_result(execution.called(run), client)
-            outcome = ("result", {"packed": codec.pack(result)})
-        except execution.Stopped:
-            pass
+            return "result", {"packed": codec.pack(result)}
         except Exception as exc:
-            outcome = ("failed", failure_of(exc, call))
-        # Nothing is left to be unwound.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._send(outcome[0], number, **outcome[1])
+            return "failed", failure_of(exc, call)
 
     def _send(self, kind: str, run: int, **fields: Any) -> None:
         self._control.sendall(wire.packed(kind, run, **fields))
