@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio.from_thread
 
-from moat_kv import in_loop
+from moat_kv.calling import BlockingIterator, Caller, Waits, refuse_event_loop, wait
 from moat_kv.client import client as client_module
 from moat_kv.client import hashes, lost, opening, results, streams, writes
 from moat_kv.client import mirror as mirror_module
@@ -32,14 +32,19 @@ if TYPE_CHECKING:
     from moat_kv.config import Config
     from moat_kv.proto import messages
 
+__all__ = [
+    "Client",
+    "Rows",
+    "Session",
+    "Waits",
+    "Watch",
+    "open_client",
+    "refuse_event_loop",
+    "wait",
+]
+
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound=mirror_module.ClientRoot)
-
-
-class _Batches(Protocol[_T]):
-    """What can be taken in portions, so that not every item costs a change of threads."""
-
-    async def next_batch(self) -> list[_T]: ...
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def open_client(
 
     `backend`: the event loop in the thread, `asyncio` or `trio`.
     """
-    in_loop.refuse_event_loop()
+    refuse_event_loop()
     with anyio.from_thread.start_blocking_portal(backend) as portal:
         opened = opening.open_client(
             url,
@@ -73,24 +78,7 @@ def open_client(
             yield Client(portal, client)
 
 
-class _Iterator(Generic[_T], Iterator[_T]):
-    """A plain iterator over what comes in portions."""
-
-    def __init__(self, caller: in_loop.Caller, source: _Batches[_T]) -> None:
-        self._caller = caller
-        self._source = source
-        self._waiting: list[_T] = []
-
-    def __next__(self) -> _T:
-        if not self._waiting:
-            self._waiting = self._caller.call(self._source.next_batch)
-            self._waiting.reverse()
-        if not self._waiting:
-            raise StopIteration
-        return self._waiting.pop()
-
-
-class Rows(_Iterator[_T]):
+class Rows(BlockingIterator[_T]):
     """Rows of `get_tree`. Leaving the loop early: `close`, or drop it."""
 
     _source: streams.Rows[_T]
@@ -106,7 +94,7 @@ class Rows(_Iterator[_T]):
             self._caller.call_soon(self._source.aclose)
 
 
-class Watch(_Iterator[watch_module.Event]):
+class Watch(BlockingIterator[watch_module.Event]):
     """`with client.watch(path) as w: for event in w`; see `moat_kv.client.watch.Watch`."""
 
     _source: watch_module.Watch
@@ -120,7 +108,7 @@ class Watch(_Iterator[watch_module.Event]):
 class Session:
     """`with client.session() as s`; see `moat_kv.Session`."""
 
-    def __init__(self, caller: in_loop.Caller, session: session_module.Session) -> None:
+    def __init__(self, caller: Caller, session: session_module.Session) -> None:
         self._caller = caller
         self._session = session
 
@@ -168,13 +156,9 @@ class Client:
     """
 
     def __init__(
-        self,
-        portal: BlockingPortal,
-        client: client_module.Client,
-        *,
-        waits: in_loop.Waits = in_loop.wait,
+        self, portal: BlockingPortal, client: client_module.Client, *, waits: Waits = wait
     ) -> None:
-        self._caller = in_loop.Caller(portal, waits)
+        self._caller = Caller(portal, waits)
         self._waits = waits
         self._portal = portal
         self._client = client
@@ -310,12 +294,12 @@ class Client:
     @contextmanager
     def monitor(self, topic: Path, **options: Any) -> Iterator[Iterator[results.Message]]:
         with self._caller.held(self._client.monitor, topic, **options) as source:
-            yield _Iterator[results.Message](self._caller, source)
+            yield BlockingIterator[results.Message](self._caller, source)
 
     @contextmanager
     def conflicts(self) -> Iterator[Iterator[lost.LostWrite]]:
         with self._caller.held(self._client.conflicts) as source:
-            yield _Iterator[lost.LostWrite](self._caller, source)
+            yield BlockingIterator[lost.LostWrite](self._caller, source)
 
     @contextmanager
     def session(
@@ -333,7 +317,7 @@ class Client:
     @contextmanager
     def watch_group(self, group: Path) -> Iterator[Iterator[results.Members | None]]:
         with self._caller.held(self._client.watch_group, group) as source:
-            yield _Iterator[results.Members | None](self._caller, source)
+            yield BlockingIterator[results.Members | None](self._caller, source)
 
     def request(
         self, action: str, arguments: dict[str, Any], value: bytes | None = None, **options: Any

@@ -254,7 +254,7 @@ def _build(cls: type[_C], data: Any, prefix: str) -> _C:
     hints = typing.get_type_hints(cls)
     fields = {
         item.name
-        for item in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for item in dataclasses.fields(cls)  # type: ignore[arg-type]  # all are dataclasses
         if item.metadata.get("key", True)
     }
     values: dict[str, Any] = {}

@@ -305,6 +305,13 @@ class BadCode(MoatKvError, ValueError):
     message = "{path}: line {line}, column {column}: {reason}"
 
 
+class Compiling(MoatKvError):
+    """Code that is long is being compiled; whoever listens is told when that is done."""
+
+    fields = ("path",)
+    message = "{path} is long and is being compiled"
+
+
 class MissingVariable(MoatKvError):
     """A procedure needs a variable that nobody gave."""
 

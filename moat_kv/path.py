@@ -81,7 +81,7 @@ class Path:
             if type(element) is not str:
                 break
         else:
-            text = "".join(elements)  # type: ignore[arg-type]
+            text = "".join(elements)  # type: ignore[arg-type]  # all are str
             # A str's header takes up to three bytes at these lengths; ASCII is always normalised.
             bound = len(text) + 3 * len(elements)
             if bound <= MAX_BYTES and len(elements) <= MAX_ELEMENTS and text.isascii():
@@ -118,7 +118,7 @@ class Path:
         return Path(*elements)
 
     @staticmethod
-    def _trusted(elements: tuple[Any, ...], keys: tuple[Key, ...], size_bound: int) -> Path:
+    def _trusted(elements: tuple[Any, ...], keys: tuple[Any, ...], size_bound: int) -> Path:
         """A path of elements that come from other paths, within the limits.
 
         `keys` must be `elements` itself where all are str.
@@ -170,7 +170,7 @@ class Path:
             return self.elements[index]
         part = self.elements[index]
         keys = part if self.keys is self.elements else keys_of(part)
-        return Path._trusted(part, keys, self._size_bound)  # type: ignore[arg-type]
+        return Path._trusted(part, keys, self._size_bound)
 
     def __hash__(self) -> int:
         try:
@@ -225,7 +225,7 @@ class Path:
         if bound > MAX_BYTES or len(elements) > MAX_ELEMENTS:
             return Path(*elements)
         if self.keys is self.elements and other.keys is other.elements:
-            return Path._trusted(elements, elements, bound)  # type: ignore[arg-type]
+            return Path._trusted(elements, elements, bound)
         return Path._trusted(elements, self.keys + other.keys, bound)
 
     __or__ = __add__

@@ -48,7 +48,7 @@ def element_key(element: object) -> Key:
 def keys_of(elements: tuple[Element, ...]) -> tuple[Key, ...]:
     """The keys of clean elements; if all are str, the very same tuple."""
     if all(type(element) is str for element in elements):
-        return elements  # type: ignore[return-value]
+        return elements  # type: ignore[return-value]  # all are str
     return tuple(
         [
             element if type(element) is str else PackedKey(pack_clean(element))

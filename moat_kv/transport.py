@@ -13,7 +13,7 @@ import contextlib
 import socket
 import sys
 from collections import deque
-from typing import Any, cast
+from typing import cast
 
 import anyio
 import anyio.abc
@@ -57,7 +57,7 @@ async def over(raw: socket.socket) -> LoopStream:
     loop = asyncio.get_running_loop()
     try:
         _, protocol = await loop.connect_accepted_socket(_Protocol, raw)
-    except BaseException:
+    except BaseException:  # cancelled, too: the socket is ours, and no stream has it yet
         raw.close()
         raise
     return LoopStream(protocol)
@@ -127,8 +127,8 @@ class LoopStream(anyio.abc.SocketStream):
 
     @property
     def _raw_socket(self) -> socket.socket:
-        raw: Any = self._protocol.transport.get_extra_info("socket")
-        return raw  # type: ignore[no-any-return]
+        raw: socket.socket = self._protocol.transport.get_extra_info("socket")
+        return raw
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         protocol = self._protocol

@@ -114,7 +114,7 @@ class Client(reading.ReadCalls, writing.WriteCalls):
         self._link.restorers.append(bound)
         try:
             await bound.tell(self._link)
-        except BaseException:
+        except BaseException:  # cancelled, too: the next lines must not be bound behind our back
             self._link.restorers.remove(bound)
             raise
 

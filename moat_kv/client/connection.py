@@ -19,12 +19,12 @@ when the line breaks, and never reconnects. No task, no lock and no time limit i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 
 from moat_kv import direct, errors, waiting
-from moat_kv.client import handshake
+from moat_kv.client import handshake, under_way
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 
@@ -44,53 +44,6 @@ UNTIMED = frozenset({"delete_tree"})
 _DOUBT_S = 0.5
 
 _REPLY, _ERROR = int(State.REPLY), int(State.ERROR)
-
-
-class LineBroken(Exception):
-    """The line is gone. `sent`: the request may have reached the server."""
-
-    def __init__(self, reason: str, *, sent: bool) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.sent = sent
-
-
-class Overdue(Exception):
-    """No answer in time. `sent`: the request may have reached the server."""
-
-    def __init__(self, *, sent: bool) -> None:
-        super().__init__()
-        self.sent = sent
-
-
-class Stream(Protocol):
-    """Takes the answers to one request that has many. Nothing here may block or raise."""
-
-    #: Its consumer lags so far that reading may pause, if nothing else is under way.
-    lagging: bool
-
-    def started(self, fields: dict[str, Any]) -> None:
-        """It begins."""
-
-    def item(self, fields: dict[str, Any], value: bytes | None) -> None:
-        """The next part."""
-
-    def ended(self, error: errors.MoatKvError | None) -> None:
-        """The server has ended it; None: as it should."""
-
-    def interrupted(self, reason: str) -> None:
-        """The line broke."""
-
-
-class _Call:
-    __slots__ = ("done", "failure", "reply", "sweep")
-
-    def __init__(self, done: waiting.Waiter, sweep: int | None) -> None:
-        self.done = done
-        self.reply: messages.Reply | None = None
-        self.failure: Exception | None = None
-        # The sweep at which it began; None if it is never overdue.
-        self.sweep = sweep
 
 
 class Connection:
@@ -123,8 +76,8 @@ class Connection:
         self._clear = True
         # Up to this seq frames have been given to the stream.
         self._handed = self._seq
-        self._calls: dict[int, _Call] = {}
-        self._streams: dict[int, Stream] = {}
+        self._calls: dict[int, under_way.Call] = {}
+        self._streams: dict[int, under_way.Stream] = {}
         # Streams that have not begun yet, with the sweep at which they were asked for.
         self._unstarted: dict[int, int] = {}
         self._sweep = 0
@@ -149,12 +102,12 @@ class Connection:
         """
         seq = self._post(action, arguments, value)
         sweep = None if action in UNTIMED else self._sweep
-        call = self._calls[seq] = _Call(self._make_waiter(), sweep)
+        call = self._calls[seq] = under_way.Call(self._make_waiter(), sweep)
         if self._nothing_due is not None:
             self._nothing_due.set()
         try:
             await call.done.wait()
-        except BaseException:
+        except BaseException:  # cancelled: nobody waits for the answer any more
             self._calls.pop(seq, None)
             self._outgoing.pop(seq, None)
             raise
@@ -170,7 +123,11 @@ class Connection:
         raise errors.BadArguments(action, "it is answered in parts, and needs a stream")
 
     def open_stream(
-        self, stream: Stream, action: str, arguments: dict[str, Any], value: bytes | None = None
+        self,
+        stream: under_way.Stream,
+        action: str,
+        arguments: dict[str, Any],
+        value: bytes | None = None,
     ) -> int:
         """Ask for a stream; returns its seq. Raises LineBroken, BadValue, FrameTooLarge."""
         seq = self._post(action, arguments, value)
@@ -219,7 +176,7 @@ class Connection:
         self.broken = reason
         calls, self._calls = self._calls, {}
         for seq, call in calls.items():
-            call.failure = LineBroken(reason, sent=seq <= self._handed)
+            call.failure = under_way.LineBroken(reason, sent=seq <= self._handed)
             call.done.set()
         streams, self._streams = self._streams, {}
         self._outgoing.clear()
@@ -232,7 +189,7 @@ class Connection:
 
     def _post(self, action: str, arguments: dict[str, Any], value: bytes | None) -> int:
         if self.broken is not None:
-            raise LineBroken(self.broken, sent=False)
+            raise under_way.LineBroken(self.broken, sent=False)
         seq = self._seq + 1
         frame = messages.pack((seq, action, arguments, value))
         size = len(frame) - frames.HEADER_BYTES
@@ -351,7 +308,7 @@ class Connection:
             raise errors.ProtocolError(f"it says: {messages.error_of(reply.fields)}")
         # Else it is the answer to somebody who was cancelled: dropped.
 
-    def _hand_on(self, seq: int, stream: Stream, reply: messages.Reply) -> None:
+    def _hand_on(self, seq: int, stream: under_way.Stream, reply: messages.Reply) -> None:
         state = reply.state
         if state == State.ITEM:
             stream.item(reply.fields, reply.value)
@@ -400,7 +357,7 @@ class Connection:
                 if call.sweep >= oldest:
                     break
                 del self._calls[seq]
-                call.failure = Overdue(sent=self._take_back(seq))
+                call.failure = under_way.Overdue(sent=self._take_back(seq))
                 call.done.set()
             for seq, sweep in list(self._unstarted.items()):
                 if sweep >= oldest:

@@ -59,7 +59,7 @@ async def reach(address: Address, *, name: str, seen: int, epoch: str, limit_s: 
         if line.server.epoch != epoch:
             seen = 0
         await _hello(line, {"client": name, "seen": seen, "epoch": line.server.epoch})
-    except BaseException:
+    except BaseException:  # cancelled, too: nobody else has the stream yet
         await anyio.aclose_forcefully(stream)
         raise
     return line

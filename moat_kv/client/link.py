@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import anyio
 
 from moat_kv import errors
-from moat_kv.client import backoff, connection, handshake, results, streams
+from moat_kv.client import backoff, connection, handshake, results, streams, under_way
 from moat_kv.client.address import Address
 from moat_kv.proto import messages
 
@@ -108,10 +108,10 @@ class Link:
         if line is not None:
             try:
                 return await line.call(action, arguments, value)
-            except connection.LineBroken as exc:
+            except under_way.LineBroken as exc:
                 if not repeat:
                     raise _broken_write(exc) from exc
-            except connection.Overdue as exc:
+            except under_way.Overdue as exc:
                 raise self._overdue_call(action, repeat, exc.sent) from exc
         elif not repeat:
             raise errors.Disconnected(self._closed or self._why_down)
@@ -125,9 +125,9 @@ class Link:
                 line = await self._wait_for_line()
                 try:
                     return await line.call(action, arguments, value)
-                except connection.LineBroken:
+                except under_way.LineBroken:
                     continue
-                except connection.Overdue:
+                except under_way.Overdue:
                     break
         raise self.overdue(action)
 
@@ -173,7 +173,7 @@ class Link:
     def _ask(self, line: connection.Connection, stream: streams.Stream) -> None:
         try:
             self._streams[stream] = line.open_stream(stream, stream.action, stream.ask())
-        except connection.LineBroken:
+        except under_way.LineBroken:
             return  # the next line's turn
         except errors.MoatKvError:
             self._streams.pop(stream, None)
@@ -290,7 +290,7 @@ class Link:
             with anyio.fail_after(RESTORE_LIMIT_S):
                 for restorer in self.restorers:
                     await restorer.restore(line)
-        except (connection.LineBroken, connection.Overdue, TimeoutError) as exc:
+        except (under_way.LineBroken, under_way.Overdue, TimeoutError) as exc:
             line.close(f"what was there before could not be restored ({exc})")
         except _UNFIT as exc:
             # Others come first when the next line is looked for.
@@ -359,7 +359,7 @@ class Link:
             self._scope.cancel()
 
 
-def _broken_write(exc: connection.LineBroken) -> errors.MoatKvError:
+def _broken_write(exc: under_way.LineBroken) -> errors.MoatKvError:
     if exc.sent:
         return errors.Unknown(exc.reason, line_broke=True)
     return errors.Disconnected(exc.reason)

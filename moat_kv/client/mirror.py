@@ -272,6 +272,7 @@ class ClientRoot(ClientEntry):
             if waiting is not None:
                 await waiting
         except Exception:
+            # As above: the hooks of the others come after it.
             logger.exception("updated() of %r failed", entry)
 
 

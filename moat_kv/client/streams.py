@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -31,7 +31,8 @@ class Stream:
     `changed` tells whoever waits in `wait`; both belong to one consumer.
     """
 
-    action: ClassVar[str]
+    #: The request that asks for it.
+    action: str
 
     def __init__(self, link: Link) -> None:
         self.lagging = False
@@ -87,11 +88,9 @@ class Answer(Stream):
     consumer gets Disconnected, for the rows could come twice.
     """
 
-    action = ""
-
     def __init__(self, link: Link, action: str, arguments: dict[str, Any]) -> None:
         super().__init__(link)
-        self.action = action  # type: ignore[misc]  # here each has its own
+        self.action = action
         self._arguments = arguments
         self._rows: list[list[Any]] = []
         self._taken = False
@@ -183,7 +182,7 @@ class Rows(Generic[_T], AsyncIterator[_T]):
                 self._open = True
                 self._link.open_stream(self._answer)
             self._rows = await self._answer.take()
-        except BaseException:
+        except BaseException:  # cancelled, too: the server must not go on for nobody
             self._stop()
             raise
         if not self._rows:

@@ -79,7 +79,7 @@ def _forget(filename: str, cached: tuple[Any, ...]) -> None:
 class Procedure:
     """A compiled procedure. `bind` makes a callable of it, with globals of its own each time."""
 
-    __slots__ = ("_code", "imports", "is_async", "name", "source", "variables")
+    __slots__ = ("code", "imports", "is_async", "name", "source", "variables")
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Procedure:
         self.variables = variables
         #: Dotted names of what its import statements may load.
         self.imports = imports
-        self._code = code
+        self.code = code
 
     def bind(self, values: Mapping[str, Any]) -> Callable[[], Any]:
         """The procedure with these values as its globals, the `variables` as parameters.
@@ -114,7 +114,7 @@ class Procedure:
             # Whatever still runs with these globals keeps its lines known.
             "__source__": self.source,
         }
-        function = types.FunctionType(self._code, namespace)
+        function = types.FunctionType(self.code, namespace)
         return functools.partial(function, *(values[name] for name in self.variables))
 
 

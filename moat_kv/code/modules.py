@@ -18,7 +18,7 @@ import anyio
 
 from moat_kv import codec, config, errors
 from moat_kv.client.mirror import ClientEntry, ClientRoot
-from moat_kv.code import compiling, importing, requires
+from moat_kv.code import aside, compiling, importing, requires
 from moat_kv.path import Path
 
 if TYPE_CHECKING:
@@ -33,7 +33,16 @@ _MEANING = ("code", "requires", "override")
 class StoredModule:
     """A stored module as it was stored, or a package that is made by what lies below it."""
 
-    def __init__(self, name: str, value: Any, *, rev: int, is_package: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        value: Any,
+        *,
+        rev: int,
+        is_package: bool,
+        put_aside: Callable[[StoredModule], bool] | None = None,
+    ) -> None:
+        """`put_aside`: sees to it that it is compiled in another way if that takes long."""
         self.name = name
         self.rev = rev
         self.is_package = is_package
@@ -42,6 +51,9 @@ class StoredModule:
         #: Another one where it may do something else; 16 bytes, the same on every node.
         self.meaning = _meaning(self._value, is_package)
         self._compiled: compiling.Module | None = None
+        #: Why it cannot be compiled, or not yet.
+        self._problem: errors.MoatKvError | None = None
+        self._put_aside = put_aside
 
     @property
     def needs(self) -> requires.Needs:
@@ -54,12 +66,27 @@ class StoredModule:
         return self._value["code"]
 
     def compiled(self) -> compiling.Module:
-        """Its code, compiled once. Raises BadCode."""
+        """Its code, compiled once. Raises BadCode, Compiling."""
+        if self._problem is not None:
+            raise self._problem
         if self._compiled is None:
-            self._compiled = compiling.compile_module(
-                self._value["code"], name=self.name, is_package=self.is_package, rev=self.rev
-            )
+            if aside.is_long(self._value) and self._put_aside is not None and self._put_aside(self):
+                self._problem = errors.Compiling(self.name)
+                raise self._problem
+            self._compiled = compiling.compile_module(self._value["code"], **self._asked())
         return self._compiled
+
+    async def compile_aside(self) -> None:
+        """While others go on; what comes of it is told by `compiled`."""
+        problem = None
+        try:
+            self._compiled = await aside.compile_module(self._value["code"], **self._asked())
+        except errors.MoatKvError as exc:
+            problem = exc
+        self._problem = problem
+
+    def _asked(self) -> dict[str, Any]:
+        return {"name": self.name, "is_package": self.is_package, "rev": self.rev}
 
     def is_same(self, other: StoredModule | None) -> bool:
         return other is not None and self.meaning == other.meaning
@@ -113,11 +140,29 @@ class ModuleEntry(ClientEntry):
         known = self._stored
         if known is not None and (self._looked_at, known.is_package) == (rev, is_package):
             return known
-        found = StoredModule(self.dotted, self.value, rev=rev, is_package=is_package)
+        found = StoredModule(
+            self.dotted, self.value, rev=rev, is_package=is_package, put_aside=self._put_aside
+        )
         if not found.is_same(known):
             known = self._stored = found
         self._looked_at = rev
         return known
+
+    def _put_aside(self, stored: StoredModule) -> bool:
+        root = self.root
+        assert isinstance(root, ModuleRoot)
+        if root.compiles_aside:
+            self.client.task_group.start_soon(self._compile_aside, stored)
+        return root.compiles_aside
+
+    async def _compile_aside(self, stored: StoredModule) -> None:
+        root = self.root
+        assert isinstance(root, ModuleRoot)
+        async with root.aside_turn:
+            if self._stored is stored:
+                await stored.compile_aside()
+        if self._stored is stored:
+            root.tell(self)
 
     @property
     def problem(self) -> errors.MoatKvError | None:
@@ -149,6 +194,9 @@ class ModuleRoot(ClientRoot):
     def __init__(self, client: Client, path: Path) -> None:
         super().__init__(client, path)
         self._listeners: list[Callable[[ModuleEntry], None]] = []
+        #: As in `CodeRoot`.
+        self.compiles_aside = False
+        self.aside_turn = anyio.Lock()
         self._on_shelf = anyio.Event()
         self._scope = anyio.CancelScope()
 
@@ -324,8 +372,12 @@ class ModuleRoot(ClientRoot):
             or self._is_reshaped(name)
         ]
         importing.forget(stale)
-        for tell in list(self._listeners):
-            tell(entry)
+        self.tell(entry)
+
+    def tell(self, entry: ModuleEntry) -> None:
+        """Whoever listens, that something is new about an entry."""
+        for each in list(self._listeners):
+            each(entry)
 
     def _is_reshaped(self, name: str) -> bool:
         """A module has become a package, or the other way round, or is gone."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 from moat_kv import codec, config, errors
 from moat_kv.client.client import Client
 from moat_kv.client.mirror import ClientEntry, ClientRoot
-from moat_kv.code import compiling, modules, requires
+from moat_kv.code import aside, compiling, modules, requires
 from moat_kv.notgiven import NotGiven
 from moat_kv.path import P, Path
 
@@ -56,19 +57,36 @@ def _merge(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> codec.AttrDict:
 
 def check(value: Any, *, name: str, rev: int = 0) -> tuple[compiling.Procedure, requires.Needs]:
     """A procedure's entry, compiled, and what it needs. Raises BadCode, BadValue."""
+    asked = _asked(value, name=name, rev=rev)
+    return compiling.compile_procedure(**asked), _needs(value)
+
+
+async def check_aside(
+    value: Any, *, name: str, rev: int
+) -> tuple[compiling.Procedure, requires.Needs]:
+    """The same, while others go on."""
+    asked = _asked(value, name=name, rev=rev)
+    return await aside.compile_procedure(**asked), _needs(value)
+
+
+def _asked(value: Any, *, name: str, rev: int) -> dict[str, Any]:
+    """What the compiler is to be asked."""
     if not isinstance(value, Mapping) or "code" not in value:
         raise errors.BadValue(f"{name}: a procedure is a mapping with `code`")
-    procedure = compiling.compile_procedure(
-        value["code"],
-        name=name,
-        is_async=value.get("is_async"),
-        variables=value.get("vars") or (),
-        rev=rev,
-    )
+    return {
+        "text": value["code"],
+        "name": name,
+        "is_async": value.get("is_async"),
+        "variables": value.get("vars") or (),
+        "rev": rev,
+    }
+
+
+def _needs(value: Mapping[str, Any]) -> requires.Needs:
     default = value.get("default")
     if default is not None:
         merged(default)
-    return procedure, requires.parse(value.get("requires"))
+    return requires.parse(value.get("requires"))
 
 
 class CodeEntry(ClientEntry):
@@ -81,7 +99,7 @@ class CodeEntry(ClientEntry):
         self._checked = self._problem = None
         root = self.root
         assert isinstance(root, CodeRoot)
-        root._changed_code(self)
+        root.tell(self)
 
     def _check(self) -> tuple[compiling.Procedure, requires.Needs]:
         if self._problem is not None:
@@ -91,11 +109,34 @@ class CodeEntry(ClientEntry):
             try:
                 if self.value is NotGiven:
                     raise errors.NotFound("procedure", name)
+                if self._is_for_aside():
+                    self.client.task_group.start_soon(self._check_aside)
+                    raise errors.Compiling(name)
                 self._checked = check(self.value, name=name, rev=self.rev)
             except errors.MoatKvError as exc:
                 self._problem = exc
                 raise
         return self._checked
+
+    def _is_for_aside(self) -> bool:
+        root = self.root
+        assert isinstance(root, CodeRoot)
+        return root.compiles_aside and aside.is_long(self.value)
+
+    async def _check_aside(self) -> None:
+        root, value, rev = self.root, self.value, self.rev
+        assert isinstance(root, CodeRoot)
+        checked, problem = None, None
+        async with root.aside_turn:
+            if self.value is not value:
+                return
+            try:
+                checked = await check_aside(value, name=str(self.path), rev=rev)
+            except errors.MoatKvError as exc:
+                problem = exc
+        if self.value is value:
+            self._checked, self._problem = checked, problem
+            root.tell(self)
 
     @property
     def problem(self) -> errors.MoatKvError | None:
@@ -108,7 +149,7 @@ class CodeEntry(ClientEntry):
 
     @property
     def procedure(self) -> compiling.Procedure:
-        """Compiled, once for each revision. Raises NotFound, BadCode, BadValue."""
+        """Compiled, once for each revision. Raises NotFound, BadCode, BadValue, Compiling."""
         return self._check()[0]
 
     @property
@@ -130,6 +171,9 @@ class CodeRoot(ClientRoot):
     def __init__(self, client: Client, path: Path) -> None:
         super().__init__(client, path)
         self._listeners: list[Callable[[CodeEntry], None]] = []
+        #: Long texts are compiled aside; until one is, it cannot be called (`Compiling`).
+        self.compiles_aside = False
+        self.aside_turn = anyio.Lock()
 
     @classmethod
     def place(cls, places: config.Places) -> Path:
@@ -215,9 +259,10 @@ class CodeRoot(ClientRoot):
         self._listeners.append(callback)
         return lambda: self._listeners.remove(callback)
 
-    def _changed_code(self, entry: CodeEntry) -> None:
-        for tell in list(self._listeners):
-            tell(entry)
+    def tell(self, entry: CodeEntry) -> None:
+        """Whoever listens, that something is new about an entry."""
+        for each in list(self._listeners):
+            each(entry)
 
 
 async def _in_thread(call: Callable[[], Any]) -> Any:

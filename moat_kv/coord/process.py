@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from moat_kv import blocking, errors, in_loop
+from moat_kv import blocking, errors
 from moat_kv.client.session import Session
 from moat_kv.coord import ground, loop_thread, recovery, reference
 from moat_kv.coord import lock as lock_module
@@ -53,7 +53,7 @@ class Process:
         grace_s: float | None = None,
         backend: str = "asyncio",
     ) -> None:
-        in_loop.refuse_event_loop()
+        blocking.refuse_event_loop()
         self._keeper: threading.Thread | None = None
         self._pid = os.getpid()
         #: Called before all else when the process stops.

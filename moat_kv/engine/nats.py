@@ -101,7 +101,7 @@ class NatsEngine(base.Engine):
         return max(self._feed.revision, self._began_at) if self._is_begun else 0
 
     @property
-    def floor(self) -> int:  # type: ignore[override]
+    def floor(self) -> int:  # type: ignore[override]  # the feed's
         """See `base.Engine.floor`."""
         return self._feed.floor if self._is_begun else 0
 
@@ -213,7 +213,7 @@ class NatsEngine(base.Engine):
         with background:
             try:
                 await self._line.keep(first, self._serve)
-            except Exception:
+            except BaseException:  # whatever ends it: the committer would wait for a next line
                 self._committer.abandon()
                 raise
 

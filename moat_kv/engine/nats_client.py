@@ -202,6 +202,7 @@ class _Parser(parser.Parser):
                 break
             body = data[head:stop]
             if not nc.came(sid, subject, reply, body, headers):
+                # (nats-py takes no headers for None, too, whatever it says.)
                 await nc._process_msg(sid, subject, reply, body, headers)  # type: ignore[arg-type]
             start = stop + 2
         else:

@@ -6,6 +6,7 @@ was published and got no answer is nobody's business here. Knows nothing of stre
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 from nats import errors as nats_errors
+from nats.aio import subscription as nats_subscription
 
 from moat_kv import errors
 from moat_kv.engine import nats_client, nats_settings
@@ -186,6 +188,14 @@ class Connection:
             await heard.unsubscribe()
         except (nats_errors.Error, OSError) as exc:
             raise NoAnswer(said(exc)) from exc
+
+    async def unsubscribe(self, subscription: nats_subscription.Subscription) -> None:
+        """Hear no more of it, also for whoever is cancelled. With the connection it ends anyway."""
+        if self.lost.is_set():
+            return
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            with contextlib.suppress(nats_errors.Error, OSError):
+                await subscription.unsubscribe()
 
     async def close(self) -> None:
         """Give it up; what is unsent may get there still, unless it was lost."""

@@ -8,7 +8,6 @@ uses it makes another one. Applies nothing.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -165,9 +164,8 @@ class Consumer:
         self._over.set()
         if self._hand_on in self._client.rests:
             self._client.rests.remove(self._hand_on)
-        if self._subscription is not None and not self._connection.lost.is_set():
-            with contextlib.suppress(nats_errors.Error, OSError):
-                await self._subscription.unsubscribe()
+        if self._subscription is not None:
+            await self._connection.unsubscribe(self._subscription)
 
     def _came(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         if self._over.is_set():
@@ -251,5 +249,4 @@ async def read(
                 if not remaining:
                     return
         finally:
-            with anyio.CancelScope(shield=True):
-                await consumer.stop()
+            await consumer.stop()

@@ -1,14 +1,13 @@
 """Reads the stream without a consumer: whichever node has a copy tells what comes next.
 
 `nats_feed` does this while it has no consumer: making one takes the leader of NATS's metadata, and
-it lives on one node. `engine.nats` reads a path's history so. A node answers from its own copy of
-the stream, which may end earlier than the leader's, but has no gaps: each message tells which one
-was sent before it. Applies nothing.
+it lives on one node. `nats_reading` reads a path's history so, and `nats_touch` finds out whether a
+node has what was stored. A node answers from its own copy of the stream, which may end earlier than
+the leader's, but has no gaps: each message tells which one was sent before it. Applies nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import re
@@ -68,9 +67,8 @@ class Reader:
     async def close(self) -> None:
         """Listen no more."""
         self._connection.when_lost.remove(self._lost)
-        if self._subscription is not None and not self._connection.lost.is_set():
-            with contextlib.suppress(nats_errors.Error, OSError):
-                await self._subscription.unsubscribe()
+        if self._subscription is not None:
+            await self._connection.unsubscribe(self._subscription)
 
     async def after(self, rev: int, subject: str) -> Sequence[nats_consumer.Item]:
         """Of what a subject (or pattern) has above a revision the first, in order; [] if no more.
@@ -200,5 +198,4 @@ async def until_there(
                 return
             await anyio.sleep(PAUSE_S)
     finally:
-        with anyio.CancelScope(shield=True):
-            await reader.close()
+        await reader.close()

@@ -215,8 +215,7 @@ class Feed:
                 _log.debug("NATS: no consumer: %s", exc)
             finally:
                 self._is_fed = False
-                with anyio.CancelScope(shield=True):
-                    await consumer.stop()
+                await consumer.stop()
             await anyio.sleep(AGAIN_S)
 
     async def _fill_in(self, connection: nats_connection.Connection) -> None:
@@ -245,8 +244,7 @@ class Feed:
                 if not items:
                     await anyio.sleep(PAUSE_S if self._waiters else IDLE_PAUSE_S)
         finally:
-            with anyio.CancelScope(shield=True):
-                await reader.close()
+            await reader.close()
 
     def _lacks(self) -> bool:
         """Whether there is reason to read what no consumer brings."""

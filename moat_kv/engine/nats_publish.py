@@ -10,7 +10,6 @@ goes before the writes of its batch, so that the last message of the stream is n
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
@@ -131,9 +130,7 @@ class Publisher:
     async def close(self) -> None:
         """Listen no more."""
         self._connection.when_lost.remove(self._lost)
-        if not self._connection.lost.is_set():
-            with contextlib.suppress(nats_errors.Error, OSError):
-                await self._subscription.unsubscribe()
+        await self._connection.unsubscribe(self._subscription)
 
     async def singly(
         self, messages: Sequence[Message], wait_s: float = ACK_S, told: Told | None = None

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 
@@ -39,8 +40,8 @@ TELLING_S, MORE_TRIPS = 0.3, 3
 class NatsRemote(nats.NatsEngine, remote.Remote):
     """`remote.Remote` in the network that `url` names; arguments as those of `nats.NatsEngine`."""
 
-    def __init__(self, url: str, **options: object) -> None:
-        super().__init__(url, **({"patience_s": PATIENCE_S} | options))  # type: ignore[arg-type]
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **{"patience_s": PATIENCE_S, **options})
         self._follower: remote.Follower
         self._known = remote.Known()
         self._touch: nats_touch.Touch
@@ -93,7 +94,7 @@ class NatsRemote(nats.NatsEngine, remote.Remote):
         with background:
             try:
                 await self._line.keep(await self._first(), self._serve_following)
-            except BaseException:
+            except BaseException:  # whatever ends it: the committer would wait for a next line
                 self._committer.abandon()
                 raise
 

@@ -99,16 +99,15 @@ class Names:
 
 def token(element: Any) -> str:
     """One element as a token of a subject."""
-    kind = type(element)
-    if kind is str:
+    if type(element) is str:
         if _PLAIN.fullmatch(element):
-            return element  # type: ignore[no-any-return]
+            return element
         if not element:
             return "=-"
         return "".join(
             [chr(b) if b in _PLAIN_BYTES else f"={b:02X}" for b in element.encode("utf-8")]
         )
-    if kind is int:
+    if type(element) is int:
         return f"=i{element}"
     return "=x" + _pack(element).hex()
 

@@ -4,7 +4,7 @@ A server starts one around a `remote.Remote`. While that is in touch, writes go 
 become comes back through `apply`, and into the copy (`local_copy`). While it is not, the server
 goes on from the copy: plain writes wait in the outbox (`outbox`), all others are refused with
 Detached; afterwards `replaying` brings them in. A plain write that the log does not acknowledge
-within `patience_s` is kept likewise, and answered so.
+within `patience_s` is kept likewise, and answered so (`flights`).
 
 Until all of the outbox is on its way into the log, plain writes join its end, so that a client's
 writes stay in order.
@@ -13,19 +13,16 @@ writes stay in order.
 from __future__ import annotations
 
 import logging
-import math
 import pathlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 
 from moat_kv import conflicts, errors
-from moat_kv.engine import age, base, home, local_copy, outbox, remote, replaying
+from moat_kv.engine import age, base, flights, home, local_copy, outbox, remote, replaying
 from moat_kv.engine.copy_store import State
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
@@ -47,46 +44,6 @@ def is_plain(write: Write) -> bool:
         and write.expires_at is None
         and not write.strict
     )
-
-
-class _Launched(Write):
-    """A plain write that was given to the log; once it is kept, with what a `LateWrite` has."""
-
-    __slots__ = ("after", "at")
-
-    def __init__(self, write: Write) -> None:
-        super().__init__(
-            write.path, write.value, origin=write.origin, tick=write.tick, idem=write.idem
-        )
-        self.after: int | None = None
-        self.at: float | None = None
-
-
-class _Lane:
-    """The plain writes of one path that are with the log; they get there in order."""
-
-    __slots__ = ("count", "rev")
-
-    def __init__(self) -> None:
-        self.count = 0
-        #: Of the last one that was stored.
-        self.rev = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """What became of a plain write that was given to the log."""
-
-    write: _Launched
-    done: base.Done
-    due: float
-    made: age.Moment
-    contact_at: float
-    """The engine's time when it had last been heard of then."""
-    on: int
-    """The newest record of its path that was there when it was made."""
-    is_over: bool = False
-    is_kept: bool = False
 
 
 class NetworkEngine(base.Engine):
@@ -119,9 +76,6 @@ class NetworkEngine(base.Engine):
         self.since = 0.0
         self.attached = self._was_cut_off = False
         self.trouble = "not in touch with the network yet"
-        self._flights: deque[_Flight] = deque()
-        self._in_flight: dict[Path, _Lane] = {}
-        self._some_flight = anyio.Event()
 
     # Opening and closing ------------------------------------------------------------------------
 
@@ -139,13 +93,20 @@ class NetworkEngine(base.Engine):
             self.home = home.of(self._file)
             known = await self._load()
             self._outbox = outbox.Outbox(self._copy, self._canvas, moment=self._moment)
+            self._flights = flights.Flights(
+                self._engine,
+                self._outbox,
+                self._canvas,
+                patience_s=self._patience_s,
+                moment=self._moment,
+            )
             self._replayer = replaying.Replayer(
                 self._outbox,
                 self._engine,
                 self._canvas,
                 origin=self._origin,
                 moment=self._moment,
-                is_busy=self._in_flight.__contains__,
+                is_busy=self._flights.__contains__,
                 on_conflict=self._conflict,
             )
             self._outbox.on_kept = self._replayer.add
@@ -154,7 +115,7 @@ class NetworkEngine(base.Engine):
                 anyio.create_task_group() as tasks,
             ):
                 tasks.start_soon(self._replayer.run)
-                tasks.start_soon(self._keep_late_ones)
+                tasks.start_soon(self._flights.keep_late_ones)
                 await self._loaded.wait()
                 with anyio.move_on_after(TOUCH_S):
                     await self._heard.wait()
@@ -270,7 +231,7 @@ class NetworkEngine(base.Engine):
     def submit(self, writes: Sequence[Write], done: base.Done) -> None:
         if len(writes) == 1 and is_plain(writes[0]):
             if self.attached and self._is_next(writes[0].path):
-                self._launch(writes[0], done)
+                self._flights.launch(writes[0], done)
             else:
                 self._outbox.take(writes[0], done)
             return
@@ -291,76 +252,6 @@ class NetworkEngine(base.Engine):
         if waiting > replaying.AT_ONCE or path in self._outbox:
             return False
         return self._outbox.are_all(self._replayer.is_submitted)
-
-    def _launch(self, write: Write, done: base.Done) -> None:
-        head = self._canvas.head(write.path)
-        due = anyio.current_time() + self._patience_s
-        on = 0 if head is None else head.rev
-        contact_at = self._outbox.contact_at
-        flight = _Flight(_Launched(write), done, due, self._moment(), contact_at, on)
-        self._flights.append(flight)
-        self._some_flight.set()
-        self._in_flight.setdefault(write.path, _Lane()).count += 1
-        self._outbox.published.add(f"{write.origin}:{write.tick}")
-        self._engine.submit((flight.write,), lambda outcome: self._landed(flight, outcome))
-
-    def _landed(self, flight: _Flight, outcome: base.Outcome) -> None:
-        write, id_ = flight.write, f"{flight.write.origin}:{flight.write.tick}"
-        flight.is_over = True
-        is_stored = not isinstance(outcome, errors.MoatKvError)
-        on = self._stands_on(flight)
-        self._release(write.path, 0 if isinstance(outcome, errors.MoatKvError) else outcome[0].rev)
-        if is_stored or not isinstance(outcome, errors.Unknown):
-            self._outbox.published.discard(id_)
-        if flight.is_kept:
-            if is_stored:
-                self._outbox.stored(write.path, id_)
-        elif isinstance(outcome, errors.Unknown | errors.Detached):
-            self._keep(flight, on)
-        else:
-            flight.done(outcome)
-        waiting = self._outbox.on_disk(write.path)
-        if waiting is not None:
-            self._replayer.add(waiting)
-
-    def _release(self, path: Path, rev: int) -> None:
-        """One is over, and stored at `rev`; 0: not stored."""
-        lane = self._in_flight[path]
-        lane.rev = max(lane.rev, rev)
-        lane.count -= 1
-        if not lane.count:
-            del self._in_flight[path]
-
-    def _stands_on(self, flight: _Flight) -> int:
-        """The record that it is on top of: those that were launched before it count, too."""
-        return max(flight.on, self._in_flight[flight.write.path].rev)
-
-    async def _keep_late_ones(self) -> None:
-        flights = self._flights
-        while True:
-            while flights and flights[0].is_over:
-                flights.popleft()
-            if not flights:
-                self._some_flight = anyio.Event()
-                await self._some_flight.wait()
-                continue
-            wait_s = flights[0].due - anyio.current_time()
-            if wait_s > 0:
-                await anyio.sleep(wait_s)
-                continue
-            flight = flights.popleft()
-            flight.is_kept = True
-            # From now on it counts from when it was made: if others write the path before it is
-            # stored, it must not come on top of them by itself; nor, stored late, win over what was
-            # made after it.
-            flight.write.after = on = self._stands_on(flight)
-            flight.write.at = self.now() - age.age_s(flight.made, self._moment(), math.inf)
-            self._keep(flight, on)
-
-    def _keep(self, flight: _Flight, on: int) -> None:
-        self._outbox.take(
-            flight.write, flight.done, made=flight.made, contact_at=flight.contact_at, on=on
-        )
 
     # Reading ------------------------------------------------------------------------------------
 

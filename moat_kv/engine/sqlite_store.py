@@ -46,12 +46,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from moat_kv import errors
-from moat_kv.engine import (
-    sqlite_connection,
-    sqlite_open,
-    sqlite_reserve,
-    sqlite_rows,
-)
+from moat_kv.engine import sqlite_connection, sqlite_open, sqlite_reserve, sqlite_rows
 from moat_kv.entry import Record
 from moat_kv.path import Path
 

@@ -18,7 +18,7 @@ from moat_kv import codec, errors
 from moat_kv.engine.base import Outcome
 from moat_kv.entry import Head, Record, Write
 from moat_kv.path import Path
-from moat_kv.server import sessions
+from moat_kv.server.session import PLACE, Session, fits
 
 if TYPE_CHECKING:
     from moat_kv.server.connection import Connection
@@ -69,7 +69,7 @@ class Estates:
     # What the log says --------------------------------------------------------------------------
 
     def applied(self, record: Record) -> None:
-        """A record below `sessions.PLACE` was applied."""
+        """A record below `PLACE` was applied."""
         id = str(record.path[-1])
         if record.value is None:
             self._known.pop(id, None)
@@ -87,7 +87,7 @@ class Estates:
         self._known.clear()
         self._since.clear()
         self._strays.clear()
-        place = self._server.store.tree.find(sessions.PLACE)
+        place = self._server.store.tree.find(PLACE)
         for key, node in list((place.children or {}).items()) if place is not None else []:
             if node.value is not None:
                 self._known[str(key)] = _facts(node)
@@ -103,7 +103,7 @@ class Estates:
 
     # Adopting -----------------------------------------------------------------------------------
 
-    async def adopt(self, connection: Connection, id: str, secret: str) -> sessions.Session:
+    async def adopt(self, connection: Connection, id: str, secret: str) -> Session:
         """Go on with a session that another server had. Strict.
 
         Raises SessionExpired, also for a wrong secret; Detached; Unknown.
@@ -122,13 +122,13 @@ class Estates:
             if not turn.waiting:
                 del self._adopting[id]
 
-    async def _adopt(self, connection: Connection, id: str, secret: str) -> sessions.Session:
+    async def _adopt(self, connection: Connection, id: str, secret: str) -> Session:
         server = self._server
         for _ in range(TRIES):
             if id in server.sessions:
                 return server.sessions.resume(connection, id, secret)
             facts = self._known.get(id)
-            if facts is None or not sessions.fits(facts.secret_hash, secret):
+            if facts is None or not fits(facts.secret_hash, secret):
                 raise errors.SessionExpired(id)
             server.leases.need()
             outcome = await self._write(id, self._record(facts), facts.rev)
@@ -138,8 +138,8 @@ class Estates:
                 raise outcome
         raise errors.Unknown("others resume this session at the same time")
 
-    def _adopted(self, connection: Connection, id: str, facts: Facts, rev: int) -> sessions.Session:
-        session = sessions.Session(id, facts.secret_hash, facts.ttl_s, facts.grace_s)
+    def _adopted(self, connection: Connection, id: str, facts: Facts, rev: int) -> Session:
+        session = Session(id, facts.secret_hash, facts.ttl_s, facts.grace_s)
         session.recorded, session.rev = True, rev
         now = self._known.get(id)
         if now is None or now.rev > rev:
@@ -162,7 +162,7 @@ class Estates:
             outcomes.append(outcome)
             finished.set()
 
-        self._server.submit((self._made(sessions.PLACE / id, value, rev),), done)
+        self._server.submit((self._made(PLACE / id, value, rev),), done)
         await finished.wait()
         return outcomes[0]
 
@@ -221,7 +221,7 @@ class Estates:
 
     def _end(self, id: str, facts: Facts) -> None:
         server = self._server
-        write = self._made(sessions.PLACE / id, None, facts.rev)
+        write = self._made(PLACE / id, None, facts.rev)
         if facts.owner != server.origin:
             write.guards = server.leases.guards(facts.owner)
         self._ending.add(id)

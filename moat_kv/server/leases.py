@@ -118,6 +118,8 @@ class Leases:
     async def run(self) -> None:
         """Renew it for as long as the server lives. Raises NameTaken."""
         while self._server.engine.shared:
+            # (Where there are sessions, `sessions` tells it sooner.)
+            self._server.groups.tell_parted(self.is_parted)
             await self._pause(self._step())
 
     async def _pause(self, limit_s: float) -> None:

@@ -31,7 +31,7 @@ from moat_kv.server import (
     network_facts,
     patching,
     presence,
-    sessions,
+    session,
     turns,
 )
 from moat_kv.server import times as times_module
@@ -187,7 +187,7 @@ class Server:
             return
         if place == leases.PLACE:
             self.leases.applied(record)
-        elif place == sessions.PLACE:
+        elif place == session.PLACE:
             self.estates.applied(record)
 
     def _touched(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from moat_kv import codec, errors
 from moat_kv.path import Path
 from moat_kv.proto.messages import Request
-from moat_kv.server import sessions, streams
+from moat_kv.server import streams
 from moat_kv.server.actions import INT, NUMBER, PATH, TEXT, Action, readable
 from moat_kv.server.connection import Connection
+from moat_kv.server.session import Session
 
 #: What a member may say of itself, in bytes of msgpack.
 INFO_LIMIT_BYTES = 16 * 1024
@@ -33,7 +34,7 @@ def session_resume(connection: Connection, request: Request) -> None:
     server, seq = connection.server, request.seq
     id, secret = request.arguments["session"], request.arguments["secret"]
 
-    def answer(session: sessions.Session) -> None:
+    def answer(session: Session) -> None:
         connection.reply(seq, {"ttl_s": session.ttl_s, "grace_s": session.grace_s})
 
     if id in server.sessions or not server.engine.shared:

@@ -13,8 +13,6 @@ this server's lease is over (`leases`).
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import secrets
 from collections.abc import Callable
@@ -24,8 +22,9 @@ import anyio
 
 from moat_kv import codec, errors
 from moat_kv.engine.base import Outcome
-from moat_kv.entry import EXISTS, SYSTEM, Guard, Write
+from moat_kv.entry import EXISTS, Guard, Write
 from moat_kv.path import Path
+from moat_kv.server.session import PLACE, Session, fits, hash_of
 
 if TYPE_CHECKING:
     from moat_kv.server.connection import Connection
@@ -47,50 +46,6 @@ HELD_UP_S = 0.2
 RETRY_S = 1.0
 #: How many sessions one line may have; each costs memory for as long as its client asks for.
 LINE_LIMIT = 1_000
-
-PLACE = Path(SYSTEM, "session")
-
-
-class Session:
-    """One live session."""
-
-    __slots__ = (
-        "broken_at",
-        "connection",
-        "ended",
-        "grace_s",
-        "heard_at",
-        "id",
-        "recorded",
-        "rev",
-        "secret_hash",
-        "ttl_s",
-    )
-
-    def __init__(self, id: str, secret_hash: str, ttl_s: float, grace_s: float) -> None:
-        self.id = id
-        self.secret_hash = secret_hash
-        self.ttl_s = ttl_s
-        self.grace_s = grace_s
-        self.connection: Connection | None = None
-        self.heard_at = anyio.current_time()
-        self.broken_at: float | None = None
-        self.recorded = False
-        #: The record's revision, as soon as it was applied; where several servers share the tree.
-        self.rev = 0
-        self.ended = False
-
-    @property
-    def path(self) -> Path:
-        return PLACE / self.id
-
-    def overdue(self, now: float) -> str | None:
-        """Why it is over, if it is."""
-        if self.broken_at is not None and now - self.broken_at >= self.grace_s:
-            return f"its line has been broken for {self.grace_s:g} s"
-        if now - self.heard_at >= self.ttl_s:
-            return f"it has been silent for {self.ttl_s:g} s"
-        return None
 
 
 class Sessions:
@@ -135,7 +90,7 @@ class Sessions:
         if len(connection.sessions) >= LINE_LIMIT:
             raise errors.BadArguments("session_open", f"more than {LINE_LIMIT} sessions on a line")
         secret = secrets.token_urlsafe(24)
-        session = Session(secrets.token_hex(8), _hash(secret), ttl_s, grace_s)
+        session = Session(secrets.token_hex(8), hash_of(secret), ttl_s, grace_s)
         self._live[session.id] = session
         self._bind(session, connection)
         return session, secret
@@ -404,12 +359,3 @@ class Sessions:
             session.heard_at += lost_s
             if session.broken_at is not None:
                 session.broken_at += lost_s
-
-
-def fits(secret_hash: str, secret: str) -> bool:
-    """Whether this is the secret of a session."""
-    return hmac.compare_digest(secret_hash, _hash(secret))
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal
 
-from moat_kv import blocking, in_loop
+from moat_kv import blocking
 from moat_kv import errors as kv_errors
 from moat_kv.client import results as kv_results
 from moat_kv.client.client import Client
@@ -185,7 +185,7 @@ class Attachment:
 
     def begin(self) -> None:
         """Connect, and share what is loaded. Raises CannotConnect, Detached and the like."""
-        in_loop.refuse_event_loop()
+        blocking.refuse_event_loop()
         with self._stack:
             client = self._open()
             sharing = client.run(self._start, client.asynchronous)

@@ -51,6 +51,8 @@ async def keep(service: Service) -> None:
             while waiting:
                 path, entry = waiting.popitem()
                 problem = entry.problem if entry.value is not NotGiven else None
+                if isinstance(problem, errors.Compiling):
+                    continue  # it is told again when that is done
                 try:
                     await _note(service, path, problem, open_here)
                 except errors.MoatKvError:

@@ -88,6 +88,8 @@ class Service:
         self.places = places
         self.code = code
         self.modules = modules
+        # The session must be kept up, and other jobs told, whatever somebody stores.
+        code.compiles_aside = modules.compiles_aside = True
         #: Set while jobs run.
         self.session: Session
         self.queue_limit = client.config.runner.queue

@@ -200,3 +200,21 @@ class StreamLog:
             self.news = anyio.Event()
             await self.news.wait()
         return self.told
+
+
+class Outcome:
+    """What became of a call in a task of its own."""
+
+    def __init__(self) -> None:
+        self.reply: messages.Reply | None = None
+        self.error: Exception | None = None
+        self.scope = anyio.CancelScope()
+        self.cancelled = False
+
+    async def run(self, line: connection.Connection, *args: Any) -> None:
+        with self.scope:
+            try:
+                self.reply = await line.call(*args)
+            except Exception as exc:
+                self.error = exc
+        self.cancelled = self.scope.cancelled_caught

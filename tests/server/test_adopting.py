@@ -14,7 +14,8 @@ from moat_kv.client.session import Session
 from moat_kv.engine import network
 from moat_kv.path import Path
 from moat_kv.proto.messages import State
-from moat_kv.server import expiry, sessions
+from moat_kv.server import expiry
+from moat_kv.server.session import PLACE
 from tests.line import connected
 from tests.server.network import TIMES, Network, Site, until
 
@@ -29,7 +30,7 @@ def has(site: Site, path: Path) -> bool:
 
 
 def owner(net: Network, id: str) -> str | None:
-    last = net.history(sessions.PLACE / id)[-1]
+    last = net.history(PLACE / id)[-1]
     return None if last is None else str(last["owner"])
 
 
@@ -54,7 +55,7 @@ async def test_session_goes_on_at_another_server(tmp_path: pathlib.Path) -> None
             await other.ask("set", 3, path=A, session=id)
             await other.ask("session_close", session=id)
             await until(lambda: not has(one, A) and not has(two, A))
-        assert net.history(sessions.PLACE / id).count(None) == 1
+        assert net.history(PLACE / id).count(None) == 1
 
 
 async def test_session_that_owns_nothing_is_not_known_elsewhere(tmp_path: pathlib.Path) -> None:
@@ -99,7 +100,7 @@ async def test_dead_servers_session_ends_once_after_its_time_to_live(
             began = anyio.current_time()
             await until(lambda: not has(two, A) and not has(three, A))
             assert anyio.current_time() - began > TIMES.lease_s + TIMES.ttl_s - TIMES.renew_s - 0.1
-            assert net.history(sessions.PLACE / id).count(None) == 1
+            assert net.history(PLACE / id).count(None) == 1
             assert net.history(A).count(None) == 1
 
 
@@ -119,7 +120,7 @@ async def test_cut_off_server_ends_its_sessions_itself_and_cleans_up_when_back(
         assert has(two, A)
         one.heal()
         await until(lambda: not has(two, A))
-        assert net.history(sessions.PLACE / id)[-1] is None
+        assert net.history(PLACE / id)[-1] is None
 
 
 async def test_minority_ends_nobodys_session(tmp_path: pathlib.Path) -> None:
@@ -248,7 +249,7 @@ async def test_of_two_servers_that_adopt_at_once_one_has_the_session(
 
 def adoptions(site: Site) -> int:
     """How many wait for the log's answer."""
-    place = sessions.PLACE
+    place = PLACE
     return sum(writes[0].path[: len(place)] == place for writes, _ in site.remote._hanging)
 
 

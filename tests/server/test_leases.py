@@ -11,7 +11,7 @@ import anyio
 import anyio.abc
 import pytest
 
-from moat_kv import errors
+from moat_kv import P, errors, open_client
 from moat_kv.engine.memory import MemoryEngine
 from moat_kv.server import leases
 from moat_kv.testing.server import running_server
@@ -157,3 +157,24 @@ async def test_server_that_starts_cut_off_takes_its_lease_later(tmp_path: pathli
         assert not one.server.leases.held
         one.heal()
         await until(lambda: one.server.leases.held)
+
+
+async def test_a_group_is_told_that_its_server_is_on_its_own_though_nobody_has_a_session(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with (
+        Network(tmp_path).server("n1") as site,
+        open_client(site.url) as client,
+        client.watch_group(P("g")) as members,
+    ):
+        with anyio.fail_after(15):
+            assert await anext(members) == {}
+            site.cut()
+            told = await anext(members)
+            assert told is not None
+            assert told.parted
+            assert not site.server.leases.held
+            site.heal()
+            told = await anext(members)
+            assert told is not None
+            assert not told.parted

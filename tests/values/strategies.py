@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC
 from typing import Any
 
+import msgpack
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -43,3 +45,31 @@ def paths(draw: st.DrawFn, max_elements: int = 8) -> Path:
     except BadPath as error:
         assume("packed bytes" not in error.reason)
         raise
+
+
+KEYS = st.one_of(TEXTS, st.integers(-5, 5), st.booleans(), st.none(), st.binary(max_size=4))
+LEAVES: st.SearchStrategy[Any] = st.one_of(
+    TEXTS,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=-(2**80), max_value=2**80),
+    st.floats(allow_nan=False),
+    st.binary(max_size=12),
+    st.datetimes(timezones=st.just(UTC)),
+    paths(max_elements=3),
+    st.builds(msgpack.ExtType, st.integers(4, 127), st.binary(max_size=20)),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+def nested(depth: int) -> Any:
+    """Lists in lists."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value

@@ -23,6 +23,8 @@ from moat_kv_runner.children import cgroups, child, lease, limits, processes, wi
 #: How often a child's processes are counted while nothing is known to happen, in seconds; a child
 #: says when it starts some, unless it does so behind Python's back.
 COUNT_S = 4.0
+#: The same while there is but the child.
+ALONE_S = 20.0
 #: How often while their number grows.
 GROWING_S = 0.005
 #: So many processes are looked for, and killed, at a time.
@@ -154,7 +156,7 @@ class Keeper:
             self._kill("processes")
         is_growing = number > self._most
         self._most = max(self._most, number)
-        calm_s = min(self._count_wait_s * 1.5, COUNT_S)
+        calm_s = min(self._count_wait_s * 1.5, COUNT_S if number > 1 else ALONE_S)
         self._count_wait_s = GROWING_S if is_growing and number > 1 else calm_s
         self._count_at = now + self._count_wait_s
 

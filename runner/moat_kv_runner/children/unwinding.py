@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Any, TypeVar
 
-from moat_kv import in_loop
+from moat_kv import blocking
 from moat_kv_runner import execution
 
 _T = TypeVar("_T")
@@ -46,9 +46,9 @@ class Unwinding:
         signal.signal(number, self._told)
 
     def wait(self, start: Callable[[], futures.Future[_T]]) -> _T:
-        """How the script's blocking client waits; see `in_loop.Waits`."""
+        """How the script's blocking client waits; see `blocking.Waits`."""
         if threading.get_ident() != self._thread:
-            return in_loop.wait(start)
+            return blocking.wait(start)
         self._calls.append(None)
         try:
             self._calls[-1] = future = start()

@@ -18,6 +18,7 @@ from moat_kv.path import P, Path
 from moat_kv.testing import engine_probe
 from moat_kv.testing import nats as nats_servers
 from tests.client import proxy as proxies
+from tests.client.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -47,12 +48,6 @@ async def behind_proxy(
 ) -> AsyncIterator[tuple[proxies.Proxy, str]]:
     async with proxies.proxied(f"tcp://{node.address}") as proxy:
         yield proxy, f"nats://127.0.0.1:{proxies.port_of(proxy.url)}/{network}"
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not is_so():
-            await anyio.sleep(0.01)
 
 
 async def tree_of(url: str) -> dict[Path, Record]:

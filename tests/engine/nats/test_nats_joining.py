@@ -18,6 +18,7 @@ from moat_kv.engine import nats, nats_line, nats_remote, nats_settings, network
 from moat_kv.path import P
 from moat_kv.testing import engine_probe
 from moat_kv.testing import nats as nats_servers
+from tests.client.waiting import until
 from tests.engine.nats import operator_mode
 
 pytestmark = pytest.mark.anyio
@@ -96,11 +97,6 @@ async def test_credentials_that_go_while_a_server_runs_do_not_end_it(
                 assert not engine.attached
                 file.write_text(ours.creds())
                 await until(lambda: engine.attached)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await anyio.sleep(0.02)
 
 
 async def test_tls_is_used_and_checked(tmp_path: pathlib.Path) -> None:

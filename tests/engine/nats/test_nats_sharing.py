@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
@@ -17,6 +17,7 @@ from moat_kv.entry import EXISTS, Guard, Record, Write
 from moat_kv.path import P, Path
 from moat_kv.testing import engine_probe
 from moat_kv.testing import nats as nats_servers
+from tests.client.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -63,12 +64,6 @@ async def servers(
             await stack.enter_async_context(engine.running(server.replica))
             found.append(server)
         yield found
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not is_so():
-            await anyio.sleep(0.005)
 
 
 async def until_equal(found: list[Server]) -> None:

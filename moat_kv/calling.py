@@ -1,17 +1,17 @@
-"""Calls and contexts that plain threads have in an event loop of another thread.
+"""Calls from plain threads into an event loop that runs in another one, waited for.
 
-`blocking` has its client's calls made here, through anyio's portal. How each is waited for is its
-caller's (`Waits`): whatever reaches into the loop goes that way, a context's beginning and end too,
-so that who is called by a signal knows when a lock of the loop's may be held.
+`blocking` makes all its calls so. What is called is any async function, or what hands out portions;
+contexts are held there. How each is waited for is the caller's (`Waits`): whatever reaches into the
+loop goes that way, so that who is called by a signal knows when a lock of the loop's may be held.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent import futures
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
 
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 _T = TypeVar("_T")
+
+
+def refuse_event_loop() -> None:
+    """Raises RuntimeError if an event loop runs here, which a blocking call would stop."""
+    try:
+        anyio.get_current_task()
+    except RuntimeError:  # of which anyio's and sniffio's "no event loop" errors are kinds
+        return
+    raise RuntimeError(
+        "the blocking client would stop the event loop that runs here; use moat_kv.open_client"
+    )
 
 
 class Waits(Protocol):
@@ -32,20 +43,9 @@ def wait(start: Callable[[], futures.Future[_T]]) -> _T:
     future = start()
     try:
         return future.result()
-    except BaseException:
+    except BaseException:  # Ctrl-C; what the call itself has raised finds nothing to cancel
         future.cancel()
         raise
-
-
-def refuse_event_loop() -> None:
-    """Raises RuntimeError if an event loop runs here, which a blocking call would stop."""
-    try:
-        anyio.get_current_task()
-    except RuntimeError:  # of which anyio's and sniffio's "no event loop" errors are kinds
-        return
-    raise RuntimeError(
-        "the blocking client would stop the event loop that runs here; use moat_kv.open_client"
-    )
 
 
 class Caller:
@@ -163,3 +163,26 @@ class Held(AbstractContextManager[_T]):
         finally:
             # Cancelled before it was entered: nobody is to wait for it.
             self._entered.cancel()
+
+
+class Batches(Protocol[_T]):
+    """What can be taken in portions, so that not every item costs a change of threads."""
+
+    async def next_batch(self) -> list[_T]: ...
+
+
+class BlockingIterator(Generic[_T], Iterator[_T]):
+    """A plain iterator over what comes in portions."""
+
+    def __init__(self, caller: Caller, source: Batches[_T]) -> None:
+        self._caller = caller
+        self._source = source
+        self._waiting: list[_T] = []
+
+    def __next__(self) -> _T:
+        if not self._waiting:
+            self._waiting = self._caller.call(self._source.next_batch)
+            self._waiting.reverse()
+        if not self._waiting:
+            raise StopIteration
+        return self._waiting.pop()
