@@ -12,13 +12,13 @@ from within an event loop, which it would stop: that raises RuntimeError.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import anyio
 import anyio.from_thread
 
-from moat_kv.calling import BlockingIterator, Caller, Waits, held, refuse_event_loop, wait
+from moat_kv import calling
+from moat_kv.calling import BlockingIterator, Caller, Waits, refuse_event_loop, wait
 from moat_kv.client import client as client_module
 from moat_kv.client import hashes, lost, opening, results, streams, writes
 from moat_kv.client import mirror as mirror_module
@@ -66,7 +66,8 @@ def open_client(
     """
     refuse_event_loop()
     with anyio.from_thread.start_blocking_portal(backend) as portal:
-        opened = opening.open_client(
+        opened = Caller(portal, calling.wait).held(
+            opening.open_client,
             url,
             name=name,
             config=config,
@@ -75,7 +76,7 @@ def open_client(
             reconnect=reconnect,
             wait=wait,
         )
-        with held(portal, opened) as client:
+        with opened as client:
             yield Client(portal, client)
 
 
@@ -245,7 +246,7 @@ class Client:
 
     @contextmanager
     def watch(self, path: Path, **options: Any) -> Iterator[Watch]:
-        with self._enter(self._client.watch, path, **options) as source:
+        with self._caller.held(self._client.watch, path, **options) as source:
             yield Watch(self._caller, source)
 
     @overload
@@ -254,7 +255,7 @@ class Client:
     def mirror(self, path: Path, cls: type[_R]) -> AbstractContextManager[_R]: ...
     def mirror(self, path: Path, cls: Any = None) -> Any:
         """The mirror's entries are read from here directly; `run` their async methods."""
-        return self._enter(self._client.mirror, path, cls or mirror_module.ClientRoot)
+        return self._caller.held(self._client.mirror, path, cls or mirror_module.ClientRoot)
 
     def state(self) -> dict[str, Any]:
         return self._caller.call(self._client.state)
@@ -294,19 +295,19 @@ class Client:
 
     @contextmanager
     def monitor(self, topic: Path, **options: Any) -> Iterator[Iterator[results.Message]]:
-        with self._enter(self._client.monitor, topic, **options) as source:
+        with self._caller.held(self._client.monitor, topic, **options) as source:
             yield BlockingIterator[results.Message](self._caller, source)
 
     @contextmanager
     def conflicts(self) -> Iterator[Iterator[lost.LostWrite]]:
-        with self._enter(self._client.conflicts) as source:
+        with self._caller.held(self._client.conflicts) as source:
             yield BlockingIterator[lost.LostWrite](self._caller, source)
 
     @contextmanager
     def session(
         self, *, ttl_s: float | None = None, grace_s: float | None = None
     ) -> Iterator[Session]:
-        with self._enter(self._client.session, ttl_s=ttl_s, grace_s=grace_s) as source:
+        with self._caller.held(self._client.session, ttl_s=ttl_s, grace_s=grace_s) as source:
             yield Session(self._caller, source)
 
     def join(self, group: Path, name: str, **options: Any) -> None:
@@ -317,19 +318,10 @@ class Client:
 
     @contextmanager
     def watch_group(self, group: Path) -> Iterator[Iterator[results.Members | None]]:
-        with self._enter(self._client.watch_group, group) as source:
+        with self._caller.held(self._client.watch_group, group) as source:
             yield BlockingIterator[results.Members | None](self._caller, source)
 
     def request(
         self, action: str, arguments: dict[str, Any], value: bytes | None = None, **options: Any
     ) -> messages.Reply:
         return self._caller.call(self._client.request, action, arguments, value, **options)
-
-    @contextmanager
-    def _enter(
-        self, make: Callable[..., AbstractAsyncContextManager[_T]], *args: Any, **kwargs: Any
-    ) -> Iterator[_T]:
-        """A context of the client's, made and held in the loop's thread."""
-        made = self._caller.call_sync(make, *args, **kwargs)
-        with held(self._portal, made) as entered:
-            yield entered

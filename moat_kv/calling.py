@@ -1,6 +1,8 @@
 """Calls from plain threads into an event loop that runs in another one, waited for.
 
-`blocking` makes all its calls so. What is called is any async function, or what hands out portions.
+`blocking` makes all its calls so. What is called is any async function, or what hands out portions;
+contexts are held there. How each is waited for is the caller's (`Waits`): whatever reaches into the
+loop goes that way, so that who is called by a signal knows when a lock of the loop's may be held.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent import futures
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
@@ -31,7 +33,7 @@ def refuse_event_loop() -> None:
 
 
 class Waits(Protocol):
-    """How a call in another thread is started and waited for."""
+    """How something in the loop is started and waited for."""
 
     def __call__(self, start: Callable[[], futures.Future[_T]], /) -> _T: ...
 
@@ -46,37 +48,12 @@ def wait(start: Callable[[], futures.Future[_T]]) -> _T:
         raise
 
 
-@contextmanager
-def held(portal: BlockingPortal, made: AbstractAsyncContextManager[_T]) -> Iterator[_T]:
-    """An async context in the portal's thread, while a block of this thread runs.
-
-    What ends this thread, KeyboardInterrupt and SystemExit, is not told to that one: the event loop
-    would end of it before it has tidied up, and task groups would wrap it. In a process that was
-    forked meanwhile the context is left alone: it belongs to the other one.
-    """
-    pid = os.getpid()
-    context = portal.wrap_async_context_manager(made)
-    entered = context.__enter__()
-    told: Exception | None = None
-    try:
-        yield entered
-    except Exception as exc:
-        told = exc
-        raise
-    finally:
-        if os.getpid() == pid:
-            if told is None:
-                context.__exit__(None, None, None)
-            else:
-                context.__exit__(type(told), told, told.__traceback__)
-
-
 class Caller:
     """Runs things in the loop's thread."""
 
     def __init__(self, portal: BlockingPortal, waits: Waits) -> None:
-        self._portal = portal
-        self._waits = waits
+        self.portal = portal
+        self.waits = waits
         self._pid = os.getpid()
 
     @property
@@ -86,21 +63,26 @@ class Caller:
 
     def call(self, function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
         """Call an async function in the loop and wait."""
-        refuse_event_loop()
-        if self.is_forked:
-            raise RuntimeError("a client does not go along into a forked process; open one there")
+        self._check()
 
         async def run() -> _T:
             return await function(*args, **kwargs)
 
-        return self._waits(lambda: self._portal.start_task_soon(run))
+        return self.waits(lambda: self.portal.start_task_soon(run))
 
     def call_soon(self, function: Callable[[], Awaitable[None]]) -> None:
         """Have it called, without waiting; not at all if the loop is at its end."""
         if self.is_forked:
             return
+
+        def start() -> futures.Future[None]:
+            self.portal.start_task_soon(function)
+            handed_over: futures.Future[None] = futures.Future()
+            handed_over.set_result(None)
+            return handed_over
+
         try:
-            self._portal.start_task_soon(function)
+            self.waits(start)
         except RuntimeError:
             return
 
@@ -111,6 +93,76 @@ class Caller:
             return function(*args, **kwargs)
 
         return self.call(run)
+
+    def held(
+        self, make: Callable[..., AbstractAsyncContextManager[_T]], *args: Any, **kwargs: Any
+    ) -> Held[_T]:
+        """A context for a `with` here, made, entered and left in the loop."""
+        self._check()
+        return Held(self, lambda: make(*args, **kwargs))
+
+    def _check(self) -> None:
+        refuse_event_loop()
+        if self.is_forked:
+            raise RuntimeError("a client does not go along into a forked process; open one there")
+
+
+class Held(AbstractContextManager[_T]):
+    """One context that a task in the loop holds for as long as a `with` here lasts.
+
+    It is left in the same way whatever ends the `with`: no exception goes over to the loop, where
+    one that is for this thread alone would end everything.
+    """
+
+    def __init__(self, caller: Caller, make: Callable[[], AbstractAsyncContextManager[_T]]) -> None:
+        self._caller = caller
+        self._make = make
+        # Done when it is entered, or cannot be; cancelled by who waits for that no longer.
+        self._entered: futures.Future[_T] = futures.Future()
+        self._over: anyio.Event
+        self._task: futures.Future[None] | None = None
+
+    def __enter__(self) -> _T:
+        try:
+            return self._caller.waits(self._begin)
+        except BaseException:
+            # It may have been entered just then; nobody would leave it.
+            if self._task is not None:
+                self._task.cancel()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if not self._caller.is_forked:
+            self._caller.waits(self._end)
+
+    def _begin(self) -> futures.Future[_T]:
+        self._task = self._caller.portal.start_task_soon(self._hold)
+        self._entered.add_done_callback(self._give_up)
+        return self._entered
+
+    def _give_up(self, entered: futures.Future[_T]) -> None:
+        if entered.cancelled() and self._task is not None:
+            self._task.cancel()
+
+    def _end(self) -> futures.Future[None]:
+        assert self._task is not None
+        self._caller.portal.start_task_soon(self._over.set)
+        return self._task
+
+    async def _hold(self) -> None:
+        self._over = anyio.Event()
+        try:
+            async with self._make() as value:
+                if self._entered.set_running_or_notify_cancel():
+                    self._entered.set_result(value)
+                    await self._over.wait()
+        except Exception as exc:
+            if self._entered.done() or not self._entered.set_running_or_notify_cancel():
+                raise
+            self._entered.set_exception(exc)
+        finally:
+            # Cancelled before it was entered: nobody is to wait for it.
+            self._entered.cancel()
 
 
 class Batches(Protocol[_T]):

@@ -32,7 +32,7 @@ def open_client(
         return
     with (
         running_portal(backend) as portal,
-        calling.held(portal, opening.open_client(server)) as client,
+        calling.Caller(portal, calling.wait).held(opening.open_client, server) as client,
     ):
         yield blocking.Client(portal, client)
 

@@ -209,3 +209,17 @@ async def bench(*nodes: str, tcp: bool = False, **options: Any) -> AsyncIterator
 
 
 __all__ = ["GROUP", "LIMIT_S", "Bench", "Node", "bench"]
+
+
+async def result_of(text: str, **attributes: Any) -> Any:
+    """What a script returns on a single node; its failure fails the test."""
+    async with bench("n1") as b:
+        return await returned(b, text, **attributes)
+
+
+async def returned(b: Bench, text: str, **attributes: Any) -> Any:
+    """The same, as a job of this bench."""
+    await b.job(text, delay=1000, **attributes)
+    state = await b.state()
+    assert state.reason == "done"
+    return state.result

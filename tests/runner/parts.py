@@ -41,6 +41,16 @@ finally:
             pass
 """
 
+#: Counts below its job's name and this runner's, with the claim that its writes carry.
+QUICK = """
+import os, time
+for n in range(100_000):
+    fence = _client.asynchronous.binding.fence
+    value = {"n": n, "fence": fence[1] if fence else 0, "run": os.getpid()}
+    _client.set(_P("count") / "j" / "n1", value)
+    time.sleep(0.02)
+"""
+
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
     """Wait until a condition holds; what it says then."""
@@ -133,12 +143,20 @@ class Fleet:
         await self.places[0].desk.set(Places().run / "any" + GROUP, facts)
 
     async def job(
-        self, name: str, text: str = COUNTER, *, kind: str = "any", node: str = "", **facts: Any
+        self,
+        name: str,
+        text: str = COUNTER,
+        *,
+        kind: str = "any",
+        node: str = "",
+        is_async: bool | None = True,
+        **facts: Any,
     ) -> None:
         """Store a job and its code, through the first server; it is due."""
         desk = self.places[0].desk
         code = await CodeRoot.as_handler(desk)
-        await code.add(name, code=text, is_async=True, backend=readiness.backend())
+        backend = readiness.backend() if is_async else None
+        await code.add(name, code=text, is_async=is_async, backend=backend)
         value = {"code": P(name), "target": 1.0, "delay": 0.1, "data": {"ends": str(self.ends)}}
         where = commands.job_path(Places(), kind, GROUP, P(name), node=node)
         await desk.set(where, {**value, **facts})

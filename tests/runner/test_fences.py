@@ -68,3 +68,42 @@ async def test_child_cannot_write_without_its_claim_whatever_it_makes_of_its_cli
             raise
         assert refused == {**dict.fromkeys(WAYS, "StaleFence"), "self": "LostClaim"}
         assert {await b.get(f"made.{name}") for name in WAYS} == {0}
+
+
+SYNCHRONOUS = """
+    import signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from moat_kv import blocking, Client, codec
+    other = Client(_client.asynchronous.shared)
+    def raw(path):
+        _client.request('set', {'path': path}, codec.pack(1))
+    def plain(path):
+        _client.run(other.set, path, 1)
+    ways = {"set": lambda path: _client.set(path, 1), "raw": raw, "plain": plain,
+            "delete": _client.delete}
+    paths = {name: _P("made") / name for name in ways}
+    for path in paths.values():
+        _client.set(path, 0)
+    with blocking.open_client(_client.asynchronous.shared.link.urls) as free:
+        free.delete(claim)
+        refused = {}
+        for name, way in ways.items():
+            try:
+                way(paths[name])
+            except Exception as exc:
+                refused[name] = type(exc).__name__
+            else:
+                refused[name] = "not at all"
+        free.set(_P("refused"), refused)
+"""
+
+
+async def test_synchronous_script_that_goes_on_without_its_claim_cannot_write() -> None:
+    # It does not heed that it is told to end, and is killed a tenth of the grace later.
+    async with bench("n1", isolate="process", ttl_s=300, grace_s=200) as b:
+        text = textwrap.dedent(SYNCHRONOUS)
+        await b.job(text, is_async=None, delay=1000, data={"claim": b.claim_path()})
+        refused = await b.value(P("refused"))
+        names = ("set", "raw", "plain", "delete")
+        assert refused == dict.fromkeys(names, "StaleFence")
+        assert {await b.get(f"made.{name}") for name in names} == {0}

@@ -97,10 +97,16 @@ async def _ended(place: Place, job: str, name: str) -> JobState | None:
     return None if state.running else state
 
 
-async def test_run_in_a_process_gets_its_claim_late(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "is_async"),
+    [pytest.param(parts.COUNTER, True, id="async"), pytest.param(parts.QUICK, None, id="quick")],
+)
+async def test_run_in_a_process_gets_its_claim_late(
+    tmp_path: pathlib.Path, text: str, is_async: bool | None
+) -> None:
     async with parts.fleet(tmp_path, "n1") as made:
         (one,) = made.places
-        await made.job("j")
+        await made.job("j", text, is_async=is_async)
         await made.runner(one, "n1", isolate="process")
         await one.held_by("j", "n1")
         one.site.cut()

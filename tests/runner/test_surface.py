@@ -1,7 +1,8 @@
 """What every script is given, line by line: the same inline and in a process of its own.
 
 Each is a job of its own beside the others, on one server; what it returns is what has to be true.
-More is in `test_admin`, `test_running`, `test_worked_example` and `test_hostile_scripts`.
+More is in `test_admin`, `test_listening`, `test_with_the_run`, `test_running`,
+`test_worked_example` and `test_hostile_scripts`.
 """
 
 from __future__ import annotations

@@ -90,20 +90,9 @@ class Host:
                     run.cancel()
 
     async def _read(self) -> None:
-        reader = wire.Reader()
-        while True:
-            await anyio.wait_readable(self._control)
-            try:
-                data = self._control.recv(wire.READ_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                continue
-            except OSError:
-                data = b""
-            if not data:
-                self._over.set()  # the runner is gone
-                return
-            for frame in reader.feed(data):
-                self._handle(frame)
+        async for frame in heard(self._control):
+            self._handle(frame)
+        self._over.set()  # the runner is gone
 
     def _handle(self, frame: wire.Frame) -> None:
         run = self._runs.get(frame.run)
@@ -182,17 +171,7 @@ class InsideRun:
         if self._client is None or self._own is None:
             self._late = fields
             return
-        guard = (fields["claim"], fields["fence"])
-        # From now on every write is refused if the claim has passed on, whatever the server says.
-        self._own.give_claim(guard)
-        for _ in range(BIND_TRIES):
-            try:
-                await self._client.bind_line(guard, fields["token"])
-                return
-            except errors.MoatKvError as exc:
-                # This line's server may be another one than the runner's, and a little behind.
-                logger.info("the line is not bound yet: %s", exc)
-            await anyio.sleep(LOOK_S)
+        await give_claim(self._own, self._client, fields)
 
     def tell_state(self, state: messages.ActorState) -> None:
         self._state = state
@@ -261,30 +240,78 @@ class _Quick:
 
     def live(self, number: int, call: calls.ChildCall) -> None:
         outcome: tuple[str, dict[str, Any]] = ("cut_off", {})
+        try:
+            outcome = self._outcome(number, call)
+            # Nothing is left to be unwound.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        except execution.Stopped:
+            pass  # which comes once
+        self._send(outcome[0], number, **outcome[1])
+
+    def _outcome(self, number: int, call: calls.ChildCall) -> tuple[str, dict[str, Any]]:
         # Neither is left: the process ends, and with it whatever still waits in threads.
         held = contextlib.ExitStack()
         try:
             portal = held.enter_context(anyio.from_thread.start_blocking_portal())
-            client, _ = held.enter_context(portal.wrap_async_context_manager(bound_client(call)))
+            bound = portal.wrap_async_context_manager(bound_client(call))
+            client, unbound = held.enter_context(bound)
+            portal.start_task_soon(self._heed_runner, client, unbound)
             self._shelf.load(call.required, needed_by=call.name)
             given = execution.common_names(call.job, script_config.View(call.config))
-            unwinding_ = unwinding.Unwinding(portal)
+            unwinding_ = unwinding.Unwinding()
             given["_client"] = blocking.Client(portal, client, waits=unwinding_.wait)
             run = made_call(call).procedure.bind({**call.values, **given})
             self._send("begun", number)
             unwinding_.begin()
             result = execution.checked_result(execution.called(run), client)
-            outcome = ("result", {"packed": codec.pack(result)})
-        except execution.Stopped:
-            pass
+            return "result", {"packed": codec.pack(result)}
         except Exception as exc:
-            outcome = ("failed", failure_of(exc, call))
-        # Nothing is left to be unwound.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._send(outcome[0], number, **outcome[1])
+            return "failed", failure_of(exc, call)
+
+    async def _heed_runner(self, own: script_client.ScriptClient, client: Client) -> None:
+        """Beside the script, in its client's loop: what the runner says of its claim."""
+        async for frame in heard(self._control):
+            if frame.kind == "claim":
+                await give_claim(own, client, frame.fields)
+            elif frame.kind == "lost":
+                own.lose(frame.fields["why"])
 
     def _send(self, kind: str, run: int, **fields: Any) -> None:
         self._control.sendall(wire.packed(kind, run, **fields))
+
+
+async def heard(control: socket.socket) -> AsyncIterator[wire.Frame]:
+    """What the runner says, until it is gone."""
+    reader = wire.Reader()
+    while True:
+        await anyio.wait_readable(control)
+        try:
+            data = control.recv(wire.READ_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return
+        if not data:
+            return
+        for frame in reader.feed(data):
+            yield frame
+
+
+async def give_claim(
+    own: script_client.ScriptClient, client: Client, fields: dict[str, Any]
+) -> None:
+    """A run that began without a claim has this one now."""
+    guard = (fields["claim"], fields["fence"])
+    # From now on every write is refused if the claim has passed on, whatever the server says.
+    own.give_claim(guard)
+    for _ in range(BIND_TRIES):
+        try:
+            await client.bind_line(guard, fields["token"])
+            return
+        except errors.MoatKvError as exc:
+            # This line's server may be another one than the runner's, and a little behind.
+            logger.info("the line is not bound yet: %s", exc)
+        await anyio.sleep(LOOK_S)
 
 
 def made_call(call: calls.ChildCall) -> readiness.Call:
