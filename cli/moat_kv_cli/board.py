@@ -32,8 +32,9 @@ LOOK_S = 10.0
 _NODE_COLUMNS = ["node", "roles", "jobs", "load", "weight", "tags", "state"]
 _JOB_COLUMNS = ["path", "for", "state", "node", "since", "due", "last"]
 #: Lines of a drawing that are no rows.
-_FRAME_LINES = 8
+_FRAME_LINES = 9
 _LAST_LIMIT = 120
+_PARTED = "this server is cut off: what others do is shown as it was; `why` tells what holds here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,12 @@ class Picture:
     group: Path
     nodes: list[dict[str, Any]] = field(default_factory=list)
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    parted: bool = False
+    """The server has been cut off from the others for longer than claims hold."""
 
     def as_value(self) -> dict[str, Any]:
-        return {"group": str(self.group), "nodes": self.nodes, "jobs": self.jobs}
+        found = {"group": str(self.group), "nodes": self.nodes, "jobs": self.jobs}
+        return found | ({"parted": True} if self.parted else {})
 
 
 @click.command(
@@ -78,6 +82,8 @@ async def board(invocation: command.Invocation, /, once: bool, out: output.Print
     out.rows(_NODE_COLUMNS, _nodes_for_people(picture))
     out.note("")
     out.rows(_JOB_COLUMNS, [_for_people(row) for row in picture.jobs])
+    if picture.parted:
+        out.note(_PARTED)
 
 
 # Looking ----------------------------------------------------------------------------------------
@@ -109,7 +115,7 @@ async def look(client: Client, group: Path, which: placement.Placement | None) -
     gone = {str(name) for name in running if name is not None} - members.keys()
     nodes += [{"node": name, "jobs": running[name], "state": "gone"} for name in sorted(gone)]
     jobs.sort(key=lambda row: (row["path"], row["for"], str(row.get("node"))))
-    return Picture(group=group, nodes=nodes, jobs=jobs)
+    return Picture(group=group, nodes=nodes, jobs=jobs, parted=members.parted)
 
 
 async def _all_kinds(
@@ -225,6 +231,8 @@ def drawn(picture: Picture, away_since: float | None, height: int | None) -> con
     ]
     if left_out:
         parts.append(text.Text(f"and {left_out} more; --once shows all", style="dim"))
+    if picture.parted:
+        parts.append(text.Text(_PARTED, style="bold red"))
     if away_since is not None:
         since = output.local_time(away_since, date.today())
         parts.append(text.Text(f"no line to the server since {since}", style="bold red"))

@@ -335,13 +335,15 @@ def test_drawing_fits_the_terminal_and_obeys_no_script() -> None:
         {"path": f"job.n{number}", "for": "any", "state": "failed", "reason": "failed: \x1b[31mred"}
         for number in range(50)
     ]
-    picture = board.Picture(group=GROUP, jobs=jobs, nodes=[{"node": "n1", "state": "gone"}])
+    nodes = [{"node": "n1", "state": "gone"}]
+    picture = board.Picture(group=GROUP, jobs=jobs, nodes=nodes, parted=True)
     written = io.StringIO()
     screen = console.Console(file=written, width=100)
     screen.print(board.drawn(picture, time.time(), 20))
     text = written.getvalue()
     assert len(text.splitlines()) <= 20
-    assert "and 39 more; --once shows all" in text
+    assert "and 40 more; --once shows all" in text
+    assert "this server is cut off" in text
     assert "no line to the server since" in text
     assert "\x1b[31m" not in text
     assert "\\u001b[31mred" in text
