@@ -178,7 +178,7 @@ async def up(
     click.echo(f"{what} are up{again}, in {box.folder}")
     for name, url in zip(box.servers, urls, strict=True):
         click.echo(f"{name}  {url}")
-    option = "" if box.folder == _default_folder() else f" --dir {box.folder}"
+    option = _dir_option(box)
     last = box.servers[-1]
     click.echo(
         f"next: moat kv --url {urls[0]} data lamp set -v : on\n"
@@ -202,9 +202,13 @@ def _check_same(
     if differs or (netns and not plan.netns):
         there = f"{_count(len(stores), 'NATS node')} and {_count(len(all_servers), 'server')}"
         how = "in namespaces" if plan.netns else f"from port {all_servers[0].port}"
-        raise command.Refused(
-            f"there is one of {there}, {how}, in {box.folder}; `moat kv cluster down` ends it"
-        )
+        end = f"moat kv cluster down{_dir_option(box)}"
+        raise command.Refused(f"there is one of {there}, {how}, in {box.folder}; `{end}` ends it")
+
+
+def _dir_option(box: Cluster) -> str:
+    """What leads to it, after a command's name."""
+    return "" if box.folder == _default_folder() else f" --dir {box.folder}"
 
 
 def _check_installed() -> None:

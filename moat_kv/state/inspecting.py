@@ -57,7 +57,8 @@ def stored_of(name: Path, found: Entry) -> Stored:
     try:
         state, version, by = dict(value["state"]), value["version"], value["by"]
     except (KeyError, TypeError, ValueError) as exc:
-        raise errors.BadValue(f"not the state of a model: {exc!r}", name) from exc
+        wanted = "a mapping with `state` (a mapping), `version` and `by`"
+        raise errors.BadValue(f"this is not the state of a model: {wanted}", name) from exc
     return Stored(name=name, state=state, version=version, rev=found.rev, at=at, by=by)
 
 
@@ -145,9 +146,25 @@ def check(schema: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if name in declared:
             if not fits(declared[name], value):
-                raise errors.BadValue(f"{value!r} does not fit {dict(declared[name])}", name)
+                wanted = in_words(declared[name])
+                raise errors.BadValue(f"{value!r} does not fit; {wanted} does", name)
         elif name != "id":
             raise errors.BadValue(f"there is no attribute {name!r}", name)
+
+
+def in_words(schema: Mapping[str, Any]) -> str:
+    """What fits a schema, for people."""
+    if "anyOf" in schema:
+        return " or ".join(in_words(each) for each in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(map(repr, schema["enum"]))
+    words = [str(schema.get("type", "anything"))]
+    for key, word in (("minimum", "from"), ("maximum", "to"), ("pattern", "like")):
+        if key in schema:
+            words.append(f"{word} {schema[key]}")
+    if schema.get("items"):
+        words.append(f"of {in_words(schema['items'])}")
+    return " ".join(words)
 
 
 def fits(schema: Mapping[str, Any], value: Any) -> bool:

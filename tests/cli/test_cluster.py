@@ -49,7 +49,7 @@ def test_another_cluster_in_its_place_is_refused(box: Box) -> None:
     code, line = box.refused("up", "--servers", "3")
     assert code == 1
     assert "there is one of 1 NATS node and 2 servers, from port" in line
-    assert "`moat kv cluster down` ends it" in line
+    assert f"`moat kv cluster down --dir {box.folder}` ends it" in line
 
 
 def test_what_both_sides_of_a_cut_wrote_meets_when_it_is_healed(box: Box) -> None:

@@ -83,17 +83,24 @@ async def test_a_change_is_committed_to_all_processes(moat: Moat, models: Models
     assert json.loads(done)["model"] == "Site"
 
 
+async def test_an_entry_that_is_no_model_is_named(moat: Moat, models: Models) -> None:
+    await moat.fine("data", ":.moat.kv.model.Site", "set", "-v", ":", "nothing")
+    ended = await moat("model", "get", "Site")
+    assert ended.code == 1
+    assert "not the state of a model: a mapping with `state`" in ended.error_line
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (("-v", "target", "warm"), "'warm' does not fit"),
-        (("-e", "target", "true"), "True does not fit"),
-        (("-e", "rooms", "[1]"), "does not fit"),
+        (("-v", "target", "warm"), "'warm' does not fit; number from 5 to 30 does"),
+        (("-e", "target", "true"), "True does not fit; number"),
+        (("-e", "rooms", "[1]"), "[1] does not fit; array of string does"),
         (("-e", "rooms", "3"), "does not fit"),
-        (("-e", "mode", "3"), "does not fit"),
+        (("-e", "mode", "3"), "3 does not fit; string or null does"),
         (("-e", "tagret", "3"), "no attribute 'tagret'"),
         (("-e", "target", "99"), "99 does not fit"),
-        (("-v", "unit", "metres"), "'metres' does not fit"),
+        (("-v", "unit", "metres"), "'metres' does not fit; string like ^(?:[CF])$ does"),
         (("-e", ":", "5"), "is a mapping"),
         (("-e", ":", "{'target': 5}"), "is missing (at mode)"),
     ],
