@@ -21,6 +21,9 @@ NEWCOMER_S = {100_000: 6.0, 1_000_000: 75.0}
 LONG_ROUNDS = 3
 ONCE_ABOVE = 200_000
 _LOOK_S = 0.01
+#: A server is at rest when it takes less of a core than that; by then it must be, in seconds.
+AT_REST = 0.1
+REST_LIMIT_S = 120.0
 #: What is taken for a time that is too short to be told from noise, in seconds.
 LEAST_S = 0.001
 
@@ -102,12 +105,23 @@ async def _have_all(client: Client) -> None:
         await anyio.sleep(_LOOK_S)
 
 
+async def _at_rest(server: peers.RunningServer) -> None:
+    """Wait until it has kept its own copy of what it has loaded, too."""
+    with anyio.fail_after(REST_LIMIT_S):
+        used, before = AT_REST, server.cpu_s()
+        while used >= AT_REST:
+            await anyio.sleep(1)
+            now = server.cpu_s()
+            used, before = now - before, now
+
+
 async def tree(place: peers.Place, sizes: network_sizes.Sizes) -> list[outcome.Figure]:
     """What a strict set and a get take in trees of different sizes, in turns."""
     async with _filled(place, sizes.trees) as (node, _), AsyncExitStack() as stack:
         sets, gets = {}, {}
         for count in sizes.trees:
             server = stack.enter_context(place.server(engine=nodes.url(node, f"n{count}")))
+            await _at_rest(server)
             client = await stack.enter_async_context(server.client())
             sets[str(count)] = _sets(client, count, sizes.calls)
             gets[str(count)] = _gets(client, count, sizes.calls)
