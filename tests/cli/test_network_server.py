@@ -131,9 +131,9 @@ def test_a_newcomers_load_is_shown_on_a_terminal(tmp_path: pathlib.Path, node: n
     with server(tmp_path, *engine):
         for number in range(3):
             moat(tmp_path, "data", f"a.{number}", "set", "-e", ":", "1")
-    (tmp_path / "s").unlink(missing_ok=True)
     ours, theirs = pty.openpty()
-    words = ["server", "n1", "--port", "0", *engine]
+    # Another one: the first has a copy, with which there may be nothing to take.
+    words = ["server", "n2", "--port", "0", *engine]
     process = subprocess.Popen(
         [*MOAT, *words],
         env=environment(tmp_path, TERM="xterm"),
@@ -143,7 +143,7 @@ def test_a_newcomers_load_is_shown_on_a_terminal(tmp_path: pathlib.Path, node: n
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("server n1 is ready")
+        assert process.stdout.readline().startswith("server n2 is ready")
         os.close(theirs)
         assert b"taking the tree" in os.read(ours, 4096)
     finally:
