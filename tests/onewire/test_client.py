@@ -177,8 +177,8 @@ async def test_silence_ends_a_request_in_bounded_time(onewire: Any, bus: Simulat
 async def test_signs_of_life_keep_a_slow_request_alive(onewire: Any, bus: SimulatedBus) -> None:
     bus.drift(WARM, 0)
     bus.ping_s = 0.1
-    bus.delay(0.5, WARM)
-    async with onewire.bus.Bus(bus.host, bus.port, silence_s=0.3) as ow:
+    bus.delay(2.0, WARM)
+    async with onewire.bus.Bus(bus.host, bus.port, silence_s=1.2) as ow:
         assert await ow.temperature(at(onewire, WARM)) == 21.25
         assert bus.accepted == 1
 

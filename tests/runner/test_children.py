@@ -177,7 +177,10 @@ STUBBORN = {
     "busy": "while True: pass",
     "ignores-term": """
         import signal, time
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        except ValueError:
+            pass  # for a thread
         while True:
             try:
                 time.sleep(600)
