@@ -8,7 +8,9 @@ must answer meanwhile. The other process runs nothing of what it compiles either
 from __future__ import annotations
 
 import marshal
+import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +24,8 @@ from moat_kv.code import compiling
 LONG = 16 * 1024
 #: After so long a text is given up, in seconds.
 LIMIT_S = 60.0
+#: If the other process cannot be started, that is tried again so soon, in seconds.
+AGAIN_S = 1.0
 
 COMMAND = (sys.executable, "-P", "-m", "moat_kv.code.aside")
 
@@ -42,7 +46,7 @@ async def compile_procedure(
 ) -> compiling.Procedure:
     """As `compiling.compile_procedure`. Raises BadCode, also for what takes too long."""
     code, imports = await _compiled(
-        "procedure", text, name=name, is_async=is_async, variables=list(variables), rev=rev
+        "procedure", text, name=name, is_async=is_async, variables=variables, rev=rev
     )
     source = compiling.Source(text, kind="code", name=name, rev=rev)
     return compiling.Procedure(
@@ -71,19 +75,35 @@ async def _compiled(
 ) -> tuple[types.CodeType, frozenset[str]]:
     question = codec.pack({"kind": kind, "text": text, "asked": {"name": name, **asked}})
     answer: dict[str, Any] = {}
+    trouble = ""
     with anyio.move_on_after(LIMIT_S):
-        done = await anyio.run_process(COMMAND, input=question, check=False, stderr=None)
-        if done.returncode:
-            # The compiler itself can be brought down, by what nests very deeply for instance.
-            why = f"the compiler has ended with exit code {done.returncode}"
-            raise errors.BadCode(name, why, 1, 1)
-        answer = codec.unpack(done.stdout)
+        while not answer:
+            try:
+                done = await _run(question)
+            except OSError as exc:
+                trouble = f": {exc}"
+                await anyio.sleep(AGAIN_S)
+                continue
+            if done.returncode:
+                # The compiler itself can be brought down, by what nests very deeply for instance.
+                why = f"the compiler has ended with exit code {done.returncode}"
+                raise errors.BadCode(name, why, 1, 1)
+            answer = codec.unpack(done.stdout)
     if not answer:
-        raise errors.BadCode(name, f"it is not compiled after {LIMIT_S:g} s", 1, 1)
+        raise errors.BadCode(name, f"it is not compiled after {LIMIT_S:g} s{trouble}", 1, 1)
     if "bad" in answer:
         raise errors.BadCode(name, *answer["bad"])
     code: types.CodeType = marshal.loads(answer["code"])  # our own process wrote it
     return code, frozenset(answer["imports"])
+
+
+async def _run(question: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Have the other process do its work. Raises OSError."""
+    # A file, not a pipe: that breaks if the compiler is brought down while it is written to.
+    with tempfile.TemporaryFile() as file:
+        file.write(question)
+        file.seek(0)
+        return await anyio.run_process(COMMAND, stdin=file, check=False, stderr=None)
 
 
 def main() -> None:

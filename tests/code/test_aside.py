@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -95,6 +97,51 @@ async def test_compiler_that_crashes_is_an_error_of_the_text(
         await aside.compile_procedure(LONG, name="a.b")
 
 
+@pytest.mark.parametrize("wrong", [5, "ab", {"a": 1}, ["a", 5], ["a", "a"]])
+async def test_wrong_variables_are_refused_as_they_would_be_here(wrong: Any) -> None:
+    with pytest.raises(errors.BadCode) as here:
+        compiling.compile_procedure("1", name="a.b", variables=wrong)
+    with pytest.raises(errors.BadCode) as there:
+        await aside.compile_procedure(LONG, name="a.b", variables=wrong)
+    assert str(there.value) == str(here.value)
+
+
+async def test_compiler_that_crashes_before_it_has_read_is_an_error_of_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with roots(monkeypatch) as (client, code, modules):
+        monkeypatch.setattr(aside, "COMMAND", (*aside.COMMAND[:1], "-c", "raise SystemExit(9)"))
+        # Far more than a pipe holds.
+        text = f"x = {'1' * 800_000}"
+        for root, place in ((code, "proc"), (modules, "module")):
+            rev = await client.set(P(f":.moat.kv.code.{place}.big"), {"code": text})
+            await root.wait_rev(rev.rev)
+            assert "exit code 9" in str(await settled(root, "big"))
+
+
+async def test_compiler_that_cannot_be_started_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(aside, "AGAIN_S", 0.05)
+    command, away = tmp_path / "python", tmp_path / "away"
+    away.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    away.chmod(0o755)
+    monkeypatch.setattr(aside, "COMMAND", (str(command), *aside.COMMAND[1:]))
+    async with roots(monkeypatch) as (client, code, _):
+        rev = await client.set(P(":.moat.kv.code.proc.long"), {"code": f"{LONG}return 1"})
+        await code.wait_rev(rev.rev)
+        assert isinstance(code.entry("long").problem, errors.Compiling)
+        await anyio.sleep(0.2)
+        assert isinstance(code.entry("long").problem, errors.Compiling)
+        away.rename(command)
+        assert await settled(code, "long") is None
+        monkeypatch.setattr(aside, "LIMIT_S", 0.5)
+        command.unlink()
+        rev = await client.set(P(":.moat.kv.code.proc.long"), {"code": f"{LONG}return 2"})
+        await code.wait_rev(rev.rev)
+        assert "not compiled after 0.5 s: " in str(await settled(code, "long"))
+
+
 async def test_long_procedure_can_be_called_once_it_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,7 +168,7 @@ async def test_long_procedure_that_has_changed_meanwhile_is_compiled_again(
         for number in range(3):
             rev = await client.set(path, {"code": f"{LONG}return {number}"})
             await code.wait_rev(rev.rev)
-            assert isinstance(code[P("long")].problem, errors.Compiling)  # type: ignore[attr-defined]
+            assert isinstance(code.entry("long").problem, errors.Compiling)
         assert await settled(code, "long") is None
         assert code("long") == 2
 
