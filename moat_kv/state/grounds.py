@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+#: So long a State waits at its end for the client's event loop, in seconds.
+FINISH_S = 10.0
+#: So long user code may take to bring back a state, in seconds.
+RESTORE_S = 60.0
+
 
 class Ground(Protocol):
     """What the logic waits for."""
@@ -30,17 +35,17 @@ class Ground(Protocol):
     async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
         """Wait for a model's lock; False: not in that time."""
 
-    async def io(
-        self,
-        reach: Reach,
-        function: Callable[..., Awaitable[_T]],
-        *args: Any,
-        shield: bool = False,
-    ) -> _T:
-        """Run an async function in a client's event loop; `shield`: even if cancelled."""
+    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        """Run an async function in a client's event loop."""
+
+    async def finish(self, reach: Reach, function: Callable[[], Awaitable[None]]) -> None:
+        """The same for what cleans up, even if cancelled; waited for at most `FINISH_S`."""
 
     async def user(self, result: Any, *, shield: bool = False) -> None:
-        """Await what user code has returned, if that is needed; `shield`: even if cancelled."""
+        """Await what user code has returned, if that is needed.
+
+        `shield`: even if cancelled, at most for `RESTORE_S`; raises TimeoutError then.
+        """
 
     async def disk(self, function: Callable[..., None], *args: Any) -> None:
         """Run a plain function that waits for the disk."""
@@ -52,14 +57,11 @@ class BlockingGround:
     async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
         return lock.acquire(timeout_s, in_loop=loops.has_loop())
 
-    async def io(
-        self,
-        reach: Reach,
-        function: Callable[..., Awaitable[_T]],
-        *args: Any,
-        shield: bool = False,
-    ) -> _T:
+    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
         return reach.call(function, *args)
+
+    async def finish(self, reach: Reach, function: Callable[[], Awaitable[None]]) -> None:
+        reach.call(function)
 
     async def user(self, result: Any, *, shield: bool = False) -> None:
         if not inspect.isawaitable(result):
@@ -82,20 +84,16 @@ class AsyncGround:
     async def lock(self, lock: ModelLock, timeout_s: float | None) -> bool:
         return await lock.acquire_async(timeout_s)
 
-    async def io(
-        self,
-        reach: Reach,
-        function: Callable[..., Awaitable[_T]],
-        *args: Any,
-        shield: bool = False,
-    ) -> _T:
-        with anyio.CancelScope(shield=shield):
-            result = await reach.acall(function, *args)
-        return result  # noqa: RET504  # for mypy a scope may end here without one
+    async def io(self, reach: Reach, function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        return await reach.acall(function, *args)
+
+    async def finish(self, reach: Reach, function: Callable[[], Awaitable[None]]) -> None:
+        with anyio.move_on_after(FINISH_S, shield=True):
+            await reach.acall(function)
 
     async def user(self, result: Any, *, shield: bool = False) -> None:
         if inspect.isawaitable(result):
-            with anyio.CancelScope(shield=shield):
+            with anyio.fail_after(RESTORE_S if shield else None, shield=shield):
                 await result
 
     async def disk(self, function: Callable[..., None], *args: Any) -> None:

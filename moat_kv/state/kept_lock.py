@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 KEEP_S = 0.1
 #: Nobody having used it for so long, it is released; in seconds.
 IDLE_S = 0.01
+#: Whoever releases it waits at most so long for a release that is under way; in seconds.
+TURN_S = 5.0
 
 
 class KeptLock:
@@ -69,9 +71,11 @@ class KeptLock:
     async def release(self) -> None:
         """Let others have it now, also if the State was cancelled."""
         self._in_use = False
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(TURN_S, shield=True):
             async with self._turn:
                 await self._lock.release()
+            return
+        self._tasks.start_soon(self._release_if_idle)
 
     def doubt(self) -> None:
         """It turned out not to hold: do not keep it."""

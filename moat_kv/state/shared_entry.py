@@ -91,7 +91,7 @@ class SharedEntry:
     async def unlock(self, ground: Ground) -> None:
         """Let others have the lock, at once or soon."""
         if self._lock is not None:
-            await ground.io(self._reach, self._lock.leave, shield=True)
+            await ground.finish(self._reach, self._lock.leave)
 
     # What is there ------------------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 #: The locks of models are below this, in the place of locks.
 LOCKS = "model"
+#: How long letting go may take, in seconds; the session's end does the rest.
+STOP_S = 10.0
 
 
 class Sharing:
@@ -90,12 +92,13 @@ class Sharing:
                     await portal.stop(cancel_remaining=True)
 
     async def stop(self) -> None:
-        """Let go of all models; they go on alone."""
+        """Let go of all models, also if cancelled; they go on alone."""
         self.models.sharings = tuple(each for each in self.models.sharings if each is not self)
         for entry in self._entries.values():
             entry.slot.entry = None
         self._entries.clear()
-        await self._process.stop()
+        with anyio.move_on_after(STOP_S, shield=True):
+            await self._process.stop()
         for scope in self._scopes:
             scope.cancel()
 
@@ -253,8 +256,7 @@ class Attachment:
             try:
                 await sharing.adopt_all(grounds.ASYNC)
             except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await sharing.stop()
+                await sharing.stop()
                 raise
             self._sharing = sharing
         return self
@@ -269,8 +271,7 @@ class Attachment:
             return
         sharing, self._sharing = self._sharing, None
         if sharing is not None:
-            with anyio.CancelScope(shield=True):
-                await sharing.stop()
+            await sharing.stop()
 
     async def __aenter__(self) -> Self:
         return await self._abegin()

@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from moat_kv.state import StaleModel, State, StateModel, settle
+from moat_kv.state import StaleModel, State, StateModel, grounds, settle
 
 
 class Heater(StateModel):
@@ -123,3 +123,33 @@ async def test_an_async_apply_does_not_stop_an_event_loop() -> None:
         heater = state.checkout(SlowHeater)
         with pytest.raises(RuntimeError, match="use `async with`"):
             state.commit(heater)
+
+
+class Stuck(StateModel):
+    """Its firmware does not answer any more, once it has been overtaken."""
+
+    n: int = 0
+
+    async def apply(self, old: Stuck) -> None:
+        if self.n == 1:
+            async with State() as state:
+                other = state.checkout(Stuck)
+                other.n = 2
+                await state.commit(other, force=True)
+        elif old.n == 1:
+            await anyio.sleep_forever()
+
+
+@pytest.mark.anyio
+async def test_applying_the_winner_again_is_given_up_in_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grounds, "RESTORE_S", 0.1)
+    async with State() as state:
+        await state.load(Stuck())
+        mine = state.checkout(Stuck)
+        mine.n = 1
+        with caplog.at_level(logging.ERROR), pytest.raises(StaleModel):
+            await state.commit(mine)
+        assert state.checkout(Stuck).n == 2
+    assert "could not be applied again" in caplog.text

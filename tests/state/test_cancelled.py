@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import anyio
 import pytest
 
 from moat_kv import open_client
-from moat_kv.state import Models, State, attach, kept_lock
+from moat_kv.state import Models, State, attach, grounds, kept_lock
 from moat_kv.testing.server import RunningServer
 from tests.state.models import Counter, Device
 
@@ -69,3 +71,27 @@ async def test_who_is_cancelled_while_waiting_lets_go_of_what_it_has(served: Run
                 pass
             async with State(Counter, device, timeout_s=10, within=one):
                 pass
+
+
+async def test_who_is_cancelled_waits_only_so_long_for_another_loop(
+    one: Models, other: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grounds, "FINISH_S", 0.2)
+    go_on = threading.Event()
+    leave = kept_lock.KeptLock.leave
+
+    async def leave_late(lock: kept_lock.KeptLock) -> None:
+        with anyio.CancelScope(shield=True):
+            while not go_on.is_set():
+                await anyio.sleep(0.01)
+            await leave(lock)
+
+    for models in (one, other):
+        await load(models)
+    monkeypatch.setattr(kept_lock.KeptLock, "leave", leave_late)
+    began = time.monotonic()
+    await hold_in_vain(Counter, one)
+    assert 0.2 <= time.monotonic() - began < 10
+    go_on.set()
+    async with State(Counter, timeout_s=10, within=other):
+        pass

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.abc
 import pytest
 
 from moat_kv import open_client
@@ -64,6 +65,32 @@ async def test_it_is_not_released_while_in_use() -> None:
             await other.acquire(0)
         await mine.leave()
         await other.acquire(5)
+
+
+async def test_who_releases_it_waits_only_so_long_for_a_release_that_is_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_lock, "TURN_S", 0.1)
+    async with two_locks() as (mine, other):
+        await mine.enter(1)
+        ended = anyio.Event()
+
+        async def takes_long(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            async with mine._turn:
+                task_status.started()
+                await ended.wait()
+
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(takes_long)
+            began = time.monotonic()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await mine.release()
+            assert 0.1 <= time.monotonic() - began < 5
+            with pytest.raises(AlreadyLocked):
+                await other.acquire(0)
+            ended.set()
+            await other.acquire(5)
 
 
 async def test_others_do_not_starve(monkeypatch: pytest.MonkeyPatch) -> None:
