@@ -78,7 +78,11 @@ class Sharing:
     async def start(self) -> None:
         """Begin. Raises Detached and what else keeps a session from being opened."""
         await self._process.start()
-        await self._client.task_group.start(self._run)
+        try:
+            await self._client.task_group.start(self._run)
+        except BaseException:
+            await self.stop()
+            raise
 
     async def _run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         with anyio.CancelScope() as scope:

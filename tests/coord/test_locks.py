@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from anyio.abc import TaskStatus
 
 from moat_kv import Client, P, Path, errors, open_client
 from moat_kv.coord import aio, resource
@@ -371,3 +372,21 @@ async def test_a_process_whose_client_was_closed_is_over() -> None:
         await process.stop()
         assert process.stopped
         process.leave_soon(None, None)  # type: ignore[arg-type]
+
+
+async def test_a_process_that_is_cancelled_at_its_start_leaves_no_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hangs(_process: aio.Process, *, task_status: TaskStatus[None]) -> None:
+        await anyio.sleep_forever()
+
+    async with two() as (running, one, _):
+        live = running.server.sessions._live
+        process = aio.Process(one.client)
+        monkeypatch.setattr(aio.Process, "_run", hangs)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(process.start)
+            await until(lambda: hasattr(process, "session"))
+            assert process.session.id in live
+            tasks.cancel_scope.cancel()
+        await until(lambda: process.session.id not in live)

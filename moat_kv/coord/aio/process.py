@@ -131,7 +131,11 @@ class Process:
         self.places = await config.load_places(self.client)
         self.session = await self._open_session()
         self._opened.set()
-        await self.client.task_group.start(self._run)
+        try:
+            await self.client.task_group.start(self._run)
+        except BaseException:
+            await self.session.close()
+            raise
 
     @property
     def stopped(self) -> bool:
