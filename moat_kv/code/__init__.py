@@ -1,7 +1,8 @@
 """Procedures and modules that are stored in the tree, and how they become callable.
 
 `compiling` (text to code), `requires` (what code needs), `importing` (the finders), `modules` and
-`procedures` (what is stored, mirrored), `aside` (long texts, compiled in another process).
+`procedures` (what is stored, mirrored), `stored_module` (one module), `aside` (long texts, compiled
+in another process).
 """
 
 from moat_kv.code.modules import ModuleRoot

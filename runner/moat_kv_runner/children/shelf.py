@@ -13,7 +13,8 @@ import threading
 from collections.abc import Collection, Iterable
 
 from moat_kv import errors
-from moat_kv.code import importing, modules
+from moat_kv.code import importing
+from moat_kv.code.stored_module import StoredModule
 from moat_kv.proto import messages
 from moat_kv_runner.children import wire
 
@@ -25,11 +26,11 @@ class PipeShelf:
         self._pipe = pipe
         self._overrides = frozenset(overrides)
         self._lock = threading.Lock()
-        self._known: dict[str, modules.StoredModule | None] = {}
+        self._known: dict[str, StoredModule | None] = {}
         # A process that the script forks must not speak on the same pipe.
         self._process = os.getpid()
 
-    def stored(self, name: str, /) -> modules.StoredModule | None:
+    def stored(self, name: str, /) -> StoredModule | None:
         if not self._is_ours(name):
             return None
         with self._lock:
@@ -45,7 +46,7 @@ class PipeShelf:
             return importing.is_stored(parent)
         return not importing.is_installed(name)
 
-    def _ask(self, name: str) -> modules.StoredModule | None:
+    def _ask(self, name: str) -> StoredModule | None:
         try:
             self._pipe.sendall(wire.packed("import", name=name))
             answer = wire.receive(self._pipe)
@@ -59,7 +60,7 @@ class PipeShelf:
         if "rev" not in fields:
             return None
         value = {"code": fields["text"], "override": fields["override"]}
-        return modules.StoredModule(name, value, rev=fields["rev"], is_package=fields["is_package"])
+        return StoredModule(name, value, rev=fields["rev"], is_package=fields["is_package"])
 
     def load(self, names: Iterable[str], *, needed_by: str) -> None:
         """Import these, in order. Raises MissingModule, and whatever their code raises."""
@@ -85,11 +86,11 @@ class PipeShelf:
 
     def _is_as_loaded(self, name: str) -> bool:
         old, new = importing.loaded_from(name), self.stored(name)
-        return isinstance(old, modules.StoredModule) and old.is_same(new)
+        return isinstance(old, StoredModule) and old.is_same(new)
 
     def _uses(self, name: str, others: set[str]) -> bool:
         old = importing.loaded_from(name)
-        if not isinstance(old, modules.StoredModule):
+        if not isinstance(old, StoredModule):
             return False
         parent = name.rpartition(".")[0]
         return parent in others or not others.isdisjoint(old.compiled().imports)
