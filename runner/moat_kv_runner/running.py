@@ -258,6 +258,8 @@ class Running:
             return
         while (wait_s := at - time.time()) > 0:  # noqa: ASYNC110  # the wall clock may be set
             await anyio.sleep(min(wait_s, LONGEST_SLEEP_S))
+        if self._run.over.is_set():
+            return  # it has come to its end by itself just now
         logger.info("%s: it makes room for the next run", self._entry.path)
         self.stop = "restart"
         scope.cancel()
