@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -18,10 +19,17 @@ from moat_kv.engine import (
     nats_touch,
 )
 from moat_kv.testing import engine_probe
+from tests.engine.nats.jumping_time import Clock
 
 pytestmark = pytest.mark.anyio
 
 NAMES = nats_subjects.Names("x")
+
+
+@pytest.fixture
+def anyio_backend(jumping: Clock) -> tuple[str, dict[str, Any]]:
+    """asyncio, by a clock that jumps: here are no sockets, and no threads."""
+    return "asyncio", {"loop_factory": jumping.make_loop}
 
 
 class Node:
