@@ -34,7 +34,7 @@ def own_node() -> Iterator[nats_servers.Node]:
 
 @asynccontextmanager
 async def opened(
-    url: str, *, patience_s: float = 10.0
+    url: str, *, patience_s: float = 30.0
 ) -> AsyncIterator[tuple[nats.NatsEngine, engine_probe.DictReplica, engine_probe.Writer]]:
     engine = nats.NatsEngine(url, patience_s=patience_s)
     replica = engine_probe.DictReplica()
