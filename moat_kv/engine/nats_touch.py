@@ -50,6 +50,9 @@ LATE_S = 1.0
 NEW_S = 1.5
 #: How often the clock is looked at, in seconds.
 LOOK_S = 0.2
+#: A look that comes later than this was held up (a stopped process, a sleeping machine); what was
+#: acknowledged meanwhile may still wait in the socket, so the time that was lost does not count.
+HELD_UP_S = 0.5
 #: What nothing has become of is tried again after so many seconds.
 AGAIN_S = 1.0
 #: Another node is of use if what it has acknowledged can be read there so soon, in seconds.
@@ -108,6 +111,10 @@ class Touch:
             self.is_in_touch = False
             self._cut_off(reason)
 
+    def _give_back(self, lost_s: float) -> None:
+        if self._since is not None:
+            self._since = min(self._since + lost_s, time.monotonic())
+
     @property
     def waits_s(self) -> float:
         """For how long an acknowledgement has been waited for, in seconds."""
@@ -131,7 +138,11 @@ class Touch:
         """Say so when nothing is acknowledged for too long; for ever."""
         seen = 0
         while True:
+            began = time.monotonic()
             await anyio.sleep(LOOK_S)
+            held_up_s = time.monotonic() - began - LOOK_S
+            if held_up_s > HELD_UP_S:
+                self._give_back(held_up_s)
             limit_s = min(DETACH_LIMIT_S, DETACH_S + 2 * self.slowness_s)
             # (At the start it takes as long as it takes to have everything applied.)
             is_moving, seen = self._feed.revision != seen, self._feed.revision

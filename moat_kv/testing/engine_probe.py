@@ -97,7 +97,7 @@ class Writer:
         return Write(path, value, origin=ORIGIN, tick=self._tick, **options)
 
     async def group(self, *writes: Write) -> base.Outcome:
-        """What becomes of an atomic group; 10 s at most."""
+        """What becomes of an atomic group; 30 s at most."""
         outcomes: list[base.Outcome] = []
         answered = anyio.Event()
 
@@ -106,7 +106,7 @@ class Writer:
             answered.set()
 
         self._engine.submit(writes, done)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await answered.wait()
         assert len(outcomes) == 1, "a group must be answered once"
         return outcomes[0]
@@ -137,7 +137,7 @@ class Answers:
         return done
 
     async def wait(self) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(50):
             await self._complete.wait()
 
 

@@ -91,7 +91,7 @@ class Answering:
                 answered.set()
 
             engine.submit((engine_probe.Writer(engine).make(A, b"1"),), done)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await answered.wait()
         assert (seen, revisions) == ([b"1"], [0])
 
@@ -150,7 +150,7 @@ class Answering:
         async with engine.running(replica):
             engine.send(A, b"one")
             engine.send(B, b"two")
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while len(replica.messages) < 2:
                     await replica.heard.wait()
                     replica.heard = anyio.Event()

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ READY_S = 20.0
 #: Larger than NATS's own 1 MiB, so that every value that a server takes fits.
 MAX_PAYLOAD = 8 << 20
 _LOOK_S = 0.02
+#: Systems give away what is above (Linux from 32768 on); `cluster_plan` has those in between.
+_PORTS = range(12_000, 20_000)
 
 
 class NatsFailed(RuntimeError):
@@ -185,11 +188,20 @@ class Node:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback that nobody listened on a moment ago, of those that no system gives away.
+
+    One that the system chooses may, before a node listens there or while it is down for a while, be
+    given to somebody's connection as its near end.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise NatsFailed(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
 
 
 @contextlib.contextmanager

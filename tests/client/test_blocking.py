@@ -89,7 +89,7 @@ def test_many_rows_come_in_portions_and_leaving_early_stops_the_server(
     rows.close()
     assert list(rows) == []
     waited = threading.Event()
-    for _ in range(200):
+    for _ in range(3_000):
         if not link._streams:
             break
         waited.wait(0.01)

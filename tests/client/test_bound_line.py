@@ -71,7 +71,7 @@ async def test_further_lines_are_bound_too() -> None:
             for connection in list(server.server.connections):
                 if connection.client_name == "bound":
                     connection.break_off()
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await again.wait()
             await claim(desk)
             with pytest.raises(errors.StaleFence):
@@ -89,7 +89,7 @@ async def test_line_that_is_bound_too_late_can_read_and_not_write() -> None:
             for connection in list(server.server.connections):
                 if connection.client_name == "bound":
                     connection.break_off()
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await again.wait()
             assert (await bound.get(CLAIM)).rev > rev
             with pytest.raises(errors.StaleFence):

@@ -13,6 +13,7 @@ from moat_kv.client import connection, handshake
 from moat_kv.proto import frames, messages
 from moat_kv.proto.messages import State
 from tests.client.peer import Outcome, Peer, StreamLog, connected
+from tests.client.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -146,7 +147,8 @@ async def test_a_frame_that_fills_the_socket_arrives_whole_and_in_order() -> Non
             assert request.arguments == {"n": number}
             assert request.value == bytes([number]) * size
             await peer.reply(request.seq)
-        await anyio.wait_all_tasks_blocked()
+        # What is in the socket yet wakes nobody: the last answer has to be waited for.
+        await until(lambda: calls[-1].reply)
         assert [bool(call.reply) for call in calls] == [True, False, True, True, True]
         line.close("the test is over")
     await peer.stream.aclose()

@@ -120,7 +120,7 @@ async def test_hello_tells_what_was_seen_within_the_same_epoch_only() -> None:
 
     async with served(serve) as where:
         for epoch in ("one", "another"):
-            line = await handshake.reach(where, name="me", seen=9, epoch=epoch, limit_s=5)
+            line = await handshake.reach(where, name="me", seen=9, epoch=epoch, limit_s=30)
             await line.stream.aclose()
     assert asked == [
         {"client": "me", "seen": 9, "epoch": "one"},
@@ -137,18 +137,29 @@ async def test_a_server_that_is_behind_says_so() -> None:
 
     async with served(serve) as where:
         with pytest.raises(errors.Behind):
-            await handshake.reach(where, name="me", seen=9, epoch="one", limit_s=5)
+            await handshake.reach(where, name="me", seen=9, epoch="one", limit_s=30)
 
 
-async def test_nobody_there_is_a_clear_error(tmp_path: FilePath) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    for url, reason in (
-        (nobody, "connection refused"),
-        (f"unix://{tmp_path}/none", "there is no such socket"),
-        ("tcp://no.such.host.invalid:1", "no such host"),
-    ):
-        with pytest.raises(errors.CannotConnect, match=reason) as caught:
-            await handshake.reach(address.parse(url), name="me", seen=0, epoch="", limit_s=5)
-        assert caught.value.url == url
+async def test_nobody_there_is_a_clear_error(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def know_none(host: Any, *args: Any, **options: Any) -> Any:
+        # As a name server would say; where there is none that takes a while.
+        if host in ("no.such.host.invalid", b"no.such.host.invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", know_none)
+    # Bound, so that nobody else gets it, and not listened to.
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        for url, reason in (
+            (f"tcp://127.0.0.1:{mute.getsockname()[1]}", "connection refused"),
+            (f"unix://{tmp_path}/none", "there is no such socket"),
+            ("tcp://no.such.host.invalid:1", "no such host"),
+        ):
+            with pytest.raises(errors.CannotConnect, match=reason) as caught:
+                await handshake.reach(address.parse(url), name="me", seen=0, epoch="", limit_s=30)
+            assert caught.value.url == url

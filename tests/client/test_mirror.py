@@ -308,8 +308,10 @@ async def test_a_mirror_of_another_epoch_takes_the_whole_state_anew() -> None:
 
 
 async def test_waiting_for_a_mirror_ends_in_time_and_with_the_client() -> None:
-    async with both(request_timeout_s=0.2) as (_, client):
+    async with both() as (_, client):
         root = await Notes.as_handler(client, path=P("a"))
+        # Only now: the mirror's start is not what is to be too slow.
+        client.shared.link.request_timeout_s = 0.2
         with pytest.raises(errors.RequestTimeout):
             await root.wait_rev(99)
     with pytest.raises(errors.Disconnected):

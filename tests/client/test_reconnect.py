@@ -168,7 +168,17 @@ async def test_requests_that_are_never_answered_end_in_time() -> None:
         with pytest.raises(errors.RequestTimeout):
             await client.list(P("a"))
         proxy.release_answers()
-        assert (await client.get(P("a"))).value == 1
+        assert (await patient(client.get, P("a"))).value == 1
+
+
+async def patient(read: Any, *args: Any) -> Any:
+    """A read whose time limit is so short that a busy machine exceeds it now and then."""
+    with anyio.fail_after(30):
+        while True:
+            try:
+                return await read(*args)
+            except errors.RequestTimeout:
+                continue
 
 
 async def test_get_tree_that_breaks_after_the_first_rows_says_so() -> None:
@@ -243,7 +253,7 @@ async def test_a_client_may_wait_for_its_first_server() -> None:
             proxy.target = port_of(running.url)
 
         tasks.start_soon(come_late)
-        async with open_client(proxy.url, wait=True, connect_timeout_s=5) as client:
+        async with open_client(proxy.url, wait=True, connect_timeout_s=30) as client:
             assert client.connected
 
 
@@ -258,18 +268,18 @@ async def test_a_peer_that_never_greets_costs_the_connecting_its_time_only() -> 
     ):
         tasks.start_soon(listener.serve, silent)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        with anyio.fail_after(8), pytest.raises(errors.CannotConnect, match=r"within 0.3 s"):
+        with anyio.fail_after(30), pytest.raises(errors.CannotConnect, match=r"within 0.3 s"):
             async with open_client(f"tcp://127.0.0.1:{port}", connect_timeout_s=0.3):
                 raise AssertionError("connected")
         tasks.cancel_scope.cancel()
 
 
 async def test_a_client_can_be_closed_while_it_looks_for_a_server() -> None:
-    async with breakable() as (_, proxy, client):
+    async with breakable(connect_timeout_s=60) as (_, proxy, client):
         await proxy.cut(refuse=True)
         await until(lambda: not client.connected)
         began = anyio.current_time()
-    assert anyio.current_time() - began < 8  # the time limit of connecting is 10 s
+    assert anyio.current_time() - began < 30  # far below the time limit of connecting
 
 
 async def test_a_listener_that_fails_takes_the_line_from_nobody(

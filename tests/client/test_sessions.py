@@ -41,12 +41,15 @@ async def until_gone(client: Any, text: str) -> None:
             await anyio.sleep(0.01)
 
 
-async def test_a_session_is_kept_alive_by_itself() -> None:
+async def test_a_session_is_kept_alive_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Here it is the server that is not to end it; this end gives up early on a busy machine.
+    monkeypatch.setattr(session_module, "GIVE_UP", 100)
     async with both() as (running, client), client.session(ttl_s=2) as session:
         await client.set(P("a"), 1, session=session)
         known = running.server.sessions._live[session.id]
-        opened_at = known.heard_at
+        opened_at, good_until = known.heard_at, session.good_until
         await until(lambda: known.ended or known.heard_at - opened_at > session.ttl_s)
+        await until(lambda: known.ended or session.good_until - good_until > session.ttl_s / 2)
         assert not session.ended
         assert (await client.get(P("a"))).value == 1
 
@@ -56,7 +59,7 @@ async def test_a_session_is_resumed_after_a_short_break() -> None:
         running_server(tcp=True) as running,
         proxied(running.url) as proxy,
         open_client(proxy.url) as client,
-        client.session() as session,
+        client.session(ttl_s=60, grace_s=60) as session,
     ):
         await client.set(P("a"), 1, session=session)
         await client.join(P("g"), "me", session=session, info=1)
@@ -79,11 +82,13 @@ async def test_a_session_whose_line_is_broken_for_too_long_is_given_up_early() -
         client.session(ttl_s=10, grace_s=1.5) as session,
     ):
         await client.set(P("a"), 1, session=session)
+        known = running.server.sessions._live[session.id]
         await proxy.cut(refuse=True)
         with anyio.fail_after(30):
             await session.lost.wait()
+        # At this very moment, and not when an answer has come.
+        assert not known.ended
         assert session.ended
-        assert "value" in await other.get(P("a"))
         await until_gone(other, "a")
         proxy.accept()
         await until(lambda: client.connected)
@@ -101,12 +106,13 @@ async def test_a_session_that_gets_no_answers_is_given_up_within_its_time_to_liv
         client.session(ttl_s=1.5) as session,
     ):
         await client.set(P("a"), 1, session=session)
+        known = running.server.sessions._live[session.id]
         # What the client sends goes nowhere, too.
         proxy.hold_requests()
         proxy.hold_answers()
         with anyio.fail_after(30):
             await session.lost.wait()
-        assert "value" in await other.get(P("a"))
+        assert not known.ended
         await until_gone(other, "a")
         proxy.release_answers()
 
@@ -279,7 +285,7 @@ async def test_a_break_is_seen_in_a_group_and_memberships_come_back() -> None:
         running_server(tcp=True) as running,
         proxied(running.url) as proxy,
         open_client(proxy.url) as client,
-        client.session() as session,
+        client.session(ttl_s=60, grace_s=60) as session,
         client.watch_group(P("g")) as group,
     ):
         await client.join(P("g"), "me", session=session)

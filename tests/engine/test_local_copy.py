@@ -47,7 +47,7 @@ async def put(copy: local_copy.LocalCopy, write: Pending) -> errors.MoatKvError 
         done.set()
 
     copy.put(write, kept)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await done.wait()
     return outcome[0]
 

@@ -17,6 +17,7 @@ from moat_kv import errors
 from moat_kv.engine import base, sqlite, sqlite_committing
 from moat_kv.path import P, Path
 from moat_kv.testing import engine_probe
+from tests.client.waiting import until
 from tests.engine import watched
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +31,7 @@ def file(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 async def until_set(event: threading.Event) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while not event.is_set():
             await anyio.sleep(0.005)
 
@@ -128,7 +129,7 @@ async def test_what_waits_shares_a_commit(file: pathlib.Path) -> None:
         # The event loop goes on while a commit is stuck in the disk.
         for number in range(200):
             engine.submit((writer.make(Path(number), b"x"),), outcomes.append)
-        await anyio.sleep(0.05)
+        await until(lambda: len(engine._committer._under_way) == 2)
         assert outcomes == []
         assert engine.describe()["waiting"] == 200
         connection.free.set()

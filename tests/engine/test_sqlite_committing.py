@@ -14,6 +14,7 @@ from moat_kv.engine import base, sqlite, sqlite_committing
 from moat_kv.entry import Guard
 from moat_kv.path import P, Path
 from moat_kv.testing import engine_probe, powercut
+from tests.client.waiting import until
 from tests.engine import watched
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +35,7 @@ def disk() -> Iterator[powercut.SimulatedDisk]:
 
 
 async def until_held(connection: watched.WatchedConnection) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while not connection.held.is_set():
             await anyio.sleep(0.005)
 
@@ -58,10 +59,10 @@ async def test_the_disk_goes_on_with_the_next_commit_while_the_event_loop_is_bus
         await until_held(connection)
         for number in range(ENOUGH):
             engine.submit((writer.make(Path(number), b"x"),), outcomes.append)
-        await anyio.sleep(0.02)
+        await until(lambda: len(engine._committer._under_way) == 2)
         connection.free.set()
-        until = time.monotonic() + 10
-        while inserts(connection) < before + 2 and time.monotonic() < until:
+        give_up_at = time.monotonic() + 30
+        while inserts(connection) < before + 2 and time.monotonic() < give_up_at:
             time.sleep(0.001)  # noqa: ASYNC251  # a busy event loop is what is tested
         assert inserts(connection) == before + 2
         assert outcomes == []
@@ -109,7 +110,7 @@ async def test_what_was_judged_behind_a_commit_that_fails_fails_with_it(
         engine.submit((writer.make(P("c"), b"x", guards=(Guard(A, new),)),), outcomes.append)
         for number in range(ENOUGH):
             engine.submit((writer.make(Path(number), b"x"),), outcomes.append)
-        await anyio.sleep(0.02)
+        await until(lambda: len(engine._committer._under_way) == 2)
         assert engine.describe()["waiting"] == 3 + ENOUGH
         disk.failing_syncs = 1
         connection.free.set()

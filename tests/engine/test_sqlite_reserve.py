@@ -115,7 +115,7 @@ async def test_deletions_beside_values_that_fail_have_a_try_of_their_own(
                     finished.set()
 
             engine.submit((write,), done)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await finished.wait()
         assert isinstance(outcomes["first"], errors.StorageFailed)
         assert isinstance(outcomes["second"], errors.StorageFailed)
@@ -148,7 +148,7 @@ async def test_what_was_deleted_to_make_room_takes_its_earlier_versions_along(
         disk.room_bytes = 3_000_000
         outcome = await writer.group(writer.make(B, None))
         assert not isinstance(outcome, errors.MoatKvError)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while len(await engine.history(B, limit=9)) > 1 or engine.trouble is not None:
                 await anyio.sleep(0.02)
         # Deleted before the disk was full.

@@ -27,7 +27,7 @@ class WatchedConnection:
         self.statements.append(sql)
         if not self.free.is_set():
             self.held.set()
-            assert self.free.wait(20)
+            assert self.free.wait(40)
         return self._connection.execute(sql, parameters)
 
     def close(self) -> None:

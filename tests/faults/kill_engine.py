@@ -51,9 +51,17 @@ def _engine(file: pathlib.Path, sync: float) -> sqlite.SqliteEngine:
 
 
 def killed_writer(
-    file: pathlib.Path, numbers: Sequence[int], after_s: float, *, sync: float = 0.0
+    file: pathlib.Path,
+    numbers: Sequence[int],
+    after_s: float,
+    *,
+    sync: float = 0.0,
+    at_least: int = 0,
 ) -> tuple[list[int], str, int]:
-    """Write for `after_s` from the first answer on; what was answered, the epoch, how often."""
+    """Write for `after_s` from the first answer on; what was answered, the epoch, how often.
+
+    `at_least`: and until so many were answered, however slow the disk is.
+    """
     command = [sys.executable, "-m", "tests.faults.kill_engine", "--child", str(file)]
     command += ["--numbers", ",".join(map(str, numbers)), "--sync", str(sync)]
     last = list(numbers)
@@ -71,7 +79,7 @@ def killed_writer(
             count += 1
             if deadline is None:
                 deadline = time.monotonic() + after_s
-            elif deadline > 0 and time.monotonic() >= deadline:
+            elif deadline > 0 and time.monotonic() >= deadline and count > at_least:
                 process.send_signal(signal.SIGKILL)
                 deadline = 0.0  # what was answered before is still in the pipe
     if process.returncode != -signal.SIGKILL:

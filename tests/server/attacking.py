@@ -46,7 +46,7 @@ def only_connection(running: RunningServer) -> Connection:
 
 async def settled(number: Any) -> Any:
     """What a figure of the server stays at for a while."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         seen = number()
         while True:
             await anyio.sleep(0.1)

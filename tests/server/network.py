@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,7 @@ from moat_kv.server.times import Times
 from moat_kv.testing.server import RunningServer, running_server
 from tests.engine.fake_remote import FakeRemote, SharedLog
 
-#: Short enough for a test, long enough for a slow machine.
+#: For what is to be over within a test, so that a machine that stops for a second may be too late.
 TIMES = Times(
     lease_s=1.2,
     renew_s=0.2,
@@ -29,6 +30,8 @@ TIMES = Times(
     leave_s=0.4,
     sweep_s=0.05,
 )
+#: For all else: nothing ends by itself, and it is renewed and told as often.
+PATIENT = dataclasses.replace(TIMES, lease_s=60.0, ttl_s=60.0, grace_s=60.0, silent_s=60.0)
 
 
 class Site:
@@ -53,6 +56,13 @@ class Site:
         """Until it has one; what is not on disk then will be when the server ends."""
         await until(lambda: bool(self.copy.state.epoch))
 
+    def skip(self, by_s: float) -> None:
+        """For its leases so much time passes at once: its own, and those it has seen."""
+        leases = self.server.leases
+        clock = leases._clock
+        leases._clock = lambda: clock() + by_s
+        leases.give_back(-by_s)
+
     def cut(self) -> None:
         self.remote.cut()
 
@@ -63,22 +73,23 @@ class Site:
 class Network:
     """The log, and where the copies are."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, times: Times = TIMES) -> None:
         self.log = SharedLog()
         self.folder = folder
+        self.times = times
 
     @asynccontextmanager
     async def server(
         self,
         name: str,
         *,
-        times: Times = TIMES,
+        times: Times | None = None,
         is_linked: bool = True,
         home: str = "",
         wrong_s: float = 0.0,
     ) -> AsyncIterator[Site]:
-        """Serve until left. `home`: where its files are, if not in a folder of its name. `wrong_s`:
-        see `FakeRemote`.
+        """Serve until left. `times`: if not those of the network. `home`: where its files are, if
+        not in a folder of its name. `wrong_s`: see `FakeRemote`.
         """
         remote = FakeRemote(self.log)
         remote.is_linked, remote.wrong_s = is_linked, wrong_s
@@ -88,7 +99,9 @@ class Network:
             remote, file, origin=f"{name}:log", patience_s=0.2, copy=copy
         )
         try:
-            async with running_server(name, engine=engine, times=times, tcp=True) as running:
+            async with running_server(
+                name, engine=engine, times=times or self.times, tcp=True
+            ) as running:
                 yield Site(copy, remote, running)
         finally:
             self.log.links.remove(remote)
@@ -111,7 +124,7 @@ def _value(record: Record) -> Any:
     return None if record.value is None else codec.unpack(record.value)
 
 
-async def until(condition: Any, limit_s: float = 15.0) -> None:
+async def until(condition: Any, limit_s: float = 30.0) -> None:
     """Wait until a condition holds."""
     with anyio.fail_after(limit_s):
         while not condition():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import anyio
@@ -98,7 +99,8 @@ async def test_tasks_of_one_client_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     async with running_server(engine=engine) as running, connected(running.url) as line:
         most = connection_module.HELD_LIMIT_BYTES // connection_module.WORK_BYTES
         await line.stream.send(requests("history", 2 * most, path=P("a")))
-        assert 0 < await settled(lambda: engine.running_now) <= most + 1
+        await until(lambda: engine.running_now)
+        assert await settled(lambda: engine.running_now) <= most + 1
         go.set()
         for seq in range(100, 100 + 2 * most):
             assert (await line.next(seq)).state == State.START
@@ -167,12 +169,14 @@ async def test_sessions_of_a_line_are_bounded(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_who_only_connects_is_asked_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "FIRST_REQUEST_S", 0.2)
     async with running_server() as running, connected(running.url) as speaking:
         await speaking.ask("ping")
+        # From now on, so that a busy machine makes nobody late who did speak.
+        monkeypatch.setattr(connection_module, "FIRST_REQUEST_S", 0.2)
         async with connected(running.url) as silent, connected(running.url) as slow:
             # Half a frame is no request either.
-            await slow.stream.send(messages.pack((1, "ping", {}, None))[:-1])
+            with contextlib.suppress(anyio.BrokenResourceError):  # it was asked to leave already
+                await slow.stream.send(messages.pack((1, "ping", {}, None))[:-1])
             for line in (silent, slow):
                 error = await line.next(0)
                 assert error.fields["error"] == "ProtocolError"

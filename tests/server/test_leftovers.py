@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 import pytest
 
 from moat_kv import codec, errors
@@ -15,6 +14,7 @@ from moat_kv.engine.base import Done
 from moat_kv.engine.memory import MemoryEngine
 from moat_kv.entry import Write
 from moat_kv.path import P
+from moat_kv.server import expiry
 from moat_kv.testing.server import running_server
 from tests.client.waiting import until
 from tests.line import Line, connected
@@ -23,12 +23,18 @@ from tests.server.attacking import answers, requests
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_entry_whose_time_is_over_goes_when_the_disk_has_room_again() -> None:
+async def test_an_entry_whose_time_is_over_goes_when_the_disk_has_room_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(expiry, "LOOK_S", 0.05)
+    monkeypatch.setattr(expiry, "RETRY_S", 0.2)
     engine = MemoryEngine()
     async with running_server(engine=engine) as running, connected(running.url) as line:
-        await line.ask("set", 1, path=P("a"), ttl_s=0.2)
+        await line.ask("set", 1, path=P("a"), ttl_s=1_000.0)
         engine.trouble = "no room"
-        await anyio.sleep(0.4)
+        monkeypatch.setattr(engine, "now", lambda: time.time() + 2_000)
+        # It was tried, in vain.
+        await until(lambda: "tried again" in caplog.text)
         assert (await line.ask("get", path=P("a"))).value is not None
         engine.trouble = None
         await until(lambda: running.server.store.tree.entries == 0)

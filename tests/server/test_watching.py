@@ -150,7 +150,7 @@ async def test_a_lost_line_takes_its_watches_with_it() -> None:
         async with connected(running.url) as line:
             await started(line, path=P("a"))
             assert running.server.store.watchers.count == 1
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while running.server.store.watchers.count:
                 await anyio.sleep(0.01)
 

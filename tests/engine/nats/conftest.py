@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from moat_kv.testing import nats
+from tests.engine.nats.jumping_time import Clock
 
 _networks = itertools.count()
 
@@ -18,6 +20,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """nats-py, and so this engine, runs on asyncio only."""
     backend: str = request.param
     return backend
+
+
+@pytest.fixture
+def jumping(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of a test whose `anyio_backend` is of this clock."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
 
 
 @pytest.fixture(scope="session")

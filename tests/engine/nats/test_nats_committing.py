@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,15 @@ from tests.engine.nats.chosen_answers import (
     committing,
     revs,
 )
+from tests.engine.nats.jumping_time import Clock
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(jumping: Clock) -> tuple[str, dict[str, Any]]:
+    """asyncio, by a clock that jumps: here are no sockets, and no threads."""
+    return "asyncio", {"loop_factory": jumping.make_loop}
 
 
 async def test_a_refusal_of_what_was_stored_all_the_same_is_not_believed() -> None:

@@ -34,7 +34,7 @@ def own_node() -> Iterator[nats_servers.Node]:
 
 @asynccontextmanager
 async def opened(
-    url: str, *, patience_s: float = 10.0
+    url: str, *, patience_s: float = 30.0
 ) -> AsyncIterator[tuple[nats.NatsEngine, engine_probe.DictReplica, engine_probe.Writer]]:
     engine = nats.NatsEngine(url, patience_s=patience_s)
     replica = engine_probe.DictReplica()
@@ -83,10 +83,9 @@ async def test_a_killed_node_has_all_that_it_acknowledged(own_node: nats_servers
             own_node.kill()
             await anyio.to_thread.run_sync(own_node.start)
         before = len(replica.applied)
-        await until(lambda: len(replica.applied) > before + 30)
+        await until(lambda: len(replica.applied) > before + 30 and len(acknowledged) > 300)
         stop = True
     assert await tree_of(url) == replica.heads
-    assert len(acknowledged) > 300
     for path, record in acknowledged.items():
         assert replica.heads[path] == record or path in unclear
 
@@ -142,7 +141,7 @@ async def test_a_write_that_hung_undoes_nothing(
             (record,) = records_of(answers.outcomes[0][1])
             last = await other.set(A, b"last")
             late.set()
-            await until(lambda: proxy.lines == 2)
+            await until(lambda: proxy.lines >= 2)
             await other.set(B, b"after")
             await writer.set(B, b"after this")
             assert [each.value for each in await engine.history(A, limit=9)] == [
@@ -159,8 +158,10 @@ async def test_what_cannot_be_stored_in_time_is_told_apart(
     node: nats_servers.Node, new_network: Callable[[], str]
 ) -> None:
     async with behind_proxy(node, new_network()) as (proxy, url):
-        async with opened(url, patience_s=0.6) as (engine, replica, writer):
+        async with opened(url) as (engine, replica, writer):
             await writer.set(A, b"0")
+            # Only for what is to be too late.
+            patience_s, engine._committer._patience_s = engine._committer._patience_s, 0.6
             proxy.hold_answers()
             sent = await writer.group(writer.make(A, b"sent"))
             assert isinstance(sent, errors.Unknown)
@@ -172,6 +173,7 @@ async def test_what_cannot_be_stored_in_time_is_told_apart(
             proxy.release_answers()
             proxy.accept()
             await until(lambda: engine.describe()["server"] is not None)
+            engine._committer._patience_s = patience_s
             await writer.set(P("c"), b"1")
             assert engine.trouble is None
             # What was `Unknown` did happen here; what was `Detached` did not.

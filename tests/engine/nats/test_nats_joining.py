@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -86,7 +87,7 @@ async def test_credentials_that_go_while_a_server_runs_do_not_end_it(
         access = config.NatsConfig(creds=str(file))
         remote = nats_remote.NatsRemote(f"nats://{node.address}", access=access)
         engine = network.NetworkEngine(remote, tmp_path / "copy", origin="n1:log")
-        with anyio.fail_after(20):
+        with anyio.fail_after(50):
             async with engine.running(engine_probe.DictReplica()):
                 await until(lambda: engine.attached)
                 file.write_text("nothing of the kind")
@@ -135,10 +136,9 @@ async def test_a_certificate_of_ones_own_lets_in_where_it_is_asked_for(
         access = {"ca": str(tmp_path / "ca")}
         assert await works(f"nats://{node.address}", **access, **shown("right"))
         for others in ({}, shown("wrong")):
-            began = anyio.current_time()
-            said = await refusal(f"nats://{node.address}", **access, **others)
+            with anyio.fail_after(nats_line.FIRST_CONNECT_S):
+                said = await refusal(f"nats://{node.address}", **access, **others)
             assert "certificate" in said
-            assert anyio.current_time() - began < 5
         mixed = {"cert": shown("right")["cert"], "key": shown("wrong")["key"]}
         with pytest.raises(errors.BadConfig, match="ca, cert, key"):
             await works(f"nats://{node.address}", **access, **mixed)
@@ -184,7 +184,9 @@ async def test_where_nobody_answers_the_start_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nats_line, "FIRST_CONNECT_S", 0.3)
-    said = await refusal(f"nats://127.0.0.1:{nats_servers.free_port()}")
+    with socket.socket() as mute:  # bound, so that nobody else gets it, and not listened to
+        mute.bind(("127.0.0.1", 0))
+        said = await refusal(f"nats://127.0.0.1:{mute.getsockname()[1]}")
     assert "Connect call failed" in said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -26,16 +27,23 @@ from tests.engine.nats.chosen_answers import (
     revs,
     running,
 )
+from tests.engine.nats.jumping_time import Clock
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_what_has_waited_for_too_long_is_not_sent_any_more() -> None:
+@pytest.fixture
+def anyio_backend(jumping: Clock) -> tuple[str, dict[str, Any]]:
+    """asyncio, by a clock that jumps: here are no sockets, and no threads."""
+    return "asyncio", {"loop_factory": jumping.make_loop}
+
+
+async def test_what_has_waited_for_too_long_is_not_sent_any_more(jumping: Clock) -> None:
     stream = Stream()
     writes, answers = Submitter(lambda *arguments: None), engine_probe.Answers(2)
 
     def silent(messages: Sequence[nats_publish.Message]) -> nats_publish.Answer:
-        time.sleep(0.1)  # the patience of whatever waits behind it is over then, too
+        jumping.now += 0.1  # the patience of whatever waits behind it is over then, too
         return OPEN
 
     stream.reactions = [silent]

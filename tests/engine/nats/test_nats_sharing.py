@@ -66,6 +66,14 @@ async def servers(
         yield found
 
 
+async def compacted(server: Server, floor: int) -> None:
+    """Have it forget all deletions, as soon as it is sure that their time is over."""
+    with anyio.fail_after(30):
+        while await server.engine.compact() != floor:
+            await anyio.sleep(0.02)
+    assert server.engine.floor == floor
+
+
 async def until_equal(found: list[Server]) -> None:
     await until(lambda: all(each.replica.heads == found[0].replica.heads for each in found))
 
@@ -188,8 +196,7 @@ async def test_all_servers_forget_deletions_and_can_write_there_again(url: str) 
         await one.set(Path("p", 29), b"1")
         gone = await one.set(Path("p", 29), None)
         await one.set(C, b"kept")
-        await anyio.sleep(0.05)
-        assert await one.engine.compact() == gone.rev == one.engine.floor
+        await compacted(one, gone.rev)
         await until(lambda: two.engine.floor == gone.rev)
         await until_equal([one, two])
         assert set(two.replica.heads) == {C}
@@ -228,8 +235,7 @@ async def test_deletions_whose_removal_was_cut_short_are_gone_all_the_same(
             await three.set(A, b"again", expect=0)
             await until_equal([one, two, three])
             gone = await two.set(A, None)
-            await anyio.sleep(0.05)
-            assert await three.engine.compact() == gone.rev
+            await compacted(three, gone.rev)
         async with servers(url, 1) as (four,):
             assert set(four.replica.heads) == {B}
 
@@ -261,7 +267,7 @@ async def test_any_client_of_nats_can_follow_a_subtree(node: nats_servers.Node, 
     async with servers(url, 1) as (one,):
         await one.set(P("garden.lamp"), b"1")
         await one.set(P("house.hall.lamp"), b"1")
-        message = await heard.next_msg(timeout=5)
+        message = await heard.next_msg(timeout=30)
         assert message.subject == f"moat.{network}.kv.house.hall.lamp"
     await client.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -18,10 +19,17 @@ from moat_kv.engine import (
     nats_touch,
 )
 from moat_kv.testing import engine_probe
+from tests.engine.nats.jumping_time import Clock
 
 pytestmark = pytest.mark.anyio
 
 NAMES = nats_subjects.Names("x")
+
+
+@pytest.fixture
+def anyio_backend(jumping: Clock) -> tuple[str, dict[str, Any]]:
+    """asyncio, by a clock that jumps: here are no sockets, and no threads."""
+    return "asyncio", {"loop_factory": jumping.make_loop}
 
 
 class Node:
@@ -147,6 +155,19 @@ async def test_who_is_acknowledged_is_in_touch_and_else_cut_off_until_it_is_agai
         await net.until("attached", NO_QUORUM)
         node.ack_s = 0.0
         await net.until("attached", NO_QUORUM, "attached")
+
+
+async def test_who_was_held_up_itself_is_not_cut_off(jumping: Clock) -> None:
+    net = Net()
+    async with net.connected(Node(net, ack_s=0.0)):
+        await net.until("attached")
+        net.touch.wait()
+        await anyio.sleep(0.01)
+        jumping.now += 60  # a stopped process; what was acknowledged waits in its socket
+        await anyio.sleep(0.1)
+        net.touch.acknowledged()
+        await anyio.sleep(1.8)
+        assert net.told == ["attached"]
 
 
 async def test_another_node_that_acknowledges_is_gone_on_with_before_one_is_cut_off() -> None:

@@ -18,6 +18,6 @@ class TestNetworkEngine(engine_suite.EngineSuite):
             access = config.NatsConfig(history=history)
             remote = nats_remote.NatsRemote(url, access=access, tombstone_s=tombstone_s)
             file = tmp_path / "copy.sqlite"
-            return network.NetworkEngine(remote, file, origin="log:1", patience_s=5.0)
+            return network.NetworkEngine(remote, file, origin="log:1", patience_s=20.0)
 
         return open_engine

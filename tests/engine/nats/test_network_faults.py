@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -37,10 +38,14 @@ A, B = P("a"), P("b")
 class Server:
     """An engine on a network, and what it shows."""
 
-    def __init__(self, url: str, file: pathlib.Path, name: str) -> None:
+    def __init__(
+        self, url: str, file: pathlib.Path, name: str, *, patience_s: float = 20.0
+    ) -> None:
         self.replica = engine_probe.DictReplica()
         self.remote = nats_remote.NatsRemote(url, name=name)
-        self.engine = network.NetworkEngine(self.remote, file, origin=f"{name}:log")
+        self.engine = network.NetworkEngine(
+            self.remote, file, origin=f"{name}:log", patience_s=patience_s
+        )
         self.writer = engine_probe.Writer(self.engine)
 
     def running(self) -> AbstractAsyncContextManager[None]:
@@ -53,6 +58,12 @@ class Server:
 
     async def set(self, path: Path, value: bytes | None) -> Record:
         return await self.writer.set(path, value)
+
+
+def off_s(server: Server, right: Callable[[], float]) -> float:
+    """By how much its time is wrong at least, whatever the machine did between two looks at it."""
+    before, now, after = right(), server.engine.now(), right()
+    return max(before - now, now - after, 0.0)
 
 
 @pytest.fixture
@@ -93,10 +104,13 @@ async def test_a_newcomer_without_nats_is_told_so(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nats_line, "FIRST_CONNECT_S", 0.3)
-    server = Server(f"nats://127.0.0.1:{nats.free_port()}", tmp_path / "copy.sqlite", "n1")
-    with pytest.raises((errors.EngineUnfit, BaseExceptionGroup)) as caught:
-        async with server.running():
-            raise AssertionError("it cannot serve")
+    with socket.socket() as mute:  # bound, so that nobody else gets it, and not listened to
+        mute.bind(("127.0.0.1", 0))
+        url = f"nats://127.0.0.1:{mute.getsockname()[1]}"
+        server = Server(url, tmp_path / "copy.sqlite", "n1")
+        with pytest.raises((errors.EngineUnfit, BaseExceptionGroup)) as caught:
+            async with server.running():
+                raise AssertionError("it cannot serve")
     found = caught.value
     while isinstance(found, BaseExceptionGroup):
         (found,) = found.exceptions
@@ -106,12 +120,13 @@ async def test_a_newcomer_without_nats_is_told_so(
 async def test_a_frozen_node_makes_writes_pending_and_loses_none(
     tmp_path: pathlib.Path, own_node: nats.Node
 ) -> None:
-    server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
+    url = f"nats://{own_node.address}/house"
+    server = Server(url, tmp_path / "copy.sqlite", "n1", patience_s=1.0)
     async with server.running():
         await server.set(A, b"\x01")
         own_node.freeze()
         try:
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 late = await server.set(A, b"\x02")
             assert late.rev < 0
             assert (await server.set(A, b"\x03")).rev < 0
@@ -153,6 +168,7 @@ async def test_a_server_that_is_cut_off_when_deletions_are_to_be_forgotten_goes_
     tmp_path: pathlib.Path, own_node: nats.Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nats_compact, "EVERY_S", 0.1)
+    monkeypatch.setattr(nats_remote, "PATIENCE_S", 1.0)  # so long each try takes
     tries = 0
     compact = nats_compact.Compactor.compact
 
@@ -228,13 +244,13 @@ async def test_the_engine_s_time_is_nats_s_whatever_the_date_here_is(
     server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
     async with server.running():
         clock = server.remote._feed.clock
-        assert abs(server.engine.now() - right()) <= clock.uncertain_s < math.inf
+        assert off_s(server, right) <= clock.uncertain_s < math.inf
         # What is written tells it, too; and nothing that is known already is asked.
         clock._now = clock._before = nats_clock._Limits()
         record = await server.set(A, b"\x01")
         await server.set(A, b"\x02")
-        assert abs(server.engine.now() - record.at) < 5
-        assert abs(server.engine.now() - right()) <= clock.uncertain_s < math.inf
+        assert abs(server.engine.now() - record.at) < 60
+        assert off_s(server, right) <= clock.uncertain_s < math.inf
         probes = server.remote._probes
         monkeypatch.setattr(nats_remote, "TELLING_S", clock.uncertain_s)
         await server.remote.learn_time()
@@ -260,7 +276,7 @@ async def test_who_starts_again_behind_a_slow_line_knows_when_its_writes_were_ma
                 await one.until(lambda: not one.engine.attached)
                 for path in paths:
                     await two.set(path, b"\x02")
-                await anyio.sleep(1.0)
+                await anyio.sleep(2.5)
                 for path in paths:
                     assert (await one.set(path, b"\x03")).rev < 0
             right, sure_end = time.time, nats_stream.sure_end
@@ -276,7 +292,7 @@ async def test_who_starts_again_behind_a_slow_line_knows_when_its_writes_were_ma
             again = Server(urls[0], file, "n1")
             async with again.running():
                 await again.until(lambda: again.engine.attached and not again.replica.covers)
-                assert abs(again.engine.now() - right()) < 0.5
+                assert off_s(again, right) < 2.0
                 assert [again.replica.values[path] for path in paths] == [b"\x03"] * len(paths)
 
 
@@ -289,9 +305,9 @@ async def test_a_server_with_a_wrong_date_forgets_no_deletion_too_early(
     async with server.running():
         await server.set(A, b"\x01")
         gone = await server.set(A, None)
-        assert abs(gone.at - right()) < 5
+        assert abs(gone.at - right()) < 60
         assert await server.engine.compact() == 0
-        assert server.engine.now() < right() + 5
+        assert server.engine.now() < right() + 60
 
 
 async def test_a_node_that_led_until_lately_is_not_believed(
@@ -320,8 +336,12 @@ async def test_a_node_that_led_until_lately_is_not_believed(
 
 
 async def test_another_connection_is_no_outage(
-    tmp_path: pathlib.Path, own_node: nats.Node, caplog: pytest.LogCaptureFixture
+    tmp_path: pathlib.Path,
+    own_node: nats.Node,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(nats_touch, "DETACH_S", 15.0)  # a busy machine is one neither
     server = Server(f"nats://{own_node.address}/house", tmp_path / "copy.sqlite", "n1")
     async with server.running():
         rev = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,10 +12,11 @@ import pytest
 
 from moat_kv import P, errors, open_client
 from moat_kv.engine import nats_remote, network
+from moat_kv.server.times import Times
 from moat_kv.testing import nats
 from moat_kv.testing.server import RunningServer, running_server
 from tests.line import connected
-from tests.server.network import TIMES, until
+from tests.server.network import PATIENT, TIMES, until
 
 pytestmark = pytest.mark.anyio
 
@@ -23,12 +25,12 @@ A, G = P("a"), P("g")
 Serve = Callable[[str], AbstractAsyncContextManager[RunningServer]]
 
 
-def server_maker(url: str, folder: pathlib.Path) -> Serve:
+def server_maker(url: str, folder: pathlib.Path, times: Times = PATIENT) -> Serve:
     @asynccontextmanager
     async def serve(name: str) -> AsyncIterator[RunningServer]:
         remote = nats_remote.NatsRemote(url, name=name)
         engine = network.NetworkEngine(remote, folder / f"{name}.sqlite", origin=f"{name}:log")
-        async with running_server(name, engine=engine, times=TIMES, tcp=True) as running:
+        async with running_server(name, engine=engine, times=times, tcp=True) as running:
             yield running
 
     return serve
@@ -48,7 +50,7 @@ async def test_session_is_adopted_and_its_former_server_takes_nothing_more(
                 await line.ask("set", 2, path=A, session=id)
             await other.ask("set", 3, path=A, session=id)
             await other.ask("session_close", session=id)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while (await line.ask("get", path=A)).value is not None:
                     await anyio.sleep(0.02)
 
@@ -75,7 +77,8 @@ async def test_without_nats_servers_see_only_their_own_and_come_together_again(
     tmp_path: pathlib.Path,
 ) -> None:
     with nats.server() as node:
-        serve = server_maker(f"nats://{node.address}/house", tmp_path)
+        times = dataclasses.replace(TIMES, lease_s=3.0, silent_s=5.0)
+        serve = server_maker(f"nats://{node.address}/house", tmp_path, times)
         async with (
             serve("n1") as one,
             serve("n2") as two,
