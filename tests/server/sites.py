@@ -39,7 +39,7 @@ class Site:
             state = await self.client.state()
             return bool(state["engine"]["outbox"] == 0)
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not await is_empty():
                 await anyio.sleep(0.01)
 
