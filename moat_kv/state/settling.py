@@ -32,7 +32,13 @@ def register(slot: Slot) -> None:
 
 
 def _busy() -> list[Slot]:
-    return [slot for slot in list(_all) if not slot.outgoing.is_idle()]
+    found = []
+    for slot in list(_all):
+        # Who takes a new state shows it a moment before it is to be told, and holds this meanwhile.
+        with slot.mutex:
+            if not slot.outgoing.is_idle():
+                found.append(slot)
+    return found
 
 
 def settle(timeout_s: float | None = None) -> bool:

@@ -135,15 +135,36 @@ async def test_compiler_that_cannot_be_started_is_tried_again(
         assert isinstance(code.entry("long").problem, errors.Compiling)
         away.rename(command)
         assert await settled(code, "long") is None
-        monkeypatch.setattr(aside, "LIMIT_S", 0.5)
-        command.unlink()
-        rev = await client.set(P(":.moat.kv.code.proc.long"), {"code": f"{LONG}return 2"})
-        await code.wait_rev(rev.rev)
-        assert "not compiled after 0.5 s: " in str(await settled(code, "long"))
+
+
+async def test_compiler_that_can_never_be_started_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def not_started(question: bytes) -> Any:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(aside, "AGAIN_S", 0.05)
+    monkeypatch.setattr(aside, "LIMIT_S", 0.2)
+    monkeypatch.setattr(aside, "_run", not_started)
+    with pytest.raises(errors.BadCode, match=r"not compiled after 0\.2 s: too many processes"):
+        await aside.compile_procedure(LONG, name="a.b")
+
+
+@pytest.fixture
+def may_run(monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
+    """The other process does not begin before this is set."""
+    may, run = anyio.Event(), aside._run
+
+    async def run_then(question: bytes) -> Any:
+        await may.wait()
+        return await run(question)
+
+    monkeypatch.setattr(aside, "_run", run_then)
+    return may
 
 
 async def test_long_procedure_can_be_called_once_it_is_compiled(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, may_run: anyio.Event
 ) -> None:
     async with roots(monkeypatch) as (client, code, _):
         place = P(":.moat.kv.code.proc")
@@ -154,6 +175,7 @@ async def test_long_procedure_can_be_called_once_it_is_compiled(
         with pytest.raises(errors.Compiling, match="long is long and is being compiled"):
             code("long")
         assert code("short") == 2
+        may_run.set()
         assert await settled(code, "long") is None
         assert code("long") == aside.LONG // 3
         problem = await settled(code, "wrong")
@@ -161,7 +183,7 @@ async def test_long_procedure_can_be_called_once_it_is_compiled(
 
 
 async def test_long_procedure_that_has_changed_meanwhile_is_compiled_again(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, may_run: anyio.Event
 ) -> None:
     async with roots(monkeypatch) as (client, code, _):
         path = P(":.moat.kv.code.proc.long")
@@ -169,11 +191,14 @@ async def test_long_procedure_that_has_changed_meanwhile_is_compiled_again(
             rev = await client.set(path, {"code": f"{LONG}return {number}"})
             await code.wait_rev(rev.rev)
             assert isinstance(code.entry("long").problem, errors.Compiling)
+        may_run.set()
         assert await settled(code, "long") is None
         assert code("long") == 2
 
 
-async def test_long_module_is_loaded_once_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_module_is_loaded_once_it_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, may_run: anyio.Event
+) -> None:
     async with roots(monkeypatch) as (client, code, modules):
         place = P(":.moat.kv.code.module")
         await client.set(place + P("aside_long"), {"code": LONG})
@@ -182,6 +207,7 @@ async def test_long_module_is_loaded_once_it_is_compiled(monkeypatch: pytest.Mon
         await code.add("uses", code="import aside_long\nreturn len(aside_long.x)")
         with pytest.raises(errors.Compiling, match="aside_long is long"):
             code("uses")
+        may_run.set()
         assert await settled(modules, "aside_long") is None
         assert code("uses") == aside.LONG // 3
         assert isinstance(await settled(modules, "aside_wrong"), errors.BadCode)

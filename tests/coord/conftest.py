@@ -8,6 +8,8 @@ from pathlib import Path as FilePath
 import anyio.from_thread
 import pytest
 
+from moat_kv.coord import unsettled
+from moat_kv.coord.aio import lock
 from moat_kv.testing.server import RunningServer, running_server
 from tests.coord import widgets
 
@@ -22,6 +24,10 @@ def served(tmp_path: FilePath) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     widgets.DONE.clear()
     widgets.FAIL.clear()
+    # These go on in the background after a while, which is soon over on a machine that is held up;
+    # tests that are about it say how soon.
+    monkeypatch.setattr(lock, "RELEASE_S", 30.0)
+    monkeypatch.setattr(unsettled, "FIRST_S", 300.0)

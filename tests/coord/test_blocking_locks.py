@@ -40,7 +40,7 @@ def test_threads_exclude_each_other(process: coord.Process) -> None:
 
 
 def test_a_lock_says_what_it_is(process: coord.Process) -> None:
-    lock = process.lock("me", timeout_s=0.1)
+    lock = process.lock("me", timeout_s=30)
     assert (lock.name, lock.held) == ("me", False)
     with lock:
         assert lock.held

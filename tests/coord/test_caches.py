@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from moat_kv import open_client
-from moat_kv.coord import aio
+from moat_kv.coord import aio, unsettled
 from moat_kv.testing.server import running_server
 from tests.client.proxy import proxied
 from tests.client.waiting import until
@@ -112,7 +112,10 @@ async def test_what_cannot_be_kept_is_not_taken() -> None:
         await nothing_left(other)
 
 
-async def test_ends_and_keeps_survive_breaks_of_the_line_once() -> None:
+async def test_ends_and_keeps_survive_breaks_of_the_line_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unsettled, "FIRST_S", 0.05)
     async with (
         running_server(tcp=True) as running,
         proxied(running.url) as proxy,

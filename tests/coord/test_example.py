@@ -13,6 +13,7 @@ from aggregate import widgets
 
 from moat_kv import coord
 from moat_kv.testing.server import RunningServer
+from tests.state.sharing import until
 
 PLACE = pathlib.Path(__file__).parents[2] / "examples" / "aggregate"
 
@@ -50,6 +51,14 @@ def test_an_execution_that_is_tried_again_counts_once(tmp_path: pathlib.Path) ->
     assert widgets.totals(database) == (1, 0, 6)
 
 
+def found(database: str) -> tuple[int, int, int] | None:
+    """Its totals; None while it cannot be had."""
+    try:
+        return widgets.totals(database)
+    except sqlite3.OperationalError:
+        return None
+
+
 def test_a_database_that_fails_half_way_is_tried_again(
     served: RunningServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,7 +71,6 @@ def test_a_database_that_fails_half_way_is_tried_again(
             widgets.totals(widgets.WidgetUpdate.path)
         assert len(process.asynchronous.unsettled) <= 1
         (tmp_path / "missing").mkdir()
-        while not pathlib.Path(widgets.WidgetUpdate.path).exists():
-            pass
+        until(lambda: found(widgets.WidgetUpdate.path) == (1, 0, 10))
         process.stop()
     assert widgets.totals(widgets.WidgetUpdate.path) == (1, 0, 10)

@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 
 from moat_kv import Client, P, Path, errors, open_client
 from moat_kv.coord import aio, resource
+from moat_kv.coord.aio import lock as lock_module
 from moat_kv.testing.server import RunningServer, running_server
 from tests.client.proxy import proxied
 from tests.client.waiting import until
@@ -266,7 +267,10 @@ async def test_one_that_waits_enters_the_line_anew_when_its_session_is_lost() ->
             await got.wait()
 
 
-async def test_a_broken_line_is_waited_out_within_the_time_limit() -> None:
+async def test_a_broken_line_is_waited_out_within_the_time_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lock_module, "RELEASE_S", 0.2)
     async with (
         running_server(tcp=True) as running,
         proxied(running.url) as proxy,
@@ -333,10 +337,11 @@ async def test_one_who_waits_for_a_barrier_or_lock_can_be_cancelled_while_it_ent
         aio.Process(running.url) as other,
     ):
         proxy.hold_answers()
-        with anyio.move_on_after(0.2):
-            await one.lock("me").acquire()
-        # The ticket was made, and its owner does not know.
-        await waiting_at(other, "me", 1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.lock("me").acquire)
+            # The ticket was made, and its owner does not know.
+            await waiting_at(other, "me", 1)
+            tasks.cancel_scope.cancel()
         proxy.release_answers()
         await waiting_at(other, "me", 0)
 

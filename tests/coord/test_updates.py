@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
-import anyio
 import pytest
 
-from moat_kv.coord import aio
+from moat_kv.coord import aio, course
 from tests.coord import widgets
 from tests.coord.looking import at, nothing_left
 from tests.coord.test_locks import two
@@ -72,12 +72,16 @@ async def test_one_whose_time_is_up_does_not_wait_for_others() -> None:
         assert widgets.total() == 4
 
 
-async def test_refreshing_prolongs_the_soft_session_but_not_the_hard_one() -> None:
+async def test_refreshing_prolongs_the_soft_session_but_not_the_hard_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(course, "time", types.SimpleNamespace(monotonic=lambda: now_s))
     async with two() as (_, one, _other):
         update = Clicks(one, "w", doc={}, soft_session=0.2, hard_session=100)
         hard = Clicks(one, "w", doc={}, soft_session=100, hard_session=0.2)
         for _ in range(10):
-            await anyio.sleep(0.05)
+            now_s += 0.05
             await update.refresh(Clicks(one, "w", doc={"clicks": 1}))
             await hard.refresh(Clicks(one, "w", doc={"clicks": 1}))
         assert not update.is_expired()

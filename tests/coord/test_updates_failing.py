@@ -19,7 +19,7 @@ async def test_what_execute_fails_on_is_tried_again_with_the_same_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(unsettled, "FIRST_S", 0.05)
-    widgets.FAIL["w"] = 3
+    widgets.FAIL["w"] = 1_000_000
     async with two() as (_, one, other):
         cache = aio.LruCache[Clicks]()
         update = Clicks(one, "w", doc={"clicks": 1})
@@ -31,6 +31,7 @@ async def test_what_execute_fails_on_is_tried_again_with_the_same_id(
         assert todo.reason in (None, "OSError: the database is away")
         # What comes meanwhile is not mixed into it.
         await cache.set("w", Clicks(one, "w", doc={"clicks": 10}))
+        widgets.FAIL["w"] = 2
         await eventually_total(1)
         assert widgets.DONE[0][2] == todo.key
         await cache.expire_all()

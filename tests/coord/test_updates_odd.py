@@ -12,7 +12,7 @@ from moat_kv.coord import aio, ending, recovery, resource, stock, watching
 from moat_kv.testing.server import running_server
 from tests.client.waiting import until
 from tests.coord import widgets
-from tests.coord.looking import at, eventually_total, nothing_left
+from tests.coord.looking import at, can_execute, eventually_total, nothing_left
 from tests.coord.test_locks import two
 from tests.coord.widgets import Clicks, FreeClicks
 
@@ -136,6 +136,8 @@ async def test_a_part_whose_owner_goes_on_while_it_is_taken_over_counts_once(
 ) -> None:
     """The owner, which had been taken for dead, keeps more after it was read for the first time."""
     async with two() as (_, one, other):
+        for each in (one, other):
+            can_execute(each, Clicks)
         theirs = Clicks(other, "w", doc={"clicks": 1}, init_cache=True)
         await theirs.cache()
         await one.client.delete_tree(one.path_of("test.test.w") / resource.REFERENCES)
@@ -151,7 +153,6 @@ async def test_a_part_whose_owner_goes_on_while_it_is_taken_over_counts_once(
                     await other.holdings.renew()
             return found
 
-        one.watching.kinds["Clicks"], one.watching.host = Clicks, one
         monkeypatch.setattr(ending, "read", read_and_go_on)
         await recovery.settle_left(one, one.ground, "test.test.w")
         assert widgets.total() == (0 if owner_is_back else 11)
@@ -287,6 +288,7 @@ async def test_what_is_left_is_seen_to_later_if_the_server_is_in_trouble(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with two() as (_, one, other):
+        can_execute(other, Clicks)
         update = Clicks(other, "w", doc={"clicks": 1})
         await update.cache()
         await one.client.delete_tree(one.path_of("test.test.w") / resource.REFERENCES)

@@ -65,7 +65,7 @@ def surroundings(
         monkeypatch.delenv(name, raising=False)
     yield
     State().reset()
-    assert settle(5)
+    assert settle(30)
 
 
 @block("state.md", 0)

@@ -53,7 +53,7 @@ def test_background_cached_state_is_recovered_and_subscribers_are_triggered() ->
     load()
     told: list[float] = []
     State().subscribe(Experiment, lambda experiment: told.append(experiment.celsius))
-    assert settle(5)
+    assert settle(30)
     assert told == [42.0]
     assert State().checkout(Experiment).celsius == 42.0
 
@@ -106,7 +106,7 @@ def test_state_commit_is_accepted_by_the_firmware_first() -> None:
         assert state.checkout(Experiment).celsius == 20.0
         experiment.celsius = 70.0
         state.commit(experiment)
-    assert settle(5)
+    assert settle(30)
     assert told == [70.0]
 
 

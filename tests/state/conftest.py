@@ -9,6 +9,7 @@ import anyio.from_thread
 import pytest
 
 from moat_kv import blocking
+from moat_kv.coord.aio import lock
 from moat_kv.state import Models, State, attach, cache_files, settle
 from moat_kv.testing.server import RunningServer, running_server
 
@@ -17,9 +18,11 @@ from moat_kv.testing.server import RunningServer, running_server
 def no_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in cache_files.VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    # Else a release goes on in the background, which is soon so on a machine that is held up.
+    monkeypatch.setattr(lock, "RELEASE_S", 30.0)
     yield
     State().reset()
-    assert settle(5)
+    assert settle(30)
 
 
 @pytest.fixture

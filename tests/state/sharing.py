@@ -13,7 +13,7 @@ from tests.state.models import Counter
 PLACE = P(":.moat.kv.model")
 
 
-def until(what: Callable[[], object], limit_s: float = 10.0) -> None:
+def until(what: Callable[[], object], limit_s: float = 30.0) -> None:
     """Wait for what another thread brings about."""
     end = time.monotonic() + limit_s
     while not what():

@@ -200,7 +200,7 @@ def test_loading_again_keeps_subscribers_and_makes_copies_stale() -> None:
         state.load(User("dora", "x"))
         with pytest.raises(StaleModel):
             state.commit(old)
-    assert settle(5)
+    assert settle(30)
     assert seen == ["dora"]
 
 

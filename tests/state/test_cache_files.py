@@ -237,16 +237,16 @@ def test_subscribers_learn_of_a_recovered_state(cache: pathlib.Path) -> None:
     load_user()
     with State() as state:
         state.subscribe(User, lambda user: told.append((user.name, "fresh")))
-    assert settle(5)
+    assert settle(30)
     assert told == []
     commit("a")
-    assert settle(5)
+    assert settle(30)
     told.clear()
     restart()
     load_user()
     with State() as state:
         state.subscribe(User, lambda user, old: told.append((user.name, old)), old=True)
-    assert settle(5)
+    assert settle(30)
     assert told == [("a", None)]
 
 

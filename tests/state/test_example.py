@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -12,7 +14,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from prometheus_client import generate_latest
@@ -26,13 +27,15 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """One that no outgoing connection is given until it is used."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
-@contextmanager
+@contextlib.contextmanager
 def script(place: pathlib.Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, *words],
@@ -71,14 +74,14 @@ def model_of(place: pathlib.Path) -> dict[str, object]:
 
 
 def test_panel_heater_and_the_inline_job_share_the_model(tmp_path: pathlib.Path) -> None:
-    port, figures = free_port(), free_port()
-    bus = [sys.executable, "-m", "moat_kv.testing.onewire", "--port", str(port)]
+    figures = free_port()
+    bus = [sys.executable, "-m", "moat_kv.testing.onewire", "--port", "0"]
     with (
         processes.server(tmp_path, "--engine", "memory"),
         subprocess.Popen(bus, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owserver,
     ):
         try:
-            line_of(owserver)
+            port = json.loads(line_of(owserver))["port"]
             for words in (["--no-jobs", "examples/onewire"], ["examples/state"]):
                 loaded = processes.moat(tmp_path, "code", "load", *words, "-n", "pi3")
                 assert loaded.returncode == 0, loaded.stderr

@@ -87,7 +87,7 @@ def test_models_are_locked_in_one_order_whichever_way_they_are_named() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(50)
     assert len(done) == 2
 
 
@@ -108,7 +108,7 @@ def test_a_lock_that_is_not_to_be_had_in_time_is_an_error() -> None:
     with State(A, timeout_s=1):  # which the failed one has let go of
         pass
     leave.set()
-    with State(A, B, timeout_s=5):
+    with State(A, B, timeout_s=30):
         pass
     thread.join()
 
@@ -119,7 +119,7 @@ def test_the_lock_is_handed_to_who_waited_first() -> None:
     order: list[int] = []
 
     def wait(number: int) -> None:
-        assert lock.acquire(10, in_loop=False)
+        assert lock.acquire(30, in_loop=False)
         order.append(number)
         lock.release()
 
@@ -207,7 +207,7 @@ async def test_a_task_that_is_cancelled_while_it_waits_leaves_the_line() -> None
         with anyio.move_on_after(0.01):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(enter)
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         async with State(A):
             pass
 

@@ -36,7 +36,7 @@ def test_the_names_of_the_reference_are_counted(
         state.commit(counter, cache=True)
     with pytest.raises(StaleModel):
         State().commit(Counter())
-    assert settle(5)
+    assert settle(30)
     after = {name: figure(name, model="Counter") - before[name] for name in names}
     assert after == {name: 2 if "commit" in name else 1 for name in names}
 

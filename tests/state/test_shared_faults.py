@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,6 +40,8 @@ class Flaky:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        #: How long a lost answer is asked after is here; a test may set another one.
+        self.shared: Any = client.shared
         self.instead: list[Callable[..., Awaitable[results.Result]]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -203,7 +206,7 @@ async def test_nor_if_nobody_can_be_asked(
             raise error
 
         counter = one_more(models)
-        flaky.shared.link.request_timeout_s = 0.05
+        flaky.shared = types.SimpleNamespace(link=types.SimpleNamespace(request_timeout_s=0.05))
         flaky.instead = [flaky.done_but_lost]
         flaky.get = refuse  # type: ignore[attr-defined]
         with pytest.raises(Unknown):

@@ -46,7 +46,7 @@ async def test_a_model_of_another_loops_client_is_reached(one: Models) -> None:
             scope.cancel()
             await state.commit(counter)
     assert n_of(one) in (5, 6)
-    async with State(Counter, within=one, timeout_s=5):
+    async with State(Counter, within=one, timeout_s=30):
         pass
 
 

@@ -41,7 +41,7 @@ def test_subscribers_are_told_of_each_state_in_order() -> None:
         state.subscribe(Counter, lambda counter: first.append(("a", counter.n)))
         state.subscribe(Counter, lambda counter: first.append(("b", counter.n)))
     bump(3)
-    assert settle(5)
+    assert settle(30)
     assert first == [(who, n) for n in (1, 2, 3) for who in ("a", "b")]
 
 
@@ -54,7 +54,7 @@ def test_async_subscribers_of_a_plain_thread_run_in_the_background_too() -> None
 
     State().subscribe(Counter, callback)
     bump(3)
-    assert settle(5)
+    assert settle(30)
     assert told == [(1, True), (2, True), (3, True)]
 
 
@@ -62,7 +62,7 @@ def test_the_old_state_is_told_if_wanted() -> None:
     told: list[tuple[int, int]] = []
     State().subscribe(Counter, lambda new, old: told.append((old.n, new.n)), old=True)
     bump(2)
-    assert settle(5)
+    assert settle(30)
     assert told == [(0, 1), (1, 2)]
 
 
@@ -79,7 +79,7 @@ def test_a_subscriber_to_an_attribute_learns_of_its_changes_alone() -> None:
         counter.log.append(7)
         state.commit(counter)
         state.commit(counter)
-    assert settle(5)
+    assert settle(30)
     assert told == [("both", 1, []), ("log", 1, [7]), ("both", 1, [])]
 
 
@@ -93,7 +93,7 @@ def test_what_subscribers_get_is_their_own() -> None:
         state.subscribe(Counter, spoil)
         state.subscribe(Counter, lambda counter: told.append(counter.log))
     bump()
-    assert settle(5)
+    assert settle(30)
     assert told == [[]]
     assert State().checkout(Counter).log == []
 
@@ -107,7 +107,7 @@ def test_a_subscriber_may_commit_what_it_gets() -> None:
 
     State().subscribe(Counter, next_one)
     bump()
-    assert settle(5)
+    assert settle(30)
     assert State().checkout(Counter).n == 5
 
 
@@ -134,7 +134,7 @@ def test_a_failing_subscriber_is_logged_and_counted_and_stops_nobody(
         state.subscribe(Counter, lambda counter: told.append(counter.n))
     with caplog.at_level(logging.ERROR):
         bump(2)
-        assert settle(5)
+        assert settle(30)
     assert told == [1, 2]
     assert figure("myosin_cb_exc_count_total") == before + 6
     assert "ZeroDivisionError" in caplog.text
@@ -146,10 +146,10 @@ def test_a_subscription_that_was_cancelled_is_told_nothing() -> None:
     with State() as state:
         subscription = state.subscribe(Counter, lambda counter: told.append(counter.n))
     bump()
-    assert settle(5)
+    assert settle(30)
     subscription.cancel()
     bump()
-    assert settle(5)
+    assert settle(30)
     assert told == [1]
 
 
@@ -159,7 +159,7 @@ def test_subscribers_run_when_the_lock_is_released() -> None:
     with State(Counter) as state:
         state.commit(state.checkout(Counter))
         assert not told.wait(0.05)
-    assert told.wait(5)
+    assert told.wait(30)
 
 
 def test_never_two_at_a_time_and_commits_do_not_wait() -> None:
@@ -170,7 +170,7 @@ def test_never_two_at_a_time_and_commits_do_not_wait() -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        go_on.wait(10)
+        go_on.wait(30)
         running -= 1
 
     with State() as state:
@@ -179,7 +179,7 @@ def test_never_two_at_a_time_and_commits_do_not_wait() -> None:
     bump(5)
     assert not settle(0.05)
     go_on.set()
-    assert settle(5)
+    assert settle(30)
     assert most == 1
 
 
@@ -191,15 +191,15 @@ def test_more_changes_than_may_wait_are_told_as_one(monkeypatch: pytest.MonkeyPa
     def slow(new: Counter, old: Counter) -> None:
         told.append((old.n, new.n))
         began.set()
-        go_on.wait(10)
+        go_on.wait(30)
 
     before = figure("myosin_cb_merged_count_total")
     State().subscribe(Counter, slow, old=True)
     bump()
-    assert began.wait(5)
+    assert began.wait(30)
     bump(10)
     go_on.set()
-    assert settle(5)
+    assert settle(30)
     assert told == [(0, 1), (1, 2), (2, 3), (3, 11)]
     assert figure("myosin_cb_merged_count_total") == before + 7
 
@@ -215,7 +215,7 @@ def test_settle_inside_of_a_subscriber_is_an_error() -> None:
 
     State().subscribe(Counter, callback)
     bump()
-    assert settle(5)
+    assert settle(30)
     assert failed == ["a subscriber cannot wait for itself"]
 
 
@@ -243,7 +243,7 @@ async def test_who_subscribed_from_an_event_loop_is_called_there() -> None:
         await inner.commit(counter)
     with pytest.raises(RuntimeError, match="await asettle"):
         settle()
-    assert await asettle(5)
+    assert await asettle(30)
     assert told == [(kind, n, here) for n in (1, 2, 3) for kind in ("async", "plain")]
 
 
@@ -272,7 +272,7 @@ async def test_a_failing_subscriber_does_not_harm_its_loop(
     State().subscribe(Counter, callback)
     with caplog.at_level(logging.ERROR):
         bump()
-        assert await asettle(5)
+        assert await asettle(30)
     assert "inside" in caplog.text
 
 
@@ -285,7 +285,7 @@ def test_when_its_loop_has_ended_a_subscriber_is_called_in_the_background(backen
 
     anyio.run(subscribe, backend=backend)
     bump()
-    assert settle(5)
+    assert settle(30)
     assert told == [True]
 
 
@@ -303,7 +303,7 @@ def test_when_its_loop_stops_before_its_turn_too() -> None:
 
     task = loop.create_task(subscribe())
     loop.run_forever()
-    assert settle(5)
+    assert settle(30)
     assert told == [True]
     loop.run_until_complete(task)
     loop.run_until_complete(asyncio.sleep(0))
@@ -332,7 +332,7 @@ def test_a_subscriber_whose_loop_was_closed_under_it_is_given_up(
     assert not settle(0.05)  # it may go on yet
     loop.close()
     with caplog.at_level(logging.ERROR):
-        assert settle(5)
+        assert settle(30)
     assert "ended in it" in caplog.text
     assert told == [1]
     assert task.done()
@@ -364,7 +364,7 @@ def test_the_end_of_the_process_waits_for_subscribers() -> None:
         [sys.executable, "-c", _SCRIPT.format(sleep_s=0.2)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=50,
     )
     assert (ended.stdout, ended.returncode) == ("3\n", 0)
 
@@ -376,8 +376,8 @@ def test_but_not_for_ever() -> None:
         [sys.executable, "-c", script + _SCRIPT.format(sleep_s=60)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=50,
     )
     assert ended.returncode == 0
     assert "had not been told everything" in ended.stderr
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
