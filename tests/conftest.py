@@ -10,9 +10,12 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-# A test's time is bounded by pytest-timeout; a bound per example would only fail on a busy machine.
-# (Where CI is set, hypothesis chooses a profile of its own, without bound and without chance.)
-hypothesis.settings.register_profile("unhurried", deadline=None)
+# A test's time is bounded by pytest-timeout; a bound per example, or on how long examples take to
+# make, would only fail on a busy machine.
+# (Where CI is set, hypothesis chooses a profile of its own, without bounds and without chance.)
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 if "CI" not in os.environ:
     hypothesis.settings.load_profile("unhurried")
 
