@@ -6,12 +6,15 @@ import json
 import pathlib
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from moat_kv.testing import nats
-from tests.cli.processes import MOAT, environment, moat, server
+from tests.cli.processes import LOOK_S, MOAT, PATIENCE_S, environment, moat, server
+
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def listed(tmp_path: pathlib.Path) -> dict[str, tuple[object, float, str]]:
 
 def end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
 
 def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: nats.Node) -> None:
@@ -58,7 +61,7 @@ def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: 
         moat(tmp_path, "data", "a.b", "set", "-e", ":", "2")
         before = listed(tmp_path)
         refused = moat(tmp_path, "log", "move", network, "n1")
-        assert (refused.returncode, refused.stdout) == (4, "")
+        assert (refused.returncode, refused.stdout) == (4, ""), refused.stderr
         assert refused.stderr == f"moat: {network} is served by n1: stop it first\n"
         end(process)
     moved = moat(tmp_path, "log", "move", network, "n1")
@@ -79,7 +82,7 @@ def test_only_an_empty_place_takes_a_tree(tmp_path: pathlib.Path, node: nats.Nod
     for source, target in ((str(folder), network), (network, "n1")):
         refused = moat(tmp_path, "log", "move", source, target)
         name = network if target == network else folder / "tree.sqlite"
-        assert (refused.returncode, refused.stdout) == (4, "")
+        assert (refused.returncode, refused.stdout) == (4, ""), refused.stderr
         assert refused.stderr == f"moat: {name} is not empty; nothing was moved\n"
     with server(tmp_path) as (process, _):
         assert moat(tmp_path, "data", "a").stdout == "0\n"
@@ -97,11 +100,11 @@ def test_what_waits_on_a_server_is_not_left_behind(tmp_path: pathlib.Path) -> No
             end(process)
         node.start()
         refused = moat(tmp_path, "log", "move", network, "n1")
-        assert (refused.returncode, refused.stdout) == (4, "")
+        assert (refused.returncode, refused.stdout) == (4, ""), refused.stderr
         assert "keeps 1 write that the network does not have" in refused.stderr
         with server(tmp_path, "--engine", network) as (process, _):
             while json.loads(moat(tmp_path, "net", "list", "-o", "json").stdout)[0]["outbox"]:
-                pass
+                time.sleep(LOOK_S)
             end(process)
         assert "2 entries moved" in moat(tmp_path, "log", "move", network, "n1").stdout
 
