@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 
@@ -21,6 +24,49 @@ pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
 def node() -> Iterator[nats.Node]:
     with nats.server() as node:
         yield node
+
+
+#: Of what a move sends to the network; more than the first 500 entries need, and less than 5000.
+HELD_BYTES = 300_000
+
+
+class Narrow:
+    """A way to a node which passes so much of what is sent there, and not a byte more."""
+
+    def __init__(self, target: str, limit_bytes: int) -> None:
+        host, _, port = target.partition(":")
+        self._target = host, int(port)
+        self._left = limit_bytes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        near, _ = self._listener.accept()
+        with near, socket.create_connection(self._target) as far:
+            answers = threading.Thread(target=_answer, args=(far, near))
+            answers.start()
+            while self._left and (data := near.recv(min(self._left, 65536))):
+                self._left -= len(data)
+                far.sendall(data)
+            # Its user ends, which is told when all that it has sent is read.
+            with contextlib.suppress(OSError):
+                while near.recv(65536):
+                    pass
+            far.shutdown(socket.SHUT_RDWR)
+            answers.join()
+
+    def close(self) -> None:
+        """After its only user has ended."""
+        self._thread.join()
+        self._listener.close()
+
+
+def _answer(far: socket.socket, near: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := far.recv(65536):
+            near.sendall(data)
 
 
 def listed(tmp_path: pathlib.Path) -> dict[str, tuple[object, float, str]]:
@@ -135,13 +181,15 @@ def test_a_move_that_was_killed_goes_on_with_what_was_written_meanwhile(
     with server(tmp_path) as (process, _):
         assert moat(tmp_path, "data", ":", "load", "-", stdin=header + lines).stderr == ""
         end(process)
-    moving = subprocess.Popen(
-        [*MOAT, "log", "move", "n1", network], env=environment(tmp_path), stderr=subprocess.PIPE
-    )
+    narrow = Narrow(node.address, HELD_BYTES)
+    words = [*MOAT, "log", "move", "n1", f"nats://{narrow.address}/killed"]
+    moving = subprocess.Popen(words, env=environment(tmp_path), stderr=subprocess.PIPE)
     while node.messages("moat-killed") < 500:
         assert moving.poll() is None
+        time.sleep(0.01)
     moving.kill()
     moving.communicate()
+    narrow.close()
     assert node.messages("moat-killed") < 5_000
     with server(tmp_path) as (process, _):
         moat(tmp_path, "data", "n:1", "set", "-v", ":", "newer")
