@@ -48,14 +48,14 @@ async def test_run_makes_room_for_the_next() -> None:
     text = """
         import anyio
         n = (await _client.patch(_P("n"), "add", 1)).value
-        if n == 3:
-            return "the third"
+        if n >= 3:
+            return n
         await anyio.sleep_forever()
     """
-    async with bench("n1") as b:
+    # Inline: within a second it has to begin, and to come to its end.
+    async with bench("n1", isolate="inline") as b:
         await b.job(text, cron=EVERY_SECOND, overlap="restart")
-        state = await b.state(lambda state: state.result)
-        assert state.result == "the third"
+        assert (await b.state(lambda state: state.result)).result >= 3
 
 
 async def test_job_that_fails_too_often_waits_until_somebody_acts() -> None:
