@@ -12,7 +12,8 @@ import pytest
 from moat_kv import P, Path, errors, open_client
 from moat_kv.code import CodeRoot
 from tests.runner.bench import Bench
-from tests.server.network import TIMES, Network, Site, until
+from tests.runner.parts import TIMES
+from tests.server.network import Network, Site, until
 
 pytestmark = pytest.mark.anyio
 
@@ -38,13 +39,13 @@ async def test_runner_whose_server_dies_goes_on_at_another_without_restarting_jo
     die = anyio.Event()
 
     async def serve(*, task_status: anyio.abc.TaskStatus[Site]) -> None:
-        async with net.server("n1") as one:
+        async with net.server("n1", times=TIMES) as one:
             task_status.started(one)
             await die.wait()
             one.cut()  # it dies before it can give anything back
 
     async with (
-        net.server("n2") as two,
+        net.server("n2", times=TIMES) as two,
         open_client(two.url) as desk,
         anyio.create_task_group() as servers,
     ):

@@ -9,7 +9,7 @@ import pytest
 
 from moat_kv import P
 from moat_kv.config import Places
-from moat_kv_runner import commands
+from moat_kv_runner import commands, obtaining
 from moat_kv_runner.job import JobState
 from tests.runner import parts
 from tests.runner.bench import GROUP
@@ -119,7 +119,11 @@ async def test_run_in_a_process_gets_its_claim_late(
         assert (await one.held_by("j", "n1")).run != apart.run
 
 
-async def test_runners_of_one_part_run_it_once(tmp_path: pathlib.Path) -> None:
+async def test_runners_of_one_part_run_it_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each begins if the one before it has not been seen to for so long.
+    monkeypatch.setattr(obtaining, "APART_TURN_S", 4.0)
     async with parts.fleet(tmp_path, "n1") as made:
         (one,) = made.places
         await made.job("j")
