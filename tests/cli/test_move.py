@@ -39,22 +39,23 @@ class Narrow:
         self._left = limit_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
         near, _ = self._listener.accept()
         with near, socket.create_connection(self._target) as far:
-            answers = threading.Thread(target=_answer, args=(far, near))
+            answers = threading.Thread(target=_answer, args=(far, near), daemon=True)
             answers.start()
-            while self._left and (data := near.recv(min(self._left, 65536))):
-                self._left -= len(data)
-                far.sendall(data)
-            # Its user ends, which is told when all that it has sent is read.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # its user is killed amid what it does
+                while self._left and (data := near.recv(min(self._left, 65536))):
+                    self._left -= len(data)
+                    far.sendall(data)
+                # That it has ended is told when all that it has sent is read.
                 while near.recv(65536):
                     pass
-            far.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                far.shutdown(socket.SHUT_RDWR)
             answers.join()
 
     def close(self) -> None:
