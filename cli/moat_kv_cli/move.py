@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Servers answer at once when they are asked who is there; who is not heard in this time is not,
 #: or is cut off from the network.
-LISTEN_S = 1.5
+LISTEN_S = 4.0
 
 
 class _Place:

@@ -20,8 +20,9 @@ from moat_kv_runner import claims, group_settings, serving
 PATIENCE_S = 30.0
 #: How often it is looked whether they have.
 _LOOK_S = 0.1
-#: When nothing has changed for so long, it is over, in seconds.
-_STEADY_S = 1.5
+#: When nothing has changed in so many looks, it is over. (Looks, not seconds: where this process
+#: gets no time to run, the runners may have got none either.)
+_STEADY_LOOKS = 15
 
 
 #: The jobs that each runner has.
@@ -102,14 +103,13 @@ async def _steady(client: Client, base: Path, *, without: str | None = None) -> 
     `without`: a node that is to have nothing.
     """
     give_up_at = anyio.current_time() + PATIENCE_S
-    now, since = await _held(client, base), anyio.current_time()
+    now, looks = await _held(client, base), 0
     while anyio.current_time() < give_up_at:
-        if not now.get(without or "") and anyio.current_time() - since >= _STEADY_S:
+        if not now.get(without or "") and looks >= _STEADY_LOOKS:
             break
         await anyio.sleep(_LOOK_S)
         before, now = now, await _held(client, base)
-        if now != before:
-            since = anyio.current_time()
+        looks = looks + 1 if now == before else 0
     return now
 
 

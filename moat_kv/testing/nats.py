@@ -151,7 +151,7 @@ class Node:
         except OSError:
             return {}
         accounts = found.get("account_details", ())
-        return {each["name"]: each for a in accounts for each in a["stream_detail"]}
+        return {each["name"]: each for a in accounts for each in a.get("stream_detail", ())}
 
     def log_end(self) -> str:
         """The last lines that it has logged."""

@@ -6,7 +6,7 @@ import json
 import pathlib
 import time
 
-from tests.cli.processes import PATIENCE_S, moat
+from tests.cli.processes import LOOK_S, PATIENCE_S, moat
 
 
 class Box:
@@ -44,6 +44,7 @@ class Box:
         deadline = time.monotonic() + PATIENCE_S
         while (seen := self.data(name, path)) != shown:
             assert time.monotonic() < deadline, (name, seen, shown)
+            time.sleep(LOOK_S)
 
 
 def processes_of(folder: pathlib.Path) -> list[str]:

@@ -16,6 +16,8 @@ MOAT = [sys.executable, "-m", "moat_kv_cli", "kv"]
 
 #: A process that is not done by then hangs, in seconds.
 PATIENCE_S = 30
+#: What is waited for is looked at that often; each look is a process, and they need theirs, too.
+LOOK_S = 0.1
 
 
 def environment(tmp_path: pathlib.Path, **more: str) -> dict[str, str]:

@@ -17,6 +17,8 @@ from moat_kv_cli import main
 from tests.cli.box import Box, processes_of
 from tests.cli.processes import MOAT, environment
 
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
+
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:

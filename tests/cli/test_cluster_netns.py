@@ -23,6 +23,11 @@ def namespaces() -> set[str]:
     return {line.split()[0] for line in found.stdout.splitlines() if line.strip()}
 
 
+def of(prefix: str) -> set[str]:
+    """Those of one cluster; others may make some at any time."""
+    return {each for each in namespaces() if each.startswith(f"{prefix}-")}
+
+
 @pytest.fixture(scope="module")
 def namespaces_can_be_made() -> None:
     """Skips with the reason where they cannot."""
@@ -40,15 +45,16 @@ def namespaces_can_be_made() -> None:
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory, namespaces_can_be_made: None) -> Iterator[Box]:
     """One NATS node and two servers; the last thing is their end, with nothing left."""
-    box, before = Box(tmp_path_factory.mktemp("netns")), namespaces()
+    box = Box(tmp_path_factory.mktemp("netns"))
+    ours: set[str] = set()
     try:
         said = box.do("up", "--netns", "--nodes", "1", "--servers", "2")
         assert said.startswith(f"1 NATS node and 2 servers are up, in {box.folder}\ns1  unix://")
         box.urls = {name: str(each["url"]) for name, each in box.seen().items()}
-        assert len(namespaces() - before) == 4
+        ours = of(cluster.Cluster(box.folder).plan.netns)
+        assert len(ours) == 4
         yield box
     finally:
-        ours = namespaces() - before
         assert box.do("down") == "the cluster is down, and nothing is left of it\n"
         assert not ours & namespaces()
         assert not box.folder.exists()
@@ -65,7 +71,7 @@ def plan(tmp_path: pathlib.Path, namespaces_can_be_made: None) -> Iterator[clust
         yield plan
     finally:
         cluster_netns.remove(plan)
-        assert not [each for each in namespaces() if each.startswith(prefix)]
+        assert not of(prefix)
 
 
 def reaches(plan: cluster_plan.Plan, name: str, other: str) -> bool:
@@ -183,10 +189,10 @@ def test_what_namespaces_cannot_do_is_refused_and_changes_nothing(
 def test_an_up_that_fails_leaves_no_namespace(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, namespaces_can_be_made: None
 ) -> None:
-    before, seen = namespaces(), set()
+    seen = set()
 
     def fail(plan: cluster_plan.Plan) -> None:
-        seen.update(namespaces() - before)
+        seen.update(of(plan.netns))
         raise cluster_netns.NetnsFailed("ip: something is wrong")
 
     monkeypatch.setattr(cluster_netns, "arrange", fail)

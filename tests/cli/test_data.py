@@ -226,7 +226,7 @@ async def watched(moat: Moat, client: moat_kv.Client, *words: str) -> list[str]:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not (await client.state())["watchers"]:
                 await anyio.sleep(0.01)
         for path, value in (("a.b.c", 1), ("x", 2), ("a.b", [3])):

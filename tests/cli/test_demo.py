@@ -46,6 +46,7 @@ def processes_in(folder: pathlib.Path) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.timeout(120)
 def test_the_demonstration_shows_all_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     began = time.monotonic()
     process = start(tmp_path)
@@ -82,7 +83,7 @@ def test_interrupted_it_ends_its_children(
         assert process.poll() is None
     assert len(processes_in(tmp_path)) >= 4
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=30)
     assert process.returncode == code
     assert processes_in(tmp_path) == []
     assert not list(tmp_path.glob("moat-kv-demo-*"))
@@ -102,7 +103,7 @@ def test_a_child_that_ends_by_itself_is_told(tmp_path: pathlib.Path) -> None:
         and "\0server\0" in _read(each.parent / "cmdline")
     )
     os.kill(server, signal.SIGKILL)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "server ended by itself" in err
     assert processes_in(tmp_path) == []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import socket
 import subprocess
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from tests.cli import forking
-from tests.cli.processes import MOAT, environment, moat
+from tests.cli.processes import MOAT, PATIENCE_S, environment, moat
 
 WORDS = [
     ["--help"],
@@ -48,11 +51,33 @@ def test_its_environment_is_its_own(tmp_path: pathlib.Path) -> None:
     assert f"unix://{tmp_path}/s" in where()
 
 
-def test_one_that_does_not_end_is_killed(tmp_path: pathlib.Path) -> None:
-    found = environment(tmp_path)
+def test_one_that_does_not_end_is_killed(
+    tmp_path: pathlib.Path, short_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = short_folder / "ready"
+    found = environment(tmp_path, NOTIFY_SOCKET=str(place))
     words = ["kv", "server", "n1", "--engine", "memory", "--port", "0"]
-    with pytest.raises(subprocess.TimeoutExpired) as caught:
-        forking.forker(found).run(words, found, stdin="", limit_s=2)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, monkeypatch.context() as patch:
+        ready.bind(str(place))
+        ready.settimeout(PATIENCE_S)
+
+        class WhenReady(threading.Thread):
+            """A timer for which the time is over when the command has said something."""
+
+            def __init__(self, _limit_s: float, then: Callable[[], None]) -> None:
+                super().__init__()
+                self._then = then
+
+            def run(self) -> None:
+                ready.recv(1000)
+                self._then()
+
+            def cancel(self) -> None:
+                self.join()
+
+        patch.setattr(threading, "Timer", WhenReady)
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            forking.forker(found).run(words, found, stdin="", limit_s=PATIENCE_S)
     assert "server n1 is ready" in str(caught.value.output)
     assert moat(tmp_path, "--help").returncode == 0
 

@@ -21,7 +21,7 @@ async def test_a_job_is_made_and_changed(moat: Moat, client: moat_kv.Client) -> 
     before = time.time()
     assert await moat.fine("run", "at", "a.question", "set", "-c", "the.answer", "-t", "0") == ""
     job = (await client.get(JOB)).value
-    assert job.pop("target") == pytest.approx(before, abs=5)
+    assert before <= job.pop("target") <= time.time()
     assert job == {"code": P("the.answer")}
     options = ["-r", "10", "-k", "5", "-b", "1.5", "-d", "2.5", "-i", "why", "-t", "-"]
     await moat.fine("run", "at", "a.question", "set", *options, "-e", "x", "1", "-v", "y.z", "t")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from moat_kv import P, open_client
+from moat_kv import Client, P, open_client
 from moat_kv.coord import aio
 from moat_kv.state import Models, State, StateModel, attach, attribute, between, matches
 from tests.cli.conftest import Moat
@@ -128,16 +128,19 @@ async def test_a_change_waits_for_the_lock(moat: Moat, models: Models) -> None:
     await moat.fine("model", "set", "Site", "-v", "name", "x")
 
 
-async def test_commits_are_watched(moat: Moat, models: Models) -> None:
+async def test_commits_are_watched(moat: Moat, models: Models, client: Client) -> None:
+    others = (await client.state())["watchers"]
+
     async def commit() -> None:
-        await anyio.sleep(0.1)
+        with anyio.fail_after(30):
+            while (await client.state())["watchers"] == others:
+                await anyio.sleep(0.01)
         async with State(Site, within=models) as state:
             site = state.checkout(Site)
             site.name = "away"
             await state.commit(site)
-        async with open_client(moat.url) as client:
-            await client.set(P(":.moat.kv.model.Other"), "no model")
-            await client.delete(P(":.moat.kv.model.Site"))
+        await client.set(P(":.moat.kv.model.Other"), "no model")
+        await client.delete(P(":.moat.kv.model.Site"))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(commit)

@@ -2,22 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import signal
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from moat_kv.testing import nats
-from tests.cli.processes import MOAT, environment, moat, server
+from tests.cli.processes import LOOK_S, MOAT, PATIENCE_S, environment, moat, server
+
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
 
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[nats.Node]:
     with nats.server() as node:
         yield node
+
+
+#: Of what a move sends to the network; more than the first 500 entries need, and less than 5000.
+HELD_BYTES = 300_000
+
+
+class Narrow:
+    """A way to a node which passes so much of what is sent there, and not a byte more."""
+
+    def __init__(self, target: str, limit_bytes: int) -> None:
+        host, _, port = target.partition(":")
+        self._target = host, int(port)
+        self._left = limit_bytes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        near, _ = self._listener.accept()
+        with near, socket.create_connection(self._target) as far:
+            answers = threading.Thread(target=_answer, args=(far, near), daemon=True)
+            answers.start()
+            with contextlib.suppress(OSError):  # its user is killed amid what it does
+                while self._left and (data := near.recv(min(self._left, 65536))):
+                    self._left -= len(data)
+                    far.sendall(data)
+                # That it has ended is told when all that it has sent is read.
+                while near.recv(65536):
+                    pass
+            with contextlib.suppress(OSError):
+                far.shutdown(socket.SHUT_RDWR)
+            answers.join()
+
+    def close(self) -> None:
+        """After its only user has ended."""
+        self._thread.join()
+        self._listener.close()
+
+
+def _answer(far: socket.socket, near: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := far.recv(65536):
+            near.sendall(data)
 
 
 def listed(tmp_path: pathlib.Path) -> dict[str, tuple[object, float, str]]:
@@ -29,7 +79,7 @@ def listed(tmp_path: pathlib.Path) -> dict[str, tuple[object, float, str]]:
 
 def end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
 
 def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: nats.Node) -> None:
@@ -58,7 +108,7 @@ def test_a_tree_goes_into_a_network_and_out_of_it(tmp_path: pathlib.Path, node: 
         moat(tmp_path, "data", "a.b", "set", "-e", ":", "2")
         before = listed(tmp_path)
         refused = moat(tmp_path, "log", "move", network, "n1")
-        assert (refused.returncode, refused.stdout) == (4, "")
+        assert (refused.returncode, refused.stdout) == (4, ""), refused.stderr
         assert refused.stderr == f"moat: {network} is served by n1: stop it first\n"
         end(process)
     moved = moat(tmp_path, "log", "move", network, "n1")
@@ -79,7 +129,7 @@ def test_only_an_empty_place_takes_a_tree(tmp_path: pathlib.Path, node: nats.Nod
     for source, target in ((str(folder), network), (network, "n1")):
         refused = moat(tmp_path, "log", "move", source, target)
         name = network if target == network else folder / "tree.sqlite"
-        assert (refused.returncode, refused.stdout) == (4, "")
+        assert (refused.returncode, refused.stdout) == (4, ""), refused.stderr
         assert refused.stderr == f"moat: {name} is not empty; nothing was moved\n"
     with server(tmp_path) as (process, _):
         assert moat(tmp_path, "data", "a").stdout == "0\n"
@@ -97,11 +147,11 @@ def test_what_waits_on_a_server_is_not_left_behind(tmp_path: pathlib.Path) -> No
             end(process)
         node.start()
         refused = moat(tmp_path, "log", "move", network, "n1")
-        assert (refused.returncode, refused.stdout) == (4, "")
+        assert (refused.returncode, refused.stdout) == (4, ""), refused.stderr
         assert "keeps 1 write that the network does not have" in refused.stderr
         with server(tmp_path, "--engine", network) as (process, _):
             while json.loads(moat(tmp_path, "net", "list", "-o", "json").stdout)[0]["outbox"]:
-                pass
+                time.sleep(LOOK_S)
             end(process)
         assert "2 entries moved" in moat(tmp_path, "log", "move", network, "n1").stdout
 
@@ -132,13 +182,15 @@ def test_a_move_that_was_killed_goes_on_with_what_was_written_meanwhile(
     with server(tmp_path) as (process, _):
         assert moat(tmp_path, "data", ":", "load", "-", stdin=header + lines).stderr == ""
         end(process)
-    moving = subprocess.Popen(
-        [*MOAT, "log", "move", "n1", network], env=environment(tmp_path), stderr=subprocess.PIPE
-    )
+    narrow = Narrow(node.address, HELD_BYTES)
+    words = [*MOAT, "log", "move", "n1", f"nats://{narrow.address}/killed"]
+    moving = subprocess.Popen(words, env=environment(tmp_path), stderr=subprocess.PIPE)
     while node.messages("moat-killed") < 500:
         assert moving.poll() is None
+        time.sleep(0.01)
     moving.kill()
     moving.communicate()
+    narrow.close()
     assert node.messages("moat-killed") < 5_000
     with server(tmp_path) as (process, _):
         moat(tmp_path, "data", "n:1", "set", "-v", ":", "newer")

@@ -40,7 +40,7 @@ async def _runner(
 
 async def _started(client: moat_kv.Client, count: int) -> None:
     states = P(":.moat.kv.state.any.default")
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         async with client.watch(states, fetch=True, min_depth=1) as changes:
             seen = set()
             async for event in changes:

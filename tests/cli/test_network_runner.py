@@ -12,6 +12,8 @@ from moat_kv.testing import nats
 from tests.cli import processes
 from tests.cli.processes import moat, server, staying
 
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
+
 BEAT = """\
 await _client.set(_P("starts") / _self.fence, _self.node)
 timer = await _self.timer(0.1)
@@ -33,6 +35,7 @@ def becomes(place: pathlib.Path, path: str, value: str) -> None:
     deadline = time.monotonic() + processes.PATIENCE_S
     while (shown := moat(place, "data", path)).stdout != value:
         assert time.monotonic() < deadline, (shown.stdout, shown.stderr)
+        time.sleep(processes.LOOK_S)
 
 
 def prints(place: pathlib.Path, *words: str, has: str) -> None:
@@ -40,6 +43,7 @@ def prints(place: pathlib.Path, *words: str, has: str) -> None:
     deadline = time.monotonic() + processes.PATIENCE_S
     while has not in (shown := moat(place, *words)).stdout:
         assert time.monotonic() < deadline, (shown.stdout, shown.stderr)
+        time.sleep(processes.LOOK_S)
 
 
 def test_jobs_go_on_when_the_server_of_their_runner_is_killed(

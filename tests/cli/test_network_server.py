@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from moat_kv.testing import nats
-from tests.cli.processes import MOAT, ROOT, environment, moat, server, staying
+from tests.cli.processes import LOOK_S, MOAT, ROOT, environment, moat, server, staying
+
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_a_server_on_a_network_keeps_its_data_there(
             shown = moat(tmp_path, "data", "one.two")
             assert (shown.stdout, shown.stderr, shown.returncode) == ("123\n", "", 0)
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=30)
             assert (process.returncode, out, err) == (0, "", "")
     assert not list((tmp_path / "state").rglob("tree*"))
 
@@ -88,10 +90,11 @@ def test_servers_list_each_other_and_tell_who_was_away(tmp_path: pathlib.Path) -
         engine = ("--engine", f"nats://{node.address}/listed")
         words = ["server", "n2", "--port", "0", "--unix", str(second / "s"), *engine]
         with server(first, *engine) as (process, _), staying(second, *words):
-            until = time.monotonic() + 10
+            until = time.monotonic() + 30
             rows: list[dict[str, Any]] = []
             while len(rows) < 2 and time.monotonic() < until:
                 rows = json.loads(moat(first, "net", "list", "-o", "json").stdout)
+                time.sleep(LOOK_S)
             told = [(row["node"], row["role"], row["state"], row["own"]) for row in rows]
             assert told == [("n1", "member", "attached", True), ("n2", "member", "attached", False)]
             node.stop()
@@ -101,13 +104,17 @@ def test_servers_list_each_other_and_tell_who_was_away(tmp_path: pathlib.Path) -
             until = time.monotonic() + 20
             while _own_state(first) == "attached":
                 assert time.monotonic() < until
+                time.sleep(LOOK_S)
             node.start()
+            until = time.monotonic() + 30
             while "(pending)" in moat(first, "data", ":", "list").stdout:
-                assert time.monotonic() < until + 20
+                assert time.monotonic() < until
+                time.sleep(LOOK_S)
             while moat(second, "data", "a").stdout != "1\n":
-                assert time.monotonic() < until + 40
+                assert time.monotonic() < until
+                time.sleep(LOOK_S)
             process.send_signal(signal.SIGTERM)
-            _out, err = process.communicate(timeout=20)
+            _out, err = process.communicate(timeout=30)
             lines = err.splitlines()
             cut, again = [line for line in lines if " moat_kv.engine.network: " in line]
             assert "cut off from the network" in cut
@@ -170,7 +177,7 @@ def test_the_documented_permissions_are_enough(tmp_path: pathlib.Path) -> None:
                     assert moat(tmp_path, "data", "a.b", "history").stdout.count("\n") == 4
                 assert moat(tmp_path, "data", "a.b").stdout == "1\n"
                 process.send_signal(signal.SIGTERM)
-                assert process.communicate(timeout=20) == ("", "")
+                assert process.communicate(timeout=30) == ("", "")
 
 
 @pytest.mark.parametrize("command", ["server", "log move"])
@@ -200,7 +207,7 @@ def _tree(place: pathlib.Path) -> pathlib.Path:
     with server(place, "--data", str(place / "made"), "--engine", "sqlite") as (process, _):
         assert moat(place, "data", "a", "set", "-e", ":", "1").stderr == ""
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=30)
     return place / "made" / "tree.sqlite"
 
 
@@ -227,6 +234,7 @@ def test_of_two_that_were_cut_off_the_later_wins_and_the_other_is_kept(
             for place in (first, second):
                 while not (ids := moat(place, "conflict", "list", "-o", "value").stdout.split()):
                     assert time.monotonic() < until
+                    time.sleep(LOOK_S)
                 assert ids[0].startswith("n1:")
                 assert moat(place, "data", "a").stdout == "2\n"
             assert moat(second, "conflict", "restore", ids[0]).stdout.startswith("a restored")

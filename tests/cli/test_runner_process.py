@@ -15,6 +15,8 @@ import pytest
 from tests.cli import processes
 from tests.cli.processes import moat, staying
 
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
+
 
 @pytest.fixture
 def place(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -32,6 +34,7 @@ def result_of(place: pathlib.Path, *words: str) -> subprocess.CompletedProcess[s
         shown = moat(place, *words, "state", "-r")
         if shown.returncode != 3 or time.monotonic() > deadline:
             return shown
+        time.sleep(processes.LOOK_S)
 
 
 def test_a_job_runs_and_its_result_is_printed(place: pathlib.Path) -> None:
@@ -43,7 +46,7 @@ def test_a_job_runs_and_its_result_is_printed(place: pathlib.Path) -> None:
         shown = result_of(place, "run", "at", "a.question")
         assert (shown.stdout, shown.stderr, shown.returncode) == ("42\n", "", 0)
         runner.send_signal(signal.SIGTERM)
-        out, err = runner.communicate(timeout=20)
+        out, err = runner.communicate(timeout=30)
         assert (runner.returncode, out, err) == (0, "", "")
 
 
@@ -61,7 +64,7 @@ def test_one_process_runs_jobs_of_all_kinds(place: pathlib.Path) -> None:
         assert info["nodes"]["pi"]["roles"] == ["all", "any", "at"]
         assert info["jobs"][0]["state"] == "done"
         runner.send_signal(signal.SIGINT)
-        out, err = runner.communicate(timeout=20)
+        out, err = runner.communicate(timeout=30)
         assert (runner.returncode, out, err) == (130, "", "")
 
 
@@ -96,6 +99,8 @@ def test_a_runner_without_a_server_is_2(tmp_path: pathlib.Path) -> None:
 
 STUBBORN = """
 import anyio
+with anyio.CancelScope(shield=True):
+    await _client.set(_P("begun"), 1)
 while True:
     try:
         await anyio.sleep(0.1)
@@ -125,8 +130,12 @@ def test_an_inline_job_that_does_not_end_is_ended_by_force_and_named(place: path
     )
     try:
         assert result_of(place, "run", "at", "k").stdout == "42\n"
+        deadline = time.monotonic() + processes.PATIENCE_S
+        while moat(place, "data", "begun").stdout != "1\n":
+            assert time.monotonic() < deadline
+            time.sleep(processes.LOOK_S)
         runner.send_signal(signal.SIGTERM)
-        _, err = runner.communicate(timeout=20)
+        _, err = runner.communicate(timeout=30)
     finally:
         runner.kill()
     assert runner.returncode == 1
@@ -144,7 +153,6 @@ await anyio.sleep_forever()
 """
 
 
-@pytest.mark.timeout(180)
 def test_what_runs_have_left_outlives_a_killed_runner(place: pathlib.Path) -> None:
     moat(place, "code", "stays", "set", "-s", "-", stdin=STAYING)
     isolated = [":.moat.kv.run.any.default", "set", "-v", "defaults.isolate", "process"]
@@ -172,3 +180,4 @@ def _again(place: pathlib.Path, *words: str) -> list[dict[str, object]]:
         if ended.returncode == 0 or time.monotonic() > deadline:
             assert ended.returncode == 0, ended
             return [json.loads(line) for line in ended.stdout.splitlines()]
+        time.sleep(processes.LOOK_S)

@@ -13,7 +13,9 @@ import time
 
 import pytest
 
-from tests.cli.processes import environment, moat, server, staying
+from tests.cli.processes import LOOK_S, environment, moat, server, staying
+
+pytestmark = pytest.mark.timeout(180)  # many processes, one after the other
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_a_server_keeps_its_data_and_ends_cleanly(
             shown = moat(tmp_path, "data", "one.two.three")
             assert (shown.stdout, shown.stderr, shown.returncode) == ("123\n", "", 0)
             process.send_signal(number)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=30)
             assert (process.returncode, out, err) == (code, "", "")
         assert not (tmp_path / "s").exists()
     assert list((tmp_path / "state").rglob("tree.sqlite"))
@@ -41,7 +43,7 @@ def test_whoever_waits_is_told_when_it_is_ready(tmp_path: pathlib.Path) -> None:
     place = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(place)
-        systemd.settimeout(20)
+        systemd.settimeout(30)
         out, into = os.pipe()
         words = ["kv", "server", "n1", "--port", "0", "--engine", "memory", "--ready-fd", str(into)]
         process = subprocess.Popen(
@@ -61,7 +63,7 @@ def test_whoever_waits_is_told_when_it_is_ready(tmp_path: pathlib.Path) -> None:
             told = b""
             while not told.startswith(b"STOPPING=1"):
                 told = systemd.recv(1000)
-            assert process.wait(20) == 0
+            assert process.wait(30) == 0
         finally:
             process.kill()
             process.wait()
@@ -112,11 +114,12 @@ def test_interrupting_a_watcher_is_130_without_a_traceback(tmp_path: pathlib.Pat
             while time.monotonic() < deadline:
                 if '"watchers": 1' in moat(tmp_path, "status", "-o", "json").stdout:
                     break
+                time.sleep(LOOK_S)
             moat(tmp_path, "data", "a", "set", "-e", ":", "1")
             assert watcher.stdout is not None
             assert json.loads(watcher.stdout.readline())["value"] == 1
             watcher.send_signal(signal.SIGINT)
-            out, err = watcher.communicate(timeout=20)
+            out, err = watcher.communicate(timeout=30)
             assert (watcher.returncode, out, err) == (130, "", "")
         finally:
             watcher.kill()
@@ -133,7 +136,7 @@ def test_a_watcher_tells_that_the_server_is_away_and_goes_on(tmp_path: pathlib.P
             assert watcher.stderr is not None
             first.send_signal(signal.SIGTERM)
             assert watcher.stderr.readline() == "moat: disconnected; trying again\n"
-            first.wait(20)
+            first.wait(30)
             with server(tmp_path, *data):
                 assert watcher.stderr.readline() == "moat: connected again\n"
                 moat(tmp_path, "data", "a", "set", "-e", ":", "2")

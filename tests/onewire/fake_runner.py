@@ -82,7 +82,7 @@ class FakeTree:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def until(self, true: Callable[[], bool], within_s: float = 10) -> None:
+    async def until(self, true: Callable[[], bool], within_s: float = 30) -> None:
         with anyio.fail_after(within_s):
             while not true():
                 await self._changed.wait()

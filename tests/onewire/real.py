@@ -5,6 +5,7 @@ It does not stop on SIGTERM while a client is connected, so it is killed.
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -26,10 +27,12 @@ def need(program: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody is given who asks the system for any: those begin at 32768, or above."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def listens(port: int) -> bool:
@@ -47,7 +50,7 @@ def owserver(*simulated: str, port: int | None = None) -> Iterator[int]:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while not listens(port):
             assert process.poll() is None, f"{command} ended with {process.returncode}"
             assert time.monotonic() < end, f"{command} does not listen"

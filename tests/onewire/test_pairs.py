@@ -81,7 +81,7 @@ STEPS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS, prefer=st.sampled_from(["entry", "bus"]))
 def test_both_sides_agree_once_things_are_quiet(
     onewire: Any, steps: list[tuple[str, bool]], prefer: str

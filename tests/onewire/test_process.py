@@ -33,7 +33,7 @@ class Child:
         self._lines = BufferedByteReceiveStream(process.stdout)
 
     async def line(self) -> Any:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             return json.loads(await self._lines.receive_until(b"\n", 65536))
 
     async def do(self, text: str) -> Any:
@@ -75,7 +75,7 @@ async def test_commands_change_what_a_client_sees(onewire: Any, backend: str) ->
             state = await child.do('{"do": "state"}')
             assert state["devices"][WARM]["plugged"] is False
         assert await child.do('{"do":"exit"}') == {"ok": True}
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             assert await child.process.wait() == 0
 
 
@@ -107,7 +107,7 @@ async def test_signal_ends_it_cleanly_with_a_client_connected(
         where = await child.line()
         async with await anyio.connect_tcp(where["host"], where["port"]):
             child.process.send_signal(number)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 assert await child.process.wait() == 0
 
 

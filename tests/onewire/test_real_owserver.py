@@ -137,7 +137,7 @@ async def test_switches_follow_the_tester(onewire: Any, tester: int) -> None:
 
 async def tool(program: str, bus: SimulatedBus, *arguments: str, ok: bool = True) -> str:
     command = [real.need(program), "-s", f"{bus.host}:{bus.port}", *arguments]
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         done = await anyio.run_process(command, check=False)
     assert (done.returncode == 0) is ok, done.stderr
     return done.stdout.decode()
@@ -188,7 +188,7 @@ async def exchange(port: int, kind: int, path: str, data: bytes) -> list[tuple[A
     received = b""
     async with await anyio.connect_tcp("127.0.0.1", port) as stream:
         await stream.send(request)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             try:
                 while True:
                     received += await stream.receive()

@@ -41,7 +41,7 @@ def state(tree: FakeTree) -> str | None:
 
 async def settled(tree: FakeTree, bus: SimulatedBus) -> None:
     """Three whole rounds during which neither side is written."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while True:
             before = len(tree.writes), len(bus.requests("WRITE"))
             rounds = len(bus.requests("DIRALL"))

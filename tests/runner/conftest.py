@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from moat_kv_runner import node_facts
 from tests.runner import bench
+
+
+@pytest.fixture(autouse=True)
+def steady_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How busy this machine is moves no job; a test that is about load sets its own."""
+    monkeypatch.setattr(node_facts, "LOOK_S", 3600.0)
 
 
 @pytest.fixture(params=["inline", "process"])

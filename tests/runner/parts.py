@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,11 @@ from moat_kv.config import Places
 from moat_kv_runner import commands, node_facts, readiness, roots, run
 from moat_kv_runner.job import JobState, parse_state
 from tests.runner.bench import GROUP, LIMIT_S
+from tests.server import network
 from tests.server.network import Network, Site
+
+#: A session lasts while its process gets no time to run for as long as four fifths of this.
+TIMES = dataclasses.replace(network.TIMES, lease_s=2.4, ttl_s=4.0, grace_s=3.0, silent_s=1.6)
 
 #: Counts below its job's name and its runner's, and says at its end what its calls come to then.
 COUNTER = """
@@ -194,7 +199,10 @@ async def fleet(folder: pathlib.Path, *names: str) -> AsyncIterator[Fleet]:
     """Servers that see each other, with a desk at each; runners are started by the test."""
     net = Network(folder)
     async with AsyncExitStack() as stack:
-        sites = await stack.enter_async_context(net.servers(*names))
+        sites = [await stack.enter_async_context(net.server(each, times=TIMES)) for each in names]
+        for site in sites:
+            while len(site.server.presence.peers) < len(names) - 1:
+                await anyio.sleep(0.01)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         made = Fleet(folder, tasks)
         for name, site in zip(names, sites, strict=True):

@@ -52,7 +52,7 @@ async def test_import_does_not_need_the_loop_of_the_child() -> None:
             found.append(stored_slow.X)
         thread = threading.Thread(target=load)
         thread.start()
-        thread.join(10)
+        thread.join(30)
         return found
     """
     async with bench("n1", isolate="process") as b:

@@ -371,7 +371,7 @@ async def test_stale_child_is_refused_whatever_it_sends() -> None:
         import anyio
         from moat_kv import errors
         plain = type(_client).__mro__[1](_client.shared)
-        await plain.set(_P("before"), 1)
+        await plain.set(_P("before"), _self.fence)
         await _client.delete(_P(":.moat.kv.claim.any.default.job"))
         try:
             with anyio.CancelScope(shield=True):
@@ -382,6 +382,6 @@ async def test_stale_child_is_refused_whatever_it_sends() -> None:
     """
     async with bench("n1", isolate="process") as b:
         await b.job(text, delay=1000)
-        await b.value(P("before"))
-        await b.state(lambda state: (state.fence or 0) > 4)
+        first = await b.value(P("before"))
+        await b.value(P("before"), lambda fence: fence > first)
         assert "value" not in await b.desk.get(P("after"))

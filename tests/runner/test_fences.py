@@ -56,8 +56,8 @@ SCRIPT = """
 
 
 async def test_child_cannot_write_without_its_claim_whatever_it_makes_of_its_client() -> None:
-    # Its runner ends it as soon as it sees the claim gone, and leaves it half a second for that.
-    async with bench("n1", isolate="process", grace_s=5) as b:
+    # Its runner ends it as soon as it sees the claim gone, and leaves it a tenth of the grace.
+    async with bench("n1", isolate="process", ttl_s=300, grace_s=200) as b:
         data = {"ways": WAYS, "claim": b.claim_path()}
         text = textwrap.dedent(SCRIPT)
         await b.job(text, delay=1000, data=data)

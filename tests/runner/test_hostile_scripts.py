@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import time
 from collections.abc import Sequence
 
 import anyio
@@ -72,7 +71,7 @@ async def test_odd_failure_is_recorded_and_backs_off(case: str) -> None:
 
 STUBBORN = """
     import anyio, pathlib, time
-    folder, give_up_at = pathlib.Path(folder), time.monotonic() + 10
+    folder, give_up_at = pathlib.Path(folder), time.monotonic() + 40
     await _client.patch(_P("starts"), "append", _self.node)
     (folder / "begun").touch()
     while not (folder / "gone").exists() and time.monotonic() < give_up_at:
@@ -229,17 +228,17 @@ async def test_context_that_is_never_left_is_cancelled_after_a_while(
     then: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(admin, "CLOSE_S", 0.2)
+    # What else could end it would do so later than this test waits for anything.
+    monkeypatch.setattr(running, "STOP_S", 2 * LIMIT_S)
     text = HANGING.format(enter="pass", leave="await anyio.sleep_forever()", then=then)
     async with bench("n1") as b:
         place = await b.job(text)
         await b.value(P("entered"))
-        began = time.monotonic()
         if "sleep" in then:
             await commands.disable(b.desk, place)
             assert (await b.state()).reason == "stopped"
         else:
             assert (await b.state()).result == 1
-        assert time.monotonic() - began < 4.5  # it is 5 s where nothing else was set
         assert "is not left after 0.2 s" in caplog.text
 
 

@@ -12,9 +12,13 @@ import pytest
 from moat_kv import P, Path, errors, open_client
 from moat_kv.code import CodeRoot
 from tests.runner.bench import Bench
-from tests.server.network import TIMES, Network, Site, until
+from tests.runner.parts import TIMES
+from tests.server.network import Network, Site, until
 
 pytestmark = pytest.mark.anyio
+
+#: Of the session; four fifths of it may pass without a sign of life, in seconds.
+TTL_S = 4.0
 
 BEAT = """
     await _client.set(_P("starts") / _self.fence, _self.node)
@@ -35,13 +39,13 @@ async def test_runner_whose_server_dies_goes_on_at_another_without_restarting_jo
     die = anyio.Event()
 
     async def serve(*, task_status: anyio.abc.TaskStatus[Site]) -> None:
-        async with net.server("n1") as one:
+        async with net.server("n1", times=TIMES) as one:
             task_status.started(one)
             await die.wait()
             one.cut()  # it dies before it can give anything back
 
     async with (
-        net.server("n2") as two,
+        net.server("n2", times=TIMES) as two,
         open_client(two.url) as desk,
         anyio.create_task_group() as servers,
     ):
@@ -51,7 +55,7 @@ async def test_runner_whose_server_dies_goes_on_at_another_without_restarting_jo
             b = Bench(two.running, desk, tasks)
             b.code = await CodeRoot.as_handler(desk)
             await desk.set(P("count"), 1)
-            node = await b.node("pi", url=[one.url, two.url], ttl_s=2.0, grace_s=1.5)
+            node = await b.node("pi", url=[one.url, two.url], ttl_s=TTL_S, grace_s=3.5)
             assert node.client.server.node == "n1"
             await b.job(textwrap.dedent(BEAT))
             await b.value(P("beat"), lambda beat: beat == 1)
@@ -61,7 +65,7 @@ async def test_runner_whose_server_dies_goes_on_at_another_without_restarting_jo
             await desk.set(P("count"), 2)
             await b.value(P("beat"), lambda beat: beat == 2)
             # Longer than its session would have had at the server that is dead.
-            await anyio.sleep(TIMES.lease_s + 2.0 + 0.5)
+            await anyio.sleep(TIMES.lease_s + TTL_S + 0.5)
             await desk.set(P("count"), 3)
             await b.value(P("beat"), lambda beat: beat == 3)
             assert (await desk.get(b.claim_path())).rev == claim.rev

@@ -53,12 +53,12 @@ async def test_job_moves_well_before_the_time_to_live_when_its_runner_is_killed(
     anyio_backend: str,
 ) -> None:
     async with bench() as b:
-        async with process(b, "n1", anyio_backend) as killed:
+        async with process(b, "n1", anyio_backend, "process", "60") as killed:
             await b.job(BEAT)
             before = await b.value(P("beat"))
             async with process(b, "n2", anyio_backend):
                 killed.kill()
-                with anyio.fail_after(8):  # the time to live is 10 s, the grace 2 s
+                with anyio.fail_after(LIMIT_S):  # the time to live is 60 s, the grace 2 s
                     after = await b.value(P("beat"), lambda beat: beat["node"] == "n2")
         assert after["fence"] > before["fence"]
 

@@ -20,9 +20,6 @@ from tests.runner.test_node_process import process
 
 pytestmark = pytest.mark.anyio
 
-#: What may pass until nothing is left of a killed runner's children, in seconds.
-GONE_S = 5.0
-
 
 @pytest.mark.parametrize("is_async", [True, None, False], ids=["async", "quick", "thread"])
 async def test_killed_runner_leaves_no_process_behind(
@@ -35,27 +32,24 @@ async def test_killed_runner_leaves_no_process_behind(
             forkserver = parent(keeper)
             assert forkserver != node.pid
             node.kill()
-            await gone(child, daemon, keeper, forkserver, limit_s=GONE_S)
+            await gone(child, daemon, keeper, forkserver)
 
 
 async def test_frozen_runner_has_no_child_any_more_when_its_session_is_over(
     anyio_backend: str,
 ) -> None:
     async with bench() as b:
-        async with process(b, "n1", anyio_backend, "process", "1.5") as node:
+        async with process(b, "n1", anyio_backend, "process", "3") as node:
             await b.job(HELD.format(wait=""), is_async=None)
             child, _, daemon = await b.value(P("pids"))
-            claim = await b.desk.get(b.claim_path())
+            began = time.monotonic()
             os.kill(node.pid, signal.SIGSTOP)
             try:
-                began = time.monotonic()
-                await gone(child, daemon, limit_s=GONE_S)
-                took_s = time.monotonic() - began
-                # 0.8 of the time to live, less a third of it, which may pass between two pings.
-                assert 0.3 < took_s < 1.5
-                if took_s < 1.3:
-                    assert (await b.desk.get(b.claim_path())).get("value") == claim.value
                 await b.gone(b.claim_path())
+                assert not is_alive(child), "the claim is nobody's before its child has ended"
+                assert not is_alive(daemon)
+                # The time to live, less a third of it, which may pass between two pings.
+                assert time.monotonic() - began > 1
             finally:
                 os.kill(node.pid, signal.SIGCONT)
             pids = await b.value(P("pids"), lambda pids: pids[0] != child)
@@ -64,7 +58,7 @@ async def test_frozen_runner_has_no_child_any_more_when_its_session_is_over(
 
 async def test_runner_that_is_frozen_for_a_short_time_keeps_its_child(anyio_backend: str) -> None:
     async with bench() as b:
-        async with process(b, "n1", anyio_backend, "process", "6") as node:
+        async with process(b, "n1", anyio_backend, "process", "20") as node:
             await b.job(HELD.format(wait=""), is_async=None)
             child, _, daemon = await b.value(P("pids"))
             os.kill(node.pid, signal.SIGSTOP)

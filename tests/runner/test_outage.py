@@ -32,7 +32,7 @@ GRACE_S = 20.0
 async def outage(grace_s: float = GRACE_S) -> AsyncIterator[tuple[Bench, Node, Proxy]]:
     """A runner whose line can be broken."""
     async with bench(tcp=True) as b, proxied(b.server.url) as proxy:
-        node = await b.node("n1", url=proxy.url, ttl_s=grace_s, grace_s=grace_s)
+        node = await b.node("n1", url=proxy.url, ttl_s=GRACE_S, grace_s=grace_s)
         yield b, node, proxy
         await node.stop()  # while it has its line
 
@@ -77,6 +77,7 @@ _log.warning("is ready")
 async for msg in _info:
     if isinstance(msg, _cls.BrokenState):
         break
+_log.warning("is without a line")
 """
 
 
@@ -84,12 +85,11 @@ async for msg in _info:
 async def test_write_without_a_line_waits_for_it_and_is_carried_out(
     which: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with outage() as (b, node, proxy):
+    async with outage() as (b, _, proxy):
         await b.job(WHEN_DOWN + WRITES[which] + "\nreturn 'done'", delay=1000)
         await until(lambda: "is ready" in caplog.text)
         await proxy.cut(refuse=True)
-        await until(lambda: not node.client.connected)
-        await anyio.wait_all_tasks_blocked()
+        await until(lambda: "is without a line" in caplog.text)
         proxy.accept()
         state = await b.state()
         assert (state.result, state.backoff) == ("done", 0)
@@ -300,6 +300,8 @@ async def test_outage_is_told_once_at_its_begin_and_once_at_its_end(
         proxy.accept()
         await b.state(lambda state: state.running and state.fence != first.fence)
     told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    # A keeper may be faster than this process, if that has got no time to run for a while.
+    told = [text for text in told if not text.endswith("its runner was frozen; it begins anew")]
     assert told == [
         "n1: the server is away; without it the jobs go on for 0.4 s, then they end",
         "n1: the server is back; the jobs begin anew",

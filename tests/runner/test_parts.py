@@ -9,7 +9,7 @@ import pytest
 
 from moat_kv import P
 from moat_kv.config import Places
-from moat_kv_runner import commands
+from moat_kv_runner import commands, obtaining
 from moat_kv_runner.job import JobState
 from tests.runner import parts
 from tests.runner.bench import GROUP
@@ -44,7 +44,7 @@ async def test_split_is_survived_as_each_job_asks(tmp_path: pathlib.Path) -> Non
         stuck = await one.runs_apart("stick")
         for job in ("each", "here"):
             await one.runs_apart(job)
-        assert await one.is_still("fenced")
+        await until(lambda: one.is_still("fenced"))
         assert await two.holder("stick") is None
         assert await two.seen("stick", "n2") is None
         one.site.heal()
@@ -55,9 +55,9 @@ async def test_split_is_survived_as_each_job_asks(tmp_path: pathlib.Path) -> Non
             assert await two.settled(job, "n1") == "n1"
         assert (await two.held_by("stick", "n1")).run == stuck.run
         await until(lambda: _is_fenced(one, "here"))
-        assert await two.is_still("each", "n2")
+        await until(lambda: two.is_still("each", "n2"))
         # Both are kept: what the loser had is in a state of its own.
-        lost, won = await two.part_state("each", "n2"), await two.state("each")
+        lost, won = await until(lambda: _ended(two, "each", "n2")), await two.state("each")
         assert lost.reason == "runner n1 went on with it when the network was whole again"
         assert (lost.running, won.running, won.node) == (False, True, "n1")
         assert await two.holder("fenced") == "n2"
@@ -82,7 +82,7 @@ async def test_loser_without_a_claim_is_cancelled_and_told(tmp_path: pathlib.Pat
         assert await two.settled("j", "n1") == "n2"
         told = await until(lambda: _told(made))
         assert told == "runner n2 goes on with it, after the network was parted"
-        assert await two.is_still("j", "n1")
+        await until(lambda: two.is_still("j", "n1"))
         assert (await two.goes_on("j", "n2")).run == held.run
         lost = await until(lambda: _ended(two, "j", "n1"))
         assert lost.reason == "runner n2 went on with it, not this one"
@@ -119,7 +119,11 @@ async def test_run_in_a_process_gets_its_claim_late(
         assert (await one.held_by("j", "n1")).run != apart.run
 
 
-async def test_runners_of_one_part_run_it_once(tmp_path: pathlib.Path) -> None:
+async def test_runners_of_one_part_run_it_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each begins if the one before it has not been seen to for so long.
+    monkeypatch.setattr(obtaining, "APART_TURN_S", 4.0)
     async with parts.fleet(tmp_path, "n1") as made:
         (one,) = made.places
         await made.job("j")

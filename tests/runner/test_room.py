@@ -70,6 +70,8 @@ async def test_drained_node_leaves_its_jobs_to_others_and_they_go_on() -> None:
     async with bench("n1", "n2") as b:
         for nth in range(4):
             await b.job(STAY, path=f"job{nth}")
+            # Else it may be taken by who has not seen yet who has the one before.
+            await b.value(P("on") / f"job{nth}")
         await b.job("return 1", path="later", target=3600.0)
         await _until_held(b, {"n1": 2, "n2": 2})
         group = b.places.run / "any" + GROUP

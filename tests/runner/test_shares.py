@@ -82,13 +82,16 @@ async def test_last_one_of_a_share_ends_its_process() -> None:
 
 async def test_crash_in_a_share_fails_all_that_share_it() -> None:
     text = (
-        "import anyio, os\nawait _client.set(_P('pid'), os.getpid())\nawait anyio.sleep_forever()"
+        "import anyio, os\n"
+        "await _client.set(_P('pid') / _self.path[-1], os.getpid())\n"
+        "await anyio.sleep_forever()"
     )
     async with bench("n1", isolate="process") as b:
+        pids = set()
         for path in ("one", "two"):
             await b.job(text, path=path, share="s", delay=1000)
-            await b.state(lambda state: state.running, path=path)
-        pid = await b.value(P("pid"))
+            pids.add(await b.value(P("pid") / path))
+        (pid,) = pids
         os.kill(pid, signal.SIGKILL)
         for path in ("one", "two"):
             assert "was killed (SIGKILL)" in ((await b.state(path=path)).reason or "")
@@ -116,10 +119,10 @@ async def test_job_that_does_not_end_takes_its_share_with_it(
 
 
 async def test_share_has_one_environment() -> None:
-    text = "import anyio\nawait anyio.sleep_forever()"
+    text = "import anyio\nawait _client.set(_P('begun'), 1)\nawait anyio.sleep_forever()"
     async with bench("n1", isolate="process") as b:
         await b.job(text, path="one", share="s", env={"A": "1"})
-        await b.state(lambda state: state.running, path="one")
+        await b.value(P("begun"))
         await b.job(text, path="two", share="s", env={"A": "2"}, delay=1000)
         assert "another env or other limits" in ((await b.state(path="two")).reason or "")
 

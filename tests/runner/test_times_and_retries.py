@@ -10,6 +10,7 @@ import pytest
 from moat_kv import P
 from moat_kv.client import error_record
 from moat_kv_runner import commands
+from moat_kv_runner.job import parse_state
 from tests.runner.bench import bench
 
 pytestmark = pytest.mark.anyio
@@ -18,17 +19,17 @@ EVERY_SECOND = "* * * * * *"
 
 
 async def test_cron_job_starts_at_each_of_its_times() -> None:
-    text = """
-        import time
-        await _client.patch(_P("at"), "append", time.time())
-    """
+    text = "return (await _client.patch(_P('n'), 'add', 1)).value"
     async with bench("n1") as b:
         await b.job(text, cron=EVERY_SECOND)
-        found = await b.value(P("at"), lambda times: len(times) >= 3)
-        state = await b.state(lambda state: state.computed)
-    seconds = [int(at) for at in found]
+        await b.state(lambda state: state.result == 3)
+        history = [parse_state(each.value) for each in await b.desk.history(b.state_path())]
+    ends = [state for state in history if state.reason == "done"]
+    assert [state.result for state in ends[-3:]] == [3, 2, 1]
+    seconds = [int(state.started or 0) for state in ends]
     assert len(set(seconds)) == len(seconds), "once for each"
-    assert state.computed == int(state.started or 0) + 1
+    for state in ends:
+        assert state.computed == int(state.stopped or 0) + 1, "the next second after its end"
 
 
 async def test_time_that_passes_during_a_run_is_left_out() -> None:
@@ -51,7 +52,8 @@ async def test_run_makes_room_for_the_next() -> None:
             return "there was room twice"
         await anyio.sleep_forever()
     """
-    async with bench("n1") as b:
+    # Inline: within a second it has to begin, and to come to its end.
+    async with bench("n1", isolate="inline") as b:
         await b.job(text, cron=EVERY_SECOND, overlap="restart")
         state = await b.state(lambda state: state.result)
         assert state.result == "there was room twice"

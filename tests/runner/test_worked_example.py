@@ -45,7 +45,7 @@ class EndMsg(_cls.TimerMsg):
 
 await _self.watch(_P("some.special.path"), cls=SpecialMsg)
 await _self.watch(_P("some.other.path"), cls=OtherMsg)
-await _self.timer(delay, cls=EndMsg)
+end = await _self.timer(0, cls=EndMsg)
 log = []
 async for msg in _info:
     if msg is None:
@@ -54,6 +54,8 @@ async for msg in _info:
         return log
     elif isinstance(msg, SpecialMsg):
         log.append(["special", msg.msg.value])
+        if msg.msg.value == 3:
+            await end.run(delay)
     elif isinstance(msg, OtherMsg):
         log.append(["other", msg.msg.value])
     elif isinstance(msg, _cls.ReadyMsg):
@@ -67,11 +69,17 @@ async def test_two_watches_and_a_timer() -> None:
     async with bench("n1") as b:
         await b.desk.set(P("some.special.path"), 1)
         await b.job(AS_IN_THE_REFERENCE)
-        await b.value(P("log"), lambda log: log == [["some.special.path", 1]])
+        await b.value(P("log"), lambda log: ["some.special.path", 1] in log)
         await b.desk.set(P("some.other.path"), 2)
+        await b.value(P("log"), lambda log: ["some.other.path", 2] in log)
         await b.desk.set(P("some.other.path.below"), "is not watched")
+        await b.desk.set(P("some.other.path"), 3)
+        await b.value(P("log"), lambda log: ["some.other.path", 3] in log)
         log = await b.value(P("log"), lambda log: ["timeout"] in log)
-        assert log == [["some.special.path", 1], ["some.other.path", 2], ["timeout"]]
+        # The timer goes on beside the watches, and may be first on a busy machine.
+        changes = [each for each in log if each != ["timeout"]]
+        assert changes == [["some.special.path", 1], *(["some.other.path", n] for n in (2, 3))]
+        assert len(log) == 4
         assert (await b.state(lambda state: state.running)).node == "n1"
 
 
@@ -79,7 +87,7 @@ async def test_messages_told_apart_by_class() -> None:
     async with bench("n1") as b:
         await b.desk.set(P("some.special.path"), 1)
         await b.desk.set(P("some.other.path"), 2)
-        await b.job(TOLD_APART_BY_CLASS, variables=["delay"], data={"delay": 0.5})
+        await b.job(TOLD_APART_BY_CLASS, variables=["delay"], data={"delay": 0.05})
         await b.value(P("answer"))
         await b.desk.set(P("some.special.path"), 3)
         log = (await b.state()).result
