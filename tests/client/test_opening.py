@@ -9,7 +9,7 @@ import pytest
 
 from moat_kv import P, errors, open_client
 from moat_kv.testing.server import running_server
-from tests.client.waiting import both, until
+from tests.client.waiting import both, others_wait, until
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ async def test_tasks_of_the_client_end_before_its_line() -> None:
     async with running_server() as running:
         async with open_client(running.url) as client:
             client.task_group.start_soon(handler, client)
-            await anyio.wait_all_tasks_blocked()
+            await others_wait()
         assert written.is_set()
         await until(lambda: not running.server.connections)
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from moat_kv import Client, open_client
 from moat_kv.testing.server import RunningServer, running_server
@@ -22,6 +23,16 @@ async def until(condition: Callable[[], Any]) -> Any:
             if found:
                 return found
             await anyio.sleep(0.005)
+
+
+async def others_wait() -> None:
+    """Until tasks that wait for nothing but a turn have come as far as they can.
+
+    Where a server runs in the same loop, `anyio.wait_all_tasks_blocked` may take long: on asyncio
+    it looks at times that are in step with a server's own.
+    """
+    for _ in range(100):
+        await anyio.lowlevel.checkpoint()
 
 
 async def take(events: Any, count: int = 1) -> list[Any]:

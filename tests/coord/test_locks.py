@@ -14,7 +14,7 @@ from moat_kv.coord import aio, resource
 from moat_kv.coord.aio import lock as lock_module
 from moat_kv.testing.server import RunningServer, running_server
 from tests.client.proxy import proxied
-from tests.client.waiting import until
+from tests.client.waiting import others_wait, until
 
 pytestmark = pytest.mark.anyio
 
@@ -283,7 +283,7 @@ async def test_a_broken_line_is_waited_out_within_the_time_limit(
         lock = one.lock("me")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lock.acquire)
-            await anyio.wait_all_tasks_blocked()
+            await others_wait()
             proxy.accept()
         assert lock.held
         await proxy.cut(refuse=True)

@@ -10,7 +10,7 @@ import pytest
 from moat_kv import P, errors, open_client
 from moat_kv.coord import aio, ending, recovery, resource, stock, watching
 from moat_kv.testing.server import running_server
-from tests.client.waiting import until
+from tests.client.waiting import others_wait, until
 from tests.coord import widgets
 from tests.coord.looking import at, can_execute, eventually_total, nothing_left
 from tests.coord.test_locks import two
@@ -215,7 +215,7 @@ async def test_who_waits_to_be_merged_into_one_that_could_not_be_kept_begins_ane
             if fail:
                 fail.pop()
                 entered.set()
-                await anyio.wait_all_tasks_blocked()
+                await others_wait()
                 raise errors.Detached("by the test")
             return await original(*args)
 

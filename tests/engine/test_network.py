@@ -10,7 +10,7 @@ import pytest
 
 from moat_kv import codec, errors
 from moat_kv.entry import Record, Write, base_rev
-from tests.client.waiting import until
+from tests.client.waiting import others_wait, until
 from tests.engine.fake_remote import SharedLog
 from tests.engine.network_nodes import (
     A,
@@ -149,7 +149,7 @@ async def test_a_newcomer_waits_for_the_whole_tree(tmp_path: pathlib.Path) -> No
             started.set()
 
         tasks.start_soon(start)
-        await anyio.wait_all_tasks_blocked()
+        await others_wait()
         assert not started.is_set()
         node.remote.heal()
         with anyio.fail_after(30):

@@ -138,7 +138,7 @@ async def test_a_release_that_comes_with_the_next_use_lets_that_go_on(
         await anyio.sleep(3 * kept_lock.IDLE_S)  # the release waits for its turn now
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(mine.enter, 30)
-            await anyio.wait_all_tasks_blocked()
+            await waiting.others_wait()
             mine._turn.release()
         await waiting.until(lambda: not mine._is_waiting)
         assert mine._lock.held
