@@ -33,6 +33,8 @@ GIVE_UP = 0.8
 _LATER = (errors.Detached, errors.StorageFailed, errors.Unknown)
 #: How long closing a session may take, in seconds; the server ends it anyway a little later.
 CLOSE_LIMIT_S = 2.0
+#: How long who doubts that it lives waits for its end, in seconds.
+DOUBT_S = 0.1
 
 
 class Session:
@@ -62,6 +64,8 @@ class Session:
         self._alive_at = 0.0
         # When the line was seen to be broken.
         self._broken_at: float | None = None
+        # A request was told that it has ended.
+        self._is_doubted = False
         self._scope: anyio.CancelScope | None = None
         self._news = anyio.Event()
 
@@ -135,6 +139,16 @@ class Session:
         self.lost.set()
         self._end()
 
+    async def doubt(self) -> None:
+        """A request was told that it has ended: have the server asked now.
+
+        Returns when it is lost, or, should it live after all, a little later.
+        """
+        self._is_doubted = True
+        self._news.set()
+        with anyio.move_on_after(DOUBT_S):
+            await self.lost.wait()
+
     # Staying alive ------------------------------------------------------------------------------
 
     async def keep(self) -> None:
@@ -147,7 +161,7 @@ class Session:
                     self._lose("no sign of life was acknowledged in time")
                 elif self._broken_at is not None:
                     await self._wait_until(give_up_at)
-                elif now < ping_at:
+                elif now < ping_at and not self._is_doubted:
                     await self._wait_until(ping_at)
                 else:
                     await self._ping(give_up_at - now)
@@ -165,6 +179,7 @@ class Session:
             await self._news.wait()
 
     async def _ping(self, limit_s: float) -> None:
+        self._is_doubted = False
         sent_at = time.monotonic()
         with anyio.move_on_after(limit_s):
             try:

@@ -127,6 +127,7 @@ class Holdings:
                 try:
                     await client.set(holding.path, facts, session=session)
                 except errors.SessionExpired:
+                    await session.doubt()
                     continue
                 # From now on `renew` sees to it, if that session was not lost before the answer.
                 holding.registered = True

@@ -105,11 +105,13 @@ class Watching:
         while not process.stopped:
             try:
                 session = await process.live_session()
-                join = functools.partial(
-                    process.client.join, self.group, process.id, session=session
-                )
+            except errors.SessionExpired:
+                return  # the process was stopped
+            join = functools.partial(process.client.join, self.group, process.id, session=session)
+            try:
                 await claiming.patiently(process.client, join)
             except errors.SessionExpired:
+                await session.doubt()
                 continue
             except errors.NameTaken:
                 # By the session before this one, which the server has not ended yet.

@@ -111,11 +111,9 @@ class Supervisor:
                         await self._apart.lost(self._running.lost_to)
                     self._held.claim = self._running = None
                 except errors.SessionExpired:
-                    # The client is about to notice; then all jobs end.
+                    # When the client has noticed, all jobs end.
                     self._held.claim = self._running = None
-                    session = self._service.session
-                    with anyio.move_on_after(session.ttl_s):
-                        await session.lost.wait()
+                    await self._service.session.doubt()
                 except claiming.PASSING as exc:
                     logger.info("%s: %s", self.path, exc)
                     with anyio.move_on_after(1):

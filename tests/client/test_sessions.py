@@ -97,6 +97,19 @@ async def test_a_session_whose_line_is_broken_for_too_long_is_given_up_early() -
         assert session.why_lost == "no sign of life was acknowledged in time"
 
 
+async def test_a_session_that_is_doubted_is_asked_for_at_once() -> None:
+    async with both() as (running, client), client.session(ttl_s=600) as session:
+        known = running.server.sessions._live[session.id]
+        alive_at = session._alive_at
+        await session.doubt()
+        await until(lambda: session._alive_at > alive_at)
+        assert not session.ended
+        running.server.sessions.end(known, "by the test")
+        await session.doubt()
+        await until(session.lost.is_set)
+        assert session.why_lost == "the server has ended it"
+
+
 async def test_a_session_that_gets_no_answers_is_given_up_within_its_time_to_live() -> None:
     async with (
         running_server(tcp=True) as running,

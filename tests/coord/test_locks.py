@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
-from anyio.abc import TaskStatus
 
 from moat_kv import Client, P, Path, errors, open_client
-from moat_kv.coord import aio, resource
+from moat_kv.client import claiming, session
+from moat_kv.coord import aio, line, resource
 from moat_kv.coord.aio import lock as lock_module
 from moat_kv.testing.server import RunningServer, running_server
 from tests.client.proxy import proxied
@@ -346,52 +347,24 @@ async def test_one_who_waits_for_a_barrier_or_lock_can_be_cancelled_while_it_ent
         await waiting_at(other, "me", 0)
 
 
-async def test_a_lock_whose_session_ended_while_it_was_entered_is_entered_anew() -> None:
+async def test_a_lock_whose_session_ended_while_it_was_entered_is_entered_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "DOUBT_S", 30.0)
+    tries: list[str] = []
+    enter = line.Line.enter
+
+    async def counted(self: line.Line, key: str, *args: Any) -> claiming.Claim | None:
+        tries.append(key)
+        return await enter(self, key, *args)
+
+    monkeypatch.setattr(line.Line, "enter", counted)
     async with two() as (running, one, _other):
         running.server.sessions.end(running.server.sessions._live[one.session.id], "by the test")
         lock = one.lock("me")
         with anyio.fail_after(30):
             await lock.acquire()
         assert lock.held
+        assert len(tries) == 2, "the client asks at once whether the session lives"
         await one.client.set(P("x"), 1, fence=lock.guard)
         await lock.release()
-
-
-async def test_a_process_whose_user_is_cancelled_lets_go_of_its_locks() -> None:
-    async with two() as (_, one, other):
-        with anyio.CancelScope() as scope:
-            async with aio.Process(one.client) as process:
-                process.on_stop.append(anyio.sleep_forever)
-                await process.lock("me").acquire()
-                scope.cancel()
-        assert process.stopped
-        assert process.session.ended
-        await other.lock("me").acquire(30)
-
-
-async def test_a_process_whose_client_was_closed_is_over() -> None:
-    async with running_server() as running:
-        async with open_client(running.url) as client:
-            process = aio.Process(client)
-            await process.start()
-        await process.stop()
-        assert process.stopped
-        process.leave_soon(None, None)  # type: ignore[arg-type]
-
-
-async def test_a_process_that_is_cancelled_at_its_start_leaves_no_session(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def hangs(_process: aio.Process, *, task_status: TaskStatus[None]) -> None:
-        await anyio.sleep_forever()
-
-    async with two() as (running, one, _):
-        live = running.server.sessions._live
-        process = aio.Process(one.client)
-        monkeypatch.setattr(aio.Process, "_run", hangs)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(process.start)
-            await until(lambda: hasattr(process, "session"))
-            assert process.session.id in live
-            tasks.cancel_scope.cancel()
-        await until(lambda: process.session.id not in live)

@@ -53,6 +53,7 @@ async def stand(process: Process, at: line.Line, facts: Mapping[str, Any]) -> St
             claim = await at.enter(key, about, session)
         except errors.SessionExpired:
             logger.info("the session ended; entering the line at %s in the next", at.place)
+            await session.doubt()
             continue
         except BaseException:
             # The request may be on its way, and nobody would know of the ticket.
