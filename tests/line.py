@@ -30,7 +30,7 @@ class Line:
         await self.stream.send(messages.pack((self.seq, action, arguments, packed)))
         return self.seq
 
-    async def next(self, seq: int, timeout_s: float = 10) -> Reply:
+    async def next(self, seq: int, timeout_s: float = 30) -> Reply:
         """The next answer to that request."""
         with anyio.fail_after(timeout_s):
             while True:
