@@ -11,7 +11,11 @@ from tests.faults import kill_server
 from tests.faults.journal import Journal
 from tests.faults.serving import served
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.timeout(180),
+]
 
 
 async def kill(folder: pathlib.Path, rounds: int, sync: str) -> tuple[Journal, kill_server.Counts]:
