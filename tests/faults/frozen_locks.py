@@ -142,7 +142,10 @@ async def _let_go_on(children: list[subprocess.Popen[str]], client: Client) -> N
 
 
 def _is_stopped(pid: int) -> bool:
-    text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, and was asked for its code
+        return False
     return text.rpartition(")")[2].split()[0] == "T"
 
 
