@@ -125,15 +125,19 @@ FALSE = {
         "-good-bye\n    +hello",
     ),
     "other_terminal_says_more": (
-        "terminal 2$ echo hello; echo more; sleep 1000\nhello",
+        "terminal 2$ printf 'hello\\nmore\\n'; sleep 1000\nhello",
         "terminal 2 also printed: more",
     ),
     "other_terminal_fails_and_tells_why": (
-        "terminal 2$ echo no room; false\n...",
+        "terminal 2$ echo no room; false\n...\nterminal 2$ true",
         "terminal 2 shows: no room",
     ),
-    "other_terminal_fails": ("terminal 2$ false", "`terminal 2$ false` ended with 1, not 0"),
-    "nothing_to_stop": ("terminal 2$ true\nterminal 2$ ^C", "nothing runs there"),
+    # The second command is typed when the first one has ended.
+    "other_terminal_fails": (
+        "terminal 2$ false\nterminal 2$ true",
+        "`terminal 2$ false` ended with 1, not 0",
+    ),
+    "nothing_to_stop": ("terminal 2$ ^C", "nothing runs there"),
 }
 FALSE_AFTER_THE_LIMIT = {
     "command_without_end": ("$ sleep 1000", "still ran after 1 s"),
@@ -142,11 +146,8 @@ FALSE_AFTER_THE_LIMIT = {
         "terminal 2$ sleep 1000\nterminal 2$ echo hello\nhello",
         "the terminal is taken: `terminal 2$ sleep 1000` still runs there",
     ),
-    "does_not_stop": (
-        "terminal 2$ sh -c 'trap : INT HUP; echo up; while :; do sleep 1; done'\nup",
-        "did not stop within 1 s of ^C",
-    ),
 }
+DOES_NOT_STOP = "terminal 2$ sh -c 'trap : INT HUP; echo up; while :; do sleep 1; done'\nup"
 
 
 def write_readme(folder: Path, block: str) -> Path:
@@ -158,15 +159,17 @@ def write_readme(folder: Path, block: str) -> Path:
     return readme
 
 
-def tour_command(readme: Path, *, port: int = 0, limit_s: int = 20) -> Sequence[str]:
-    options = ["--port", str(port), "--limit", str(limit_s)]
+def tour_command(
+    readme: Path, *, port: int = 0, limit_s: int = 20, stop_s: int = 10
+) -> Sequence[str]:
+    options = ["--port", str(port), "--limit", str(limit_s), "--stop", str(stop_s)]
     return [sys.executable, "-m", "tests.tour", str(readme), *options]
 
 
 def take_tour(
-    readme: Path, *, port: int = 0, limit_s: int = 20
+    readme: Path, *, port: int = 0, limit_s: int = 20, stop_s: int = 10
 ) -> subprocess.CompletedProcess[str]:
-    command = tour_command(readme, port=port, limit_s=limit_s)
+    command = tour_command(readme, port=port, limit_s=limit_s, stop_s=stop_s)
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=50
     )
@@ -201,6 +204,11 @@ def test_readme_is_flagged_after_the_limit(tmp_path: Path, block: str, said: str
     assert_flagged(take_tour(write_readme(tmp_path, block), limit_s=1), said)
 
 
+def test_what_does_not_stop_is_flagged(tmp_path: Path) -> None:
+    result = take_tour(write_readme(tmp_path, DOES_NOT_STOP), stop_s=1)
+    assert_flagged(result, "did not stop within 1 s of ^C")
+
+
 def assert_flagged(result: subprocess.CompletedProcess[str], said: str) -> None:
     assert result.returncode == 1, result.stdout + result.stderr
     assert said in result.stdout
@@ -220,7 +228,7 @@ def test_program_that_outlives_its_terminal_is_named_and_ended(tmp_path: Path) -
     pid_file = tmp_path / "pid"
     block = f"$ (setsid sh -c 'echo $$ > {pid_file}; exec sleep 1000' &)"
     block += f"\n$ until [ -s {pid_file} ]; do :; done"
-    result = take_tour(write_readme(tmp_path, block), limit_s=1)
+    result = take_tour(write_readme(tmp_path, block), stop_s=1)
     assert result.returncode == 1
     assert "outlived its terminal: sleep 1000" in result.stdout
     assert not is_running(int(pid_file.read_text()))
@@ -235,7 +243,7 @@ def test_ended_tour_leaves_nothing_running(tmp_path: Path) -> None:
             assert tour.poll() is None
             time.sleep(0.02)
         tour.send_signal(signal.SIGTERM)
-        tour.communicate(timeout=20)
+        tour.communicate(timeout=40)
     assert tour.returncode == 143
     assert not is_running(int(pid_file.read_text()))
 

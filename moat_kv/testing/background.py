@@ -25,6 +25,8 @@ State = Literal["up", "frozen", "dead"]
 
 #: The child's file descriptor to write to when it is ready.
 READY_FD = 3
+#: What was killed has gone by then, in seconds: it may have to wait for a disk before.
+KILLED_S = 30.0
 _LOOK_S = 0.01
 
 
@@ -168,7 +170,7 @@ def kill(processes: Sequence[Process]) -> None:
     """End all at once, as a crash would. Returns when they are gone."""
     for each in processes:
         send(each, signal.SIGKILL)
-    if not wait_gone(processes, 10):
+    if not wait_gone(processes, KILLED_S):
         left = [each.pid for each in processes if state(each) != "dead"]
         raise NotStarted(f"these do not end although they were killed: {left}")
 

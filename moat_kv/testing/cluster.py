@@ -33,14 +33,15 @@ from moat_kv.testing import (
     cluster_plan,
     cluster_start,
     nats,
+    ports,
 )
 
 #: How many NATS nodes there may be: one, or as many as keep a majority when one is lost.
 NODE_COUNTS = (1, 3, 5)
 #: What is stopped may take so long by itself, in seconds.
-END_S = 3.0
-#: A process that is stopped has stopped by then, in seconds.
-FREEZE_S = 5.0
+END_S = 10.0
+#: A process that is frozen has stopped by then, in seconds.
+FREEZE_S = 20.0
 _CONFIG = "config.yaml"
 
 
@@ -327,7 +328,7 @@ class Cluster:
             prefix = cluster_netns.new_prefix()
             return cluster_plan.make_in_namespaces(nodes, servers, prefix, self.folder)
         for port in range(first_port, first_port + servers) if first_port else ():
-            if not cluster_plan.is_free(port):
+            if not ports.is_free(port):
                 raise ClusterError(f"something listens on port {port}; --port takes others")
         return cluster_plan.make(nodes, servers, first_port)
 

@@ -30,7 +30,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from moat_kv.testing import background, cluster_plan, proxy
 
 #: An order is carried out within this time, in seconds.
-ORDER_S = 5.0
+ORDER_S = 20.0
 _ORDER_BYTES = 1024 * 1024
 
 

@@ -19,7 +19,7 @@ from moat_kv.testing import cluster_plan
 from moat_kv.testing.cluster import Cluster
 
 #: A server that does not answer within this time has nothing to say, in seconds.
-ANSWER_S = 2.0
+ANSWER_S = 5.0
 _LOOK_S = 0.1
 
 

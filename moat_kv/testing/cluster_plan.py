@@ -12,16 +12,15 @@ import dataclasses
 import json
 import os
 import pathlib
-import random
 import secrets
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moat_kv import config
 from moat_kv.engine import nats_settings
 from moat_kv.testing import background, nats
+from moat_kv.testing import ports as free_ports
 
 Kind = Literal["nats", "server", "links"]
 
@@ -34,9 +33,6 @@ FILE_NAME = "cluster.json"
 #: NATS nodes leave each other alone after two of these without an answer, in seconds.
 ROUTE_PING_S = 2
 _VERSION = 1
-#: Ports are taken from here: the system itself takes those of connections from above, and a process
-#: that is started again would find its port taken. Without those that moat-kv uses by itself.
-_PORTS = [port for port in range(20_000, 32_000) if not 27_500 <= port < 27_700]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +127,9 @@ class Plan:
 
 def make(nodes: int, servers: int, first_port: int = 0) -> Plan:
     """`first_port`: the first server's, the others' follow; 0 takes free ones."""
-    ports = _free_ports()
+    # Of the nodes, the servers, the links, and two more.
+    count = 3 * nodes + servers + nodes * (nodes - 1 + servers) + 2
+    ports = iter(free_ports.free(count))
     members = [
         Member(
             name=f"nats{number}",
@@ -285,22 +283,6 @@ def cut_between(one: Sequence[str], other: Sequence[str]) -> frozenset[tuple[str
     return frozenset((a, b) for a in one for b in other) | frozenset(
         (b, a) for a in one for b in other
     )
-
-
-def is_free(port: int) -> bool:
-    """Whether one can listen there now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_LOOPBACK, port))
-        except OSError:
-            return False
-        return True
-
-
-def _free_ports() -> Iterator[int]:
-    """Each once, those that are free at this moment."""
-    return (port for port in random.sample(_PORTS, len(_PORTS)) if is_free(port))
 
 
 def _missing(name: str) -> Member:

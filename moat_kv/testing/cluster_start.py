@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import pathlib
 import sys
@@ -19,7 +20,7 @@ from moat_kv.testing import background, cluster_netns, cluster_plan, nats
 
 #: A process has to be ready within this time, in seconds.
 READY_S = 40.0
-_ANSWER_S = 1.0
+_ANSWER_S = 5.0
 _LOOK_S = 0.03
 
 
@@ -158,7 +159,10 @@ def _told(plan: cluster_plan.Plan, member: cluster_plan.Member, what: str) -> by
     url = f"http://127.0.0.1:{member.monitor_port}/{what}"
 
     def ask() -> bytes:
-        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
-            return bytes(answer.read())
+        try:
+            with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
+                return bytes(answer.read())
+        except http.client.HTTPException as exc:
+            raise ConnectionError(f"{member.name} was gone amid its answer") from exc
 
     return cluster_netns.within(plan, member.name, ask) if plan.netns else ask()

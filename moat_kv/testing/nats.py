@@ -10,13 +10,12 @@ matters. Needs the program nats-server: the one beside this Python, else the one
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,13 +24,15 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from moat_kv.testing import ports
+
 #: A node has to be ready within this time, a cluster's JetStream to have a leader, in seconds.
-READY_S = 20.0
+READY_S = 40.0
+#: A node that answers nothing about itself for so long is taken as away, in seconds.
+ANSWER_S = 5.0
 #: Larger than NATS's own 1 MiB, so that every value that a server takes fits.
 MAX_PAYLOAD = 8 << 20
 _LOOK_S = 0.02
-#: Systems give away what is above (Linux from 32768 on); `cluster_plan` has those in between.
-_PORTS = range(12_000, 20_000)
 
 
 class NatsFailed(RuntimeError):
@@ -127,9 +128,9 @@ class Node:
         """What the node says of itself; without query, of its part in the cluster too."""
         url = f"http://127.0.0.1:{self.monitor_port}/healthz{query}"
         try:
-            with urllib.request.urlopen(url, timeout=1.0) as answer:
+            with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:
                 return bool(answer.status == 200)
-        except OSError:  # nobody there, or 503
+        except (OSError, http.client.HTTPException):  # nobody there, or 503, or killed meanwhile
             return False
 
     def leads(self, stream: str) -> bool:
@@ -146,9 +147,9 @@ class Node:
         """What the node says of its streams, by name; nothing if it does not answer."""
         url = f"http://127.0.0.1:{self.monitor_port}/jsz?streams=true"
         try:
-            with urllib.request.urlopen(url, timeout=1.0) as answer:
+            with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:
                 found = json.load(answer)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return {}
         accounts = found.get("account_details", ())
         return {each["name"]: each for a in accounts for each in a.get("stream_detail", ())}
@@ -188,20 +189,8 @@ class Node:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago, of those that no system gives away.
-
-    One that the system chooses may, before a node listens there or while it is down for a while, be
-    given to somebody's connection as its near end.
-    """
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise NatsFailed(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
+    """A port of loopback that nobody listened on a moment ago."""
+    return ports.free(1)[0]
 
 
 @contextlib.contextmanager
@@ -228,10 +217,10 @@ def cluster(size: int = 3, folder: pathlib.Path | None = None) -> Iterator[Seque
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = pathlib.Path(stack.enter_context(_temporary()))
-        ports = [free_port() for _ in range(size)]
-        routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
+        places = ports.free(size)
+        routes = ", ".join(f"nats://127.0.0.1:{port}" for port in places)
         nodes = []
-        for number, port in enumerate(ports, 1):
+        for number, port in enumerate(places, 1):
             extra = f"cluster {{ name: box, listen: 127.0.0.1:{port}, routes: [{routes}] }}"
             node = Node(folder / f"n{number}", f"n{number}", extra=extra)
             stack.callback(node.stop)

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 import moat_kv
-from moat_kv import P, Path
+from moat_kv import P, Path, config
 from moat_kv_cli.demo import findings, network, seen
 from tests.cli.conftest import Moat
 from tests.cli.processes import environment
@@ -188,11 +188,27 @@ async def test_a_group_that_never_was_complete_did_not_fall(
 
 
 @pytest.mark.anyio
+async def test_what_is_begun_anew_now_and_then_is_none_that_lasts(
+    moat: Moat, client: moat_kv.Client
+) -> None:
+    begun = {"node": "beta", "fence": 7, "started": 1.0}
+    lasting, repeated = P("all.default.beta") + seen.LOAD_JOB, P("at.beta.default") + seen.READ_JOB
+    for state in (lasting, repeated):
+        await client.set(config.Places().state + state, begun)
+    job = {"code": P("x"), "target": 0}
+    await client.set(config.Places().run + P("all.default") + seen.LOAD_JOB, job)
+    await client.set(config.Places().run + repeated, {**job, "repeat": 5})
+    watched = seen.Seen(client, config.Places())
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(watched.follow)
+        assert watched.runs("beta") == {lasting: ("beta", 7, 1.0)}
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
 async def test_the_copy_of_the_tree_says_what_jobs_do(moat: Moat, client: moat_kv.Client) -> None:
     await play(client)
     await client.set(P(":.moat.kv.run.any.default") + seen.RADIO_JOB, {"code": P("x"), "target": 0})
-    from moat_kv import config
-
     watched = seen.Seen(client, config.Places())
     async with anyio.create_task_group() as tasks:
         await tasks.start(watched.follow)

@@ -42,8 +42,9 @@ PROCESSES = 4
 WIDGETS = 500
 #: Fewer than there are widgets, so that some go out while others hold them.
 ENTRIES = 499
-#: How long a process may be silent before others take over what it had, in seconds.
-TTL_S = 3.0
+#: How long a process may be silent before others take over what it had, in seconds. (The
+#: line of one that is killed breaks: nobody waits so long.)
+TTL_S = 30.0
 #: What the killed one had is found and executed by then, in seconds.
 TAKEN_OVER_S = 60.0
 

@@ -20,6 +20,7 @@ Exit code 0 if all was so in each round, else 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import signal
 import sys
@@ -32,6 +33,8 @@ import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from moat_kv import Client, NotGiven, P, Path, errors, open_client
+from moat_kv.client.connection import SILENCE_S
+from moat_kv.client.session import GIVE_UP
 from tests.faults.client_watching import (
     DATA,
     GROUP,
@@ -47,8 +50,15 @@ from tests.faults.serving import ServerProcess, served
 from tests.line import connected
 
 _ROOT = pathlib.Path(__file__).parents[2]
-#: The time to live of sessions that are to end, in seconds.
-TTL_S = 1.0
+#: The time to live of sessions that end when something is frozen, and of those that others live by
+#: meanwhile, in seconds: a busy machine may hold a process up for a second or two.
+TTL_S = 4.0
+#: A server that is frozen for so long has heard of nobody for longer than that, in seconds.
+FROST_S = 5.0
+#: The time to live of a session that a short frost of `SHORT_FROST_S` must not end, in seconds.
+LONG_TTL_S, SHORT_FROST_S = 8.0, 1.0
+#: Times of sessions that are to live over a restart, however long that takes, in seconds.
+LASTING = {"ttl_s": 60.0, "grace_s": 60.0}
 
 
 # Restart ----------------------------------------------------------------------------------------
@@ -65,7 +75,7 @@ async def restart(server: ServerProcess) -> str:
                 members.append(state)
 
     async with open_client(server.url) as client, open_client(server.url) as writer:
-        async with client.mirror(DATA) as mirror, member(client) as session:
+        async with client.mirror(DATA) as mirror, member(client, **LASTING) as session:
             client.task_group.start_soon(follower.follow, client)
             client.task_group.start_soon(watch_group, client)
             writer.task_group.start_soon(writing.write, writer)
@@ -123,7 +133,6 @@ async def frozen_server(server: ServerProcess) -> str:
     longest_s = 0.0
     ended: dict[str, str] = {}
     async with open_client(server.url, request_timeout_s=limit_s) as client:
-        await client.set(DATA / "frozen", 1)
         requests: dict[str, Callable[[], Awaitable[object]]] = {
             "get": lambda: client.get(DATA),
             "set": lambda: client.set(DATA, 1),
@@ -160,9 +169,16 @@ async def frozen_server(server: ServerProcess) -> str:
             if how != ("RequestTimeout" if name in reads else "Unknown")
         }
         assert not wrong, f"requests to a frozen server ended so: {wrong}"
-        await client.set(DATA / "frozen", 2)
-        assert (await client.get(DATA / "frozen")).value == 2
-    assert longest_s < 2 * limit_s + 0.5, f"a request took {longest_s:.2f} s"
+
+        async def is_written() -> bool:
+            with contextlib.suppress(errors.RequestTimeout, errors.Unknown):
+                await client.set(DATA / "frozen", 2)
+                return bool((await client.get(DATA / "frozen")).value == 2)
+            return False
+
+        await until("the line", is_written)
+    # Its silence would end the line only much later.
+    assert longest_s < SILENCE_S - 2, f"a request took {longest_s:.2f} s"
     return f"{len(ended)} requests ended by name, the last after {longest_s:.2f} s of {limit_s:g}"
 
 
@@ -181,8 +197,8 @@ async def long_frozen_server(server: ServerProcess) -> str:
                 # Signs of life that the server finds when it thaws; ours has given up by then.
                 for _ in range(10):
                     await line.send("session_ping", session=opened)
-                    await anyio.sleep(2.5 * TTL_S / 10)
-                with anyio.move_on_after(1):
+                    await anyio.sleep(FROST_S / 10)
+                with anyio.move_on_after(LIMIT_S):
                     await session.lost.wait()
                 assert session.ended, "the client holds a session that it cannot know of"
 
@@ -193,13 +209,19 @@ async def long_frozen_server(server: ServerProcess) -> str:
             await until("the end of the entry", gone_while_the_other_lives)
             assert await has_value(client, P("owned.other")), "an entry of a live session is gone"
             await line.ask("session_close", session=opened)
-        async with member(client, ttl_s=TTL_S, grace_s=TTL_S) as session:
+        async with member(client, ttl_s=LONG_TTL_S, grace_s=LONG_TTL_S) as session:
             async with server.frozen():
-                await anyio.sleep(0.5 * TTL_S)
-            await anyio.sleep(1.5 * TTL_S)
+                await anyio.sleep(SHORT_FROST_S)
+            thawed = time.monotonic()
+
+            async def is_known_to_live() -> bool:
+                # By a sign of life that was sent after the frost, and was acknowledged.
+                return session.ended or session.good_until > thawed + GIVE_UP * LONG_TTL_S
+
+            await until("a sign of life", is_known_to_live)
             assert not session.ended, "a session ended after a short freeze"
             assert await has_value(client, OWNED)
-    return f"no session ended in {2.5 * TTL_S:g} s of frost with {TTL_S:g} s to live"
+    return f"no session ended in {FROST_S:g} s of frost with {TTL_S:g} s to live"
 
 
 async def _gone(client: Client, path: Path) -> bool:
@@ -241,12 +263,11 @@ async def frozen_client(server: ServerProcess) -> str:
 
             client.task_group.start_soon(watch_group)
             await until("the member", lambda: _same(lambda: members and list(members[-1]), ["n1"]))
-            process.send_signal(signal.SIGSTOP)
             began = time.monotonic()
+            process.send_signal(signal.SIGSTOP)
             await until("the end of the entry", lambda: _gone(client, OWNED))
             took_s = time.monotonic() - began
             await until("the end of the member", lambda: _same(lambda: list(members[-1]), []))
-            await anyio.sleep(0.5)
             process.send_signal(signal.SIGCONT)
             with anyio.fail_after(LIMIT_S):
                 said = await lines.receive_until(b"\n", 100)
@@ -256,8 +277,9 @@ async def frozen_client(server: ServerProcess) -> str:
         process.kill()
         await process.wait()
         await process.aclose()
-    # From the last sign of life, which may have been a third of that earlier, and the sweep.
-    assert 0.5 * TTL_S < took_s < 2 * TTL_S, f"the session ended after {took_s:.2f} s"
+    # From the last sign of life, which may have been a third of that earlier, or more, and the
+    # sweep.
+    assert 0.25 * TTL_S < took_s < 2 * TTL_S, f"the session ended after {took_s:.2f} s"
     return f"session of {TTL_S:g} s ended after {took_s:.2f} s of frost, its client was told"
 
 
@@ -266,20 +288,23 @@ async def frozen_client(server: ServerProcess) -> str:
 
 async def long_outage(server: ServerProcess) -> str:
     """Down for longer than the grace: the client has given up before the server could."""
+    grace_s = TTL_S / 8
     async with open_client(server.url) as client:
-        async with member(client, ttl_s=TTL_S, grace_s=TTL_S / 2) as session:
+        async with member(client, ttl_s=TTL_S, grace_s=grace_s) as session:
             await server.kill()
             began = time.monotonic()
             with anyio.fail_after(LIMIT_S):
                 await session.lost.wait()
             took_s = time.monotonic() - began
-            await anyio.sleep(max(0.0, TTL_S - took_s))
+            await anyio.sleep(max(0.0, grace_s - took_s))
             await server.start()
             await until("the end of the entry", lambda: _gone(client, OWNED))
             async with member(client):
                 assert await has_value(client, OWNED)
-    assert took_s <= TTL_S / 2, f"the client gave up after {took_s:.2f} s only"
-    return f"given up after {took_s:.2f} s of {TTL_S / 2:g} s of grace"
+    # For its silence it would have done so a good while later: after `GIVE_UP` of its time to live,
+    # less the third that the last sign of life may be old.
+    assert took_s < 0.45 * TTL_S, f"the client gave up after {took_s:.2f} s only"
+    return f"given up after {took_s:.2f} s, with {grace_s:g} s of grace and {TTL_S:g} s to live"
 
 
 SCENES: dict[str, Callable[[ServerProcess], Awaitable[str]]] = {

@@ -16,7 +16,7 @@ DATA = P("data")
 GROUP = P("group")
 OWNED = P("owned.entry")
 #: What must come about by itself does so within so many seconds.
-LIMIT_S = 20.0
+LIMIT_S = 30.0
 
 
 async def until(what: str, condition: Callable[[], Awaitable[bool]]) -> None:

@@ -9,7 +9,7 @@ are touched.
 
 from __future__ import annotations
 
-import os
+import json
 import pathlib
 import signal
 import subprocess
@@ -28,6 +28,7 @@ from moat_kv import Client, P, Path
 from moat_kv.code import CodeRoot
 from moat_kv.config import Places
 from moat_kv_runner import commands
+from tests.faults import serving
 
 _ROOT = pathlib.Path(__file__).parents[2]
 #: A runner that is not ready by then never will be, in seconds. It may wait for its name.
@@ -87,9 +88,12 @@ with anyio.move_on_after(stubborn_s or None, shield=bool(stubborn_s)):
 class RunnerProcess:
     """`moat kv run everything --name NAME`, or the next one of that name."""
 
-    def __init__(self, name: str, url: str, folder: pathlib.Path) -> None:
+    def __init__(
+        self, name: str, url: str, folder: pathlib.Path, *, config: pathlib.Path | None = None
+    ) -> None:
         self.name = name
         self.url = url
+        self.config = config
         self.log = folder / f"{name}.txt"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -131,7 +135,8 @@ class RunnerProcess:
             return subprocess.Popen(
                 command,
                 cwd=_ROOT,
-                env=_environment() | {"XDG_STATE_HOME": str(self.log.parent / "state")},
+                env=serving.environment(self.config)
+                | {"XDG_STATE_HOME": str(self.log.parent / "state")},
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
@@ -169,25 +174,25 @@ class RunnerProcess:
     async def frozen(self) -> AsyncIterator[None]:
         """It does not run meanwhile, though its sockets stay open."""
         self.signal(signal.SIGSTOP)
+        await serving.until_stopped(self.pid)
         try:
             yield
         finally:
             self.signal(signal.SIGCONT)
 
 
-def _environment() -> dict[str, str]:
-    """Nothing of this machine's settings, and our own packages first."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("MOAT_KV")}
-    paths = [str(_ROOT), str(_ROOT / "cli"), str(_ROOT / "runner")]
-    return kept | {"PYTHONPATH": os.pathsep.join(paths), "XDG_CONFIG_HOME": str(_ROOT / "nowhere")}
-
-
 @asynccontextmanager
 async def fleet(
-    urls: Mapping[str, str], folder: pathlib.Path
+    urls: Mapping[str, str], folder: pathlib.Path, *, settings: Mapping[str, Any] | None = None
 ) -> AsyncIterator[dict[str, RunnerProcess]]:
-    """Runners by name, each with a server's URL, ready; what lives at the end is killed."""
-    runners = {name: RunnerProcess(name, url, folder) for name, url in urls.items()}
+    """Runners by name, each with a server's URL, ready; what lives at the end is killed.
+
+    `settings`: what their configuration file says.
+    """
+    config = folder / "runners.yaml"
+    # (YAML reads JSON.)
+    config.write_text(json.dumps(settings or {}) + "\n")
+    runners = {name: RunnerProcess(name, url, folder, config=config) for name, url in urls.items()}
     async with AsyncExitStack() as stack:
         for runner in runners.values():
             stack.push_async_callback(_end, runner)

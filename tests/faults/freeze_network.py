@@ -80,10 +80,13 @@ async def freeze(box: Box, wants_leader: bool, counts: Counts, chance: random.Ra
 
 
 async def _node_of(box: Box, server: str) -> str:
-    place = (await box.facts(server))["server"]
-    node = box.cluster.node_at(place)
-    assert node is not None
-    return node
+    with anyio.fail_after(SETTLE_S):
+        while True:
+            place = (await box.facts(server)).get("server")
+            node = box.cluster.node_at(place) if place else None
+            if node is not None:
+                return node
+            await anyio.sleep(0.1)
 
 
 async def _strict_write(box: Box, server: str, limit_s: float) -> float:

@@ -2,7 +2,7 @@
 
 Several processes add to one counter under one lock: each reads it, and writes it with the lock's
 fence, and nothing else. Now and then a holder stops itself (SIGSTOP) between the two, and is let go
-on when its session is long over and the next one has the lock. Then it writes and releases, late:
+on when its session is over and the next one has had the lock. Then it writes and releases, late:
 the write must be refused, and the release must free nobody else's lock. In the end the counter must
 be the number of writes that were answered, each under a higher fence than the one before.
 
@@ -27,15 +27,17 @@ from dataclasses import asdict, dataclass, field
 import anyio
 import anyio.to_thread
 
-from moat_kv import P, coord, errors, open_client
+from moat_kv import Client, P, coord, errors, open_client
 from tests.faults.serving import served
 
 PROCESSES = 8
 COUNTER = P("counter")
 #: How long a process may be silent, in seconds.
 TTL_S = 1.5
-#: How long a holder stays frozen, in seconds.
-FROZEN_S = 2.5
+#: How long a holder stays frozen, in seconds: so long at least, and until the next one has written.
+FROZEN_S = 1.6
+#: So soon a process notices that it has lost its lock, in seconds; and the next one has written.
+PATIENCE_S = 30.0
 
 
 @dataclass(kw_only=True)
@@ -78,7 +80,7 @@ def _add(
     except errors.StaleFence:
         counts.refused += 1
         # The loss is noticed a little after the process goes on.
-        if not lock.lost.wait(10):
+        if not lock.lost.wait(PATIENCE_S):
             counts.wrong += 1
     else:
         counts.written += 1
@@ -94,8 +96,8 @@ async def run(folder: pathlib.Path, locks: int, freezes: int, *, fenced: bool) -
         children = [_started([*words, "--seed", str(seed)]) for seed in range(PROCESSES)]
         try:
             began = time.monotonic()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_let_go_on, children)
+            async with open_client(server.url) as client, anyio.create_task_group() as tasks:
+                tasks.start_soon(_let_go_on, children, client)
                 told = [await anyio.to_thread.run_sync(_result, each) for each in children]
                 tasks.cancel_scope.cancel()
             took_s = time.monotonic() - began
@@ -120,22 +122,30 @@ def _result(child: subprocess.Popen[str]) -> Counts:
     return Counts(**json.loads(out))
 
 
-async def _let_go_on(children: list[subprocess.Popen[str]]) -> None:
-    """Wake up those that have stopped themselves, each after its time."""
-    since: dict[int, float] = {}
+async def _let_go_on(children: list[subprocess.Popen[str]], client: Client) -> None:
+    """Wake up those that have stopped themselves, each when the next one has written."""
+    since: dict[int, tuple[float, int]] = {}
     while True:
         await anyio.sleep(0.05)
+        # The last one has nobody to wait for.
+        alone = sum(child.poll() is None for child in children) == 1
         for child in children:
-            now = time.monotonic()
             if child.poll() is not None or not _is_stopped(child.pid):
                 since.pop(child.pid, None)
-            elif now - since.setdefault(child.pid, now) >= FROZEN_S:
+                continue
+            now, rev = time.monotonic(), (await client.get(COUNTER)).rev
+            stopped_at, before = since.setdefault(child.pid, (now, rev))
+            is_late = alone or rev > before or now - stopped_at >= PATIENCE_S
+            if is_late and now - stopped_at >= FROZEN_S:
                 child.send_signal(signal.SIGCONT)
                 since.pop(child.pid)
 
 
 def _is_stopped(pid: int) -> bool:
-    text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, and was asked for its code
+        return False
     return text.rpartition(")")[2].split()[0] == "T"
 
 
@@ -149,7 +159,7 @@ def _judged(all_: list[Counts], counter: int, left: int, took_s: float) -> list[
     )
     print(
         f"{total.locks} locks among {len(all_)} processes in {took_s:.0f} s, {total.frozen} holders"
-        f" frozen for {FROZEN_S:g} s (time to live {TTL_S:g} s): counter {counter},"
+        f" frozen for {FROZEN_S:g} s or more (time to live {TTL_S:g} s): counter {counter},"
         f" {total.written} writes answered, {total.refused} refused as late,"
         f" {total.wrong} refused without a loss, {left} tickets left",
         flush=True,

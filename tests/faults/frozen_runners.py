@@ -38,7 +38,7 @@ JOBS = tuple(f"j{number}" for number in range(RUNNERS))
 #: So many are stopped at a time at most; the others take over.
 AT_ONCE = 3
 #: A session's on one server, see `moat_kv.server.sessions`; and what a takeover takes beyond it.
-TTL_S, MARGIN_S = 10.0, 5.0
+TTL_S, MARGIN_S = 10.0, 20.0
 #: How long a runner stays stopped after its jobs are others', and is watched after it wakes.
 STAY_S, LOOK_S = 1.0, 3.0
 #: A script may be at work for so long after its runner wakes, in seconds.

@@ -35,10 +35,12 @@ from tests.faults.serving import ServerProcess, served
 DISK_BYTES = 48 << 20
 #: How long there is no room, in seconds.
 FULL_S = 0.5
+#: By then so much was read and refused; on a busy machine that may take longer.
+ENOUGH = 20
 CLIENTS = 3
 PADDING = 500
 #: What must come about by itself does so within so many seconds.
-LIMIT_S = 15.0
+LIMIT_S = 30.0
 
 
 class Disk(Protocol):
@@ -154,7 +156,7 @@ class Round:
         await anyio.sleep(self._chance.uniform(0.05, 0.4))
         self._disk.take()
         try:
-            await self._no_room(reader, work)
+            await self._no_room(reader, work, journal)
         finally:
             self._disk.give_back()
         answered = journal.answered
@@ -164,7 +166,7 @@ class Round:
         if scope.cancelled_caught:
             self.faults.append("with room again, writes are still refused")
 
-    async def _no_room(self, reader: Client, work: writers.Writers) -> None:
+    async def _no_room(self, reader: Client, work: writers.Writers, journal: Journal) -> None:
         with anyio.move_on_after(LIMIT_S) as scope:
             while not self.trouble:
                 self.trouble = await self._trouble(reader) or ""
@@ -172,8 +174,13 @@ class Round:
         if scope.cancelled_caught:
             self.faults.append("no trouble was told while there was no room")
             return
-        with anyio.move_on_after(FULL_S):
-            while True:
+        began, reads, refused = anyio.current_time(), self.reads, journal.refused
+        with anyio.move_on_after(LIMIT_S):
+            while (
+                anyio.current_time() < began + FULL_S
+                or self.reads < reads + ENOUGH
+                or journal.refused < refused + ENOUGH
+            ):
                 await reader.get(P("fault.hot:0"))
                 self.reads += 1
                 await anyio.sleep(0.001)

@@ -9,7 +9,8 @@ under its fence. Each round does something to whoever holds the job (`--how`):
   again;
 - `cut` breaks its line for longer than the grace: the same;
 - `blink` breaks its line for less than the grace: nothing may change hands;
-- `server` kills the server and starts it again: nothing may change hands.
+- `server` kills the server and starts it again: nothing may change hands, if it is back within the
+  grace, which is long here.
 
 At the end nothing may be lost (`lost`), accepted under an old fence or from two nodes under one
 (`doubles`), nor a claim be left when all runners are gone (`orphans`); no two runs may have been at
@@ -42,6 +43,8 @@ from tests.runner.relay import Relay, relay
 RUNNERS = 3
 #: A session's, on one server; see `moat_kv.server.sessions`.
 TTL_S, GRACE_S = 10.0, 2.0
+#: What runners ask for whose server is away for as long as it takes to start, in seconds.
+LASTING_S = 60.0
 #: What a takeover may take beyond the session's end.
 MARGIN_S = 3.0
 #: How long a process is frozen, and a line cut, beyond what the session lasts.
@@ -79,6 +82,7 @@ class Bench:
     lines: dict[str, Relay]
     chance: random.Random
     counts: Counts
+    margin_s: float
 
     async def holder(self) -> tuple[fleet.Claim, fleet.RunnerProcess]:
         """Who has the job, after it has had it for a while."""
@@ -92,7 +96,7 @@ class Bench:
         after = await self.desk.step_after(claim.fence, PATIENCE_S)
         took_s = time.monotonic() - began
         self.counts.takeovers_s.append(took_s)
-        if after is None or took_s > session_s + MARGIN_S:
+        if after is None or took_s > session_s + self.margin_s:
             self.counts.late += 1
             print(f"{claim} was taken over after {took_s:.1f} s by {after}", flush=True)
 
@@ -110,7 +114,7 @@ class Bench:
 
     async def see_back(self, name: str) -> None:
         began = time.monotonic()
-        if not await self.desk.is_member(name, limit_s=TTL_S + MARGIN_S):
+        if not await self.desk.is_member(name, limit_s=TTL_S + self.margin_s):
             self.counts.astray += 1
             print(f"{name} does not serve again", flush=True)
         self.counts.backs_s.append(time.monotonic() - began)
@@ -172,7 +176,7 @@ RELAYED = ("cut", "blink")
 
 
 @asynccontextmanager
-async def bench(folder: pathlib.Path, how: str, seed: int) -> AsyncIterator[Bench]:
+async def bench(folder: pathlib.Path, how: str, seed: int, margin_s: float) -> AsyncIterator[Bench]:
     """A server, runners, and a job that has begun."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(served(folder))
@@ -183,7 +187,8 @@ async def bench(folder: pathlib.Path, how: str, seed: int) -> AsyncIterator[Benc
             for name in names:
                 lines[name] = await stack.enter_async_context(relay(server.tcp_url))
         urls = {name: lines[name].url if lines else server.url for name in names}
-        runners = await stack.enter_async_context(fleet.fleet(urls, folder))
+        settings = {"runner": {"ttl_s": LASTING_S, "grace_s": LASTING_S}} if how == "server" else {}
+        runners = await stack.enter_async_context(fleet.fleet(urls, folder, settings=settings))
         desk = fleet.Desk(client, folder)
         # Whoever is frozen has to be refused, even if it does not end when it is told to.
         await desk.set_job(stubborn_s=1000.0 if how == "freeze" else 0.0)
@@ -195,15 +200,17 @@ async def bench(folder: pathlib.Path, how: str, seed: int) -> AsyncIterator[Benc
             lines=lines,
             chance=random.Random(seed),
             counts=Counts(),
+            margin_s=margin_s,
         )
 
 
-async def orphans(made: Bench) -> list[str]:
+async def orphans(made: Bench, how: str) -> list[str]:
     """Claims that stay though all runners are gone."""
     for runner in made.runners.values():
-        await runner.kill()
+        # Nobody waits for a long grace.
+        await (runner.stop() if how == "server" else runner.kill())
     left: list[str] = []
-    with anyio.move_on_after(GRACE_S + MARGIN_S):
+    with anyio.move_on_after(GRACE_S + made.margin_s):
         while left := await made.desk.claims():
             await anyio.sleep(0.1)
     return left
@@ -249,16 +256,18 @@ def _times(seconds: list[float]) -> str:
     return f"{ordered[len(ordered) // 2]:.2f} s p50, {ordered[-1]:.2f} s max"
 
 
-async def run(folder: pathlib.Path, how: str, rounds: int, seed: int) -> bool:
+async def run(
+    folder: pathlib.Path, how: str, rounds: int, seed: int, *, margin_s: float = MARGIN_S
+) -> bool:
     """All rounds; whether everything was as it has to be."""
-    async with bench(folder, how, seed) as made:
+    async with bench(folder, how, seed, margin_s) as made:
         counts = made.counts
         while counts.rounds < rounds:
             await ROUNDS[how](made)
             counts.rounds += 1
             if counts.rounds % 10 == 0 or counts.rounds == rounds:
                 print(_summary(how, await made.desk.trace(), counts), flush=True)
-        left = await orphans(made)
+        left = await orphans(made, how)
         trace = await made.desk.trace()
     faults = [*trace.doubles(), *trace.lost(), *left]
     if how == "kill":

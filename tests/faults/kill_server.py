@@ -27,9 +27,11 @@ import anyio
 from moat_kv import Client, open_client
 from tests.faults import writers
 from tests.faults.journal import Journal
-from tests.faults.serving import ServerProcess, served
+from tests.faults.serving import ServerProcess, eventually, served
 
 CLIENTS = 4
+#: So many writes are answered before a kill; on a slow disk that may take a while.
+ANSWERED = 60
 
 
 @dataclass(kw_only=True)
@@ -67,8 +69,9 @@ async def one_round(
         work = writers.Writers(journal, chance)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(work.run, clients)
-            began = time.monotonic()
+            began, enough = time.monotonic(), journal.answered + ANSWERED
             await anyio.sleep(while_s)
+            await eventually(lambda: journal.answered >= enough)
             await server.kill()
             counts.writing_s += time.monotonic() - began
     counts.kills += 1

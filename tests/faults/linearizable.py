@@ -30,12 +30,15 @@ from tests.faults.history import Operation, Recorder
 from tests.faults.kill_server import clients_of
 from tests.faults.linearizability import Verdict
 from tests.faults.recording import LineGone, Recorded
-from tests.faults.serving import ServerProcess, served
+from tests.faults.serving import ServerProcess, eventually, served
 
 CLIENTS = 8
 KEYS = ("register.one", "register.two", "register.three")
 #: A client that lies does so in this share of its reads that could be wrong.
 LIES = 0.02
+#: So many operations are under way or over in a round before the kill; on a slow disk that may take
+#: a while.
+ENOUGH = 200
 
 
 class Work:
@@ -50,11 +53,13 @@ class Work:
     async def one_round(self, server: ServerProcess) -> None:
         """Work until the server is killed, then start it again."""
         while_s = self._chance.uniform(0.1, 0.6)
+        enough = len(self.recorder.operations) + ENOUGH
         async with clients_of(server, CLIENTS) as clients:
             async with anyio.create_task_group() as tasks:
                 for index, client in enumerate(clients):
                     tasks.start_soon(self._work, client, f"c{index}")
                 await anyio.sleep(while_s)
+                await eventually(lambda: len(self.recorder.operations) >= enough)
                 await server.kill()
         self.kills += 1
         await server.start()
@@ -87,7 +92,9 @@ class Work:
             await recorded.write(key, self._values, expect=expect)
 
 
-def with_lies(operations: list[Operation], chance: random.Random) -> list[Operation]:
+def with_lies(
+    operations: list[Operation], chance: random.Random, *, share: float = LIES
+) -> list[Operation]:
     """The same history, but in a few reads a client tells what it had read the time before."""
     before: dict[tuple[str, str], Operation] = {}
     told = []
@@ -96,7 +103,7 @@ def with_lies(operations: list[Operation], chance: random.Random) -> list[Operat
             place = one.client, one.key
             old = before.get(place)
             before[place] = one
-            if old is not None and old.rev != one.rev and chance.random() < LIES:
+            if old is not None and old.rev != one.rev and chance.random() < share:
                 one = dataclasses.replace(one, rev=old.rev, value=old.value)
         told.append(one)
     return told

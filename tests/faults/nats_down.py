@@ -33,6 +33,9 @@ _LOOK_S = 0.05
 PLACES = (*network_writers.PLACES, "before", "forgotten")
 #: So many writes are thrown away for the negative control.
 FORGOTTEN = 10
+#: An outage goes on until so much was read and so many writes wait; for so long at most, in
+#: seconds.
+ENOUGH, ENOUGH_WITHIN_S = 60, 40.0
 
 
 @dataclass(kw_only=True)
@@ -57,11 +60,20 @@ class Outage:
     """From the death of all nodes to their return."""
 
     def __init__(
-        self, box: Box, counts: Counts, chance: random.Random, *, forget: bool = False
+        self,
+        box: Box,
+        counts: Counts,
+        chance: random.Random,
+        *,
+        forget: bool = False,
+        answer_s: float = ANSWER_S,
     ) -> None:
         self._box, self._counts, self._chance, self._forget = box, counts, chance, forget
-        #: The one that is not up at present, or was not a moment ago.
+        self._answer_s = answer_s
+        #: The one that is not up at present.
         self._restarting = ""
+        #: When each was started last.
+        self._up_at: dict[str, float] = {}
 
     async def last(self, seconds: float) -> None:
         """It begins now; all nodes are up again at the end."""
@@ -79,12 +91,18 @@ class Outage:
                     if left_s <= 0:
                         break
                     await anyio.sleep(min(left_s, self._chance.uniform(1.0, 4.0)))
+                with anyio.move_on_after(ENOUGH_WITHIN_S):
+                    while self._counts.reads < ENOUGH or self._waiting() < ENOUGH:
+                        await anyio.sleep(_LOOK_S)
                 if self._forget:
                     await self._forget_some(self._chance.choice(box.servers))
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await box.do(box.cluster.start, *box.nodes)
+
+    def _waiting(self) -> int:
+        return sum(one.outcome == "pending" for one in self._box.recorder.operations)
 
     async def _restart(self, server: str) -> None:
         self._restarting = server
@@ -93,8 +111,7 @@ class Outage:
         took_s = time.monotonic() - began
         self._counts.restarts += 1
         self._counts.slowest_start_s = max(self._counts.slowest_start_s, took_s)
-        # What it was asked before it was up fails in a moment.
-        await anyio.sleep(2 * _LOOK_S)
+        self._up_at[server] = time.monotonic()
         self._restarting = ""
 
     async def _forget_some(self, server: str) -> None:
@@ -122,12 +139,13 @@ class Outage:
                 async with open_client(self._box.url(server)) as client:
                     for _ in range(20):
                         began = time.monotonic()
-                        with anyio.fail_after(ANSWER_S):
+                        with anyio.fail_after(self._answer_s):
                             found = (await client.get(P("before.it"))).get("value")
                         self._read_took(server, time.monotonic() - began, found)
                         await anyio.sleep(_LOOK_S)
             except (errors.MoatKvError, TimeoutError) as exc:
-                if self._restarting != server:
+                # (What it was asked before it was up may fail long afterwards.)
+                if self._restarting != server and began >= self._up_at.get(server, 0.0):
                     self._counts.wrong.append(f"{server}: a read: {exc!r}")
                 await anyio.sleep(_LOOK_S)
 
@@ -146,8 +164,12 @@ async def play(
     pause_s: float,
     *,
     forget: bool = False,
+    answer_s: float = ANSWER_S,
 ) -> tuple[Counts, network_box.Verdict]:
-    """So many outages of that length. `forget`: the negative control."""
+    """So many outages of that length. `forget`: the negative control.
+
+    `answer_s`: a read is answered within this time.
+    """
     counts, chance = Counts(), random.Random(seed)
     async with network_box.clients_of(box) as clients:
         number = box.recorder.begin("before@s1", "before.it", "write", value="there")
@@ -163,7 +185,8 @@ async def play(
         began = time.monotonic()
         async with network_writers.writing(box, seed + 1000 * number, pause_s=pause_s):
             await anyio.sleep(1.0)
-            await Outage(box, counts, chance, forget=forget).last(seconds)
+            outage = Outage(box, counts, chance, forget=forget, answer_s=answer_s)
+            await outage.last(seconds)
         text = network_writers.counts(box, time.monotonic() - began)
         settled_s = await network_box.settle(box, SETTLE_S)
         print(f"{number} outages: {text}; in order after {settled_s:.1f} s", flush=True)

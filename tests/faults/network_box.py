@@ -33,6 +33,8 @@ _T = TypeVar("_T")
 
 #: All has to be in order again so soon after the last fault, in seconds.
 SETTLE_S = 60.0
+#: A server that says nothing of itself for so long is taken as away, in seconds.
+ANSWER_S = 5.0
 #: So many records of a path are kept: for shared keys, to see what was written over.
 HISTORY = 1_000
 SETTINGS = {"server": {"nats": {"history": HISTORY}}}
@@ -64,7 +66,7 @@ class Box:
 
     async def facts(self, server: str) -> dict[str, Any]:
         """What a server says of its engine; nothing if it does not answer."""
-        with anyio.move_on_after(2.0), contextlib.suppress(errors.MoatKvError):
+        with anyio.move_on_after(ANSWER_S), contextlib.suppress(errors.MoatKvError):
             async with open_client(self.url(server)) as client:
                 facts: dict[str, Any] = (await client.state())["engine"]
                 return facts

@@ -24,6 +24,8 @@ _ROOT = pathlib.Path(__file__).parents[2]
 START_LIMIT_S = 30.0
 #: A server that has been told to end has done so by then, in seconds.
 END_LIMIT_S = 30.0
+#: A process that has been stopped does nothing more by then, in seconds.
+STOP_LIMIT_S = 20.0
 
 
 class ServerProcess:
@@ -82,7 +84,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=[ready_fd],
-                env=_environment(self.config),
+                env=environment(self.config),
             )
 
     async def kill(self) -> None:
@@ -104,6 +106,7 @@ class ServerProcess:
     async def frozen(self) -> AsyncIterator[None]:
         """It does not run meanwhile, though its sockets stay open."""
         self.signal(signal.SIGSTOP)
+        await until_stopped(self.pid)
         try:
             yield
         finally:
@@ -136,7 +139,7 @@ class ServerProcess:
         resource.prlimit(self.pid, which, (soft, hard))
 
 
-def _environment(config: pathlib.Path | None) -> dict[str, str]:
+def environment(config: pathlib.Path | None) -> dict[str, str]:
     """Nothing of this machine's settings, and our own packages first."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("MOAT_KV")}
     paths = [str(_ROOT), str(_ROOT / "cli"), str(_ROOT / "runner")]
@@ -160,7 +163,23 @@ async def served(
             await server.kill()
 
 
-async def eventually(condition: object, limit_s: float = 10.0) -> float:
+async def until_stopped(pid: int) -> None:
+    """Wait until none of its threads runs: on a busy machine they go on for a moment."""
+    with anyio.fail_after(STOP_LIMIT_S):
+        while any(map(_runs, os.listdir(f"/proc/{pid}/task"))):  # noqa: PTH208  # numbers
+            await anyio.sleep(0.002)
+
+
+def _runs(thread: str) -> bool:
+    """Whether it is neither stopped nor gone."""
+    try:
+        text = pathlib.Path(f"/proc/{thread}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text.rpartition(")")[2].split()[0] not in "TtZX"
+
+
+async def eventually(condition: object, limit_s: float = 30.0) -> float:
     """Wait until a callable gives something true; how long that took, in seconds."""
     assert callable(condition)
     began = time.monotonic()

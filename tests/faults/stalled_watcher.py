@@ -141,7 +141,7 @@ class OtherProcess:
         self._process.send_signal(signal.SIGCONT)
         self._number += 1
         await client.set(PING, self._number)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while (await client.get(PONG)).get("value") != self._number:
                 await anyio.sleep(0.01)
 

@@ -8,7 +8,11 @@ import pytest
 
 from tests.faults import click_events
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.timeout(180),
+]
 
 
 @pytest.mark.parametrize(

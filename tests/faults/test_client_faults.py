@@ -9,7 +9,7 @@ import pytest
 from tests.faults import client_faults
 from tests.faults.serving import served
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("scene", client_faults.SCENES)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from moat_kv import P, errors, open_client
-from tests.faults.serving import served
+from tests.faults.serving import eventually, served
 from tests.line import connected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
@@ -19,16 +19,23 @@ pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyn
 async def test_without_descriptors_those_who_are_served_go_on(tmp_path: pathlib.Path) -> None:
     async with served(tmp_path) as server, open_client(server.url) as client:
         server.limit(resource.RLIMIT_NOFILE, server.open_files() + 9)
-        async with AsyncExitStack() as stack:
-            greeted = 0
-            for _ in range(12):
-                with anyio.move_on_after(0.3):
-                    await stack.enter_async_context(connected(server.url))
-                    greeted += 1
-            assert 2 < greeted < 12
+        greeted: list[int] = []
+
+        async def come(number: int) -> None:
+            async with connected(server.url):
+                greeted.append(number)
+                await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(12):
+                tasks.start_soon(come, number)
+            await eventually(lambda: len(greeted) > 2)
+            await anyio.sleep(0.3)
             for number in range(20):
                 await client.set(P("a"), number)
                 assert (await client.get(P("a"))).value == number
+            assert len(greeted) < 12
+            tasks.cancel_scope.cancel()
         # Whoever goes makes room.
         async with connected(server.url) as line:
             await line.ask("ping")

@@ -8,7 +8,11 @@ import pytest
 
 from tests.faults import frozen_locks
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.timeout(180),
+]
 
 
 async def test_a_counter_is_exact_though_holders_are_frozen(tmp_path: pathlib.Path) -> None:

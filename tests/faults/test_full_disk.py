@@ -10,7 +10,11 @@ import pytest
 from tests.faults import full_disk
 from tests.faults.journal import Journal
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.timeout(180),
+]
 
 as_root = pytest.mark.skipif(not full_disk.can_mount(), reason="only root can mount a small disk")
 

@@ -11,6 +11,7 @@ from tests.faults import full_disk, full_log
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.timeout(180),
     pytest.mark.skipif(not full_disk.can_mount(), reason="only root can mount a small disk"),
 ]
 

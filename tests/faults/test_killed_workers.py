@@ -8,7 +8,11 @@ import pytest
 
 from tests.faults import killed_workers
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.timeout(180),
+]
 
 
 async def test_nothing_is_lost_or_done_twice_by_processes_that_are_killed(

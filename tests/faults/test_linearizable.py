@@ -27,7 +27,8 @@ async def test_a_server_that_is_killed_answers_as_one_register(tmp_path: pathlib
     assert len(verdicts) == len(linearizable.KEYS)
     assert sum(one.outcome == "ok" for one in operations) > 200
     assert any(one.outcome == "unknown" for one in operations)
-    lies = linearizable.with_lies(operations, random.Random(7))
+    # (Some lies may have been true while the read was under way.)
+    lies = linearizable.with_lies(operations, random.Random(7), share=0.2)
     assert any(verdict.answer == "wrong" for verdict in linearizability.check(lies))
 
 

@@ -16,6 +16,7 @@ one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 
 @pytest.mark.anyio
+@pytest.mark.timeout(180)
 @one_loop
 async def test_job_whose_process_crashes_is_begun_anew(tmp_path: pathlib.Path) -> None:
     counts = await failover.run(tmp_path, "crash", rounds=2, seed=1)
@@ -23,6 +24,7 @@ async def test_job_whose_process_crashes_is_begun_anew(tmp_path: pathlib.Path) -
 
 
 @pytest.mark.anyio
+@pytest.mark.timeout(180)
 @one_loop
 async def test_runner_that_wakes_when_its_claims_are_over_writes_nothing(
     tmp_path: pathlib.Path,

@@ -12,7 +12,11 @@ import pytest
 
 from tests.faults import serving, state_counts
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.timeout(180),
+]
 
 
 async def test_processes_count_exactly_while_the_server_is_killed(tmp_path: pathlib.Path) -> None:

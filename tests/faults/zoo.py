@@ -43,6 +43,8 @@ from tests.faults.serving import ServerProcess, served
 #: nothing is left of it.
 GRACE_S = running.STOP_S
 GONE_S = 2.0
+#: For how long the lag is taken before the first one is let loose.
+CALM_S = 3.0
 #: How late the runner's loop may be, in seconds.
 LAG_S = 0.1
 #: How long one that does not end by itself is let be.
@@ -133,6 +135,7 @@ class Zoo:
     places: Places = field(default_factory=Places)
     #: The worst lag that was told since this was last emptied.
     lags_s: list[float] = field(default_factory=list)
+    gone_s: float = GONE_S
 
     # Jobs ---------------------------------------------------------------------------------------
 
@@ -200,7 +203,7 @@ async def let_loose(zoo: Zoo, beast: Beast) -> None:
     began = time.monotonic()
     over_at = await _see_through(zoo, beast, name, sight)
     while left := sight.left():
-        if time.monotonic() - over_at > GRACE_S + GONE_S:
+        if time.monotonic() - over_at > GRACE_S + zoo.gone_s:
             counts.faults.append(f"{name}: {len(left)} of its processes are left")
             break
         await anyio.sleep(0.02)
@@ -253,7 +256,7 @@ async def _glance(sight: Sight) -> None:
 async def _see_what_is_told(zoo: Zoo, beast: Beast, name: str) -> None:
     """Its error record names the cause; one that has done its work has a result and no record."""
     told: str | None = None
-    with anyio.move_on_after(GRACE_S):
+    with anyio.move_on_after(GRACE_S + zoo.gone_s):
         while True:
             told = await _told(zoo, name)
             state = await zoo.state(name)
@@ -304,12 +307,20 @@ def _drain(runner: fleet.RunnerProcess) -> None:
         pass
 
 
-async def run(folder: pathlib.Path, beasts: Sequence[Beast], times: int) -> Counts:
+async def run(
+    folder: pathlib.Path,
+    beasts: Sequence[Beast],
+    times: int,
+    *,
+    calm_s: float = CALM_S,
+    gone_s: float = GONE_S,
+) -> Counts:
     """Let each loose so many times; the counts, with all faults."""
     async with opened(folder) as zoo:
+        zoo.gone_s = gone_s
         zoo.lags_s.clear()
-        await anyio.sleep(3)
-        print(f"nobody is there: lag {max(zoo.lags_s) * 1000:.0f} ms", flush=True)
+        await anyio.sleep(calm_s)
+        print(f"nobody is there: lag {max(zoo.lags_s, default=0.0) * 1000:.0f} ms", flush=True)
         for beast in beasts:
             for _ in range(times):
                 await let_loose(zoo, beast)

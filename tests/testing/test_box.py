@@ -202,13 +202,18 @@ def test_script_that_cannot_run_is_refused(box: Box) -> None:
 def test_script_that_blocks_is_told_with_its_line(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looping, "LIMIT_S", 1.0)
     (tmp_path / "go").touch()
-    code = "import os, time\nwhile os.path.exists(stop):\n    time.sleep(0.01)  # here"
-    with (
-        pytest.raises(AssertionError, match="blocks the event loop") as caught,
-        running_box(folder=tmp_path) as box,
-    ):
-        box.run_script(code=code, stop=str(tmp_path / "go"))
+    code = """
+import os, time
+await _self.timer(1)
+async for msg in _info:
+    while isinstance(msg, _cls.TimerMsg) and os.path.exists(stop):
+        time.sleep(0.01)  # here
+"""
+    with running_box(folder=tmp_path) as box:
+        run = box.run_script(code=code, stop=str(tmp_path / "go"))
+        monkeypatch.setattr(looping, "LIMIT_S", 1.0)
+        with pytest.raises(AssertionError, match="blocks the event loop") as caught:
+            run.advance(1)
     (tmp_path / "go").unlink()
     assert "time.sleep(0.01)  # here" in str(caught.value) or "os.path" in str(caught.value)

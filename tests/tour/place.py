@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 GO_S = 5.0  # for what outlives its terminal to end by itself
+GONE_S = 20.0  # what was killed has gone by then
 _MARKER = "MOAT_KV_TOUR"  # in the environment of all that the tour starts
 
 
@@ -74,6 +75,10 @@ def end_left_running(marker: str, *, limit_s: float) -> list[str]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
             os.kill(pid, signal.SIGKILL)
             problems.append(f"outlived its terminal: {command.decode(errors='replace').strip()}")
+    # What is killed takes a moment to go.
+    deadline = time.monotonic() + GONE_S
+    while problems and _left_running(marker) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return problems
 
 

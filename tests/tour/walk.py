@@ -17,6 +17,7 @@ from tests.tour.terminal import Terminal, pump
 
 STOP_S = 10.0  # a program that takes longer to stop is reported
 PRESS_AGAIN_S = 3.0  # a shell may miss a ^C while it starts a program; a reader presses again
+READY_S = 30.0  # a shell that takes longer to start never will be ready
 SWITCH_S = 1.5  # no reader is faster from one terminal to the next
 SETTLE_S = 0.5  # what follows closely on an announced line is on its way
 
@@ -34,9 +35,8 @@ class Place:
 class Walk:
     """The terminals of one tour. Steps come one after the other, `close` comes in any case."""
 
-    def __init__(self, *, env: dict[str, str], folder: Path, limit_s: float) -> None:
-        self._env, self._folder, self._limit_s = env, folder, limit_s
-        self._stop_s = min(limit_s, STOP_S)
+    def __init__(self, *, env: dict[str, str], folder: Path, limit_s: float, stop_s: float) -> None:
+        self._env, self._folder, self._limit_s, self._stop_s = env, folder, limit_s, stop_s
         self._places: dict[int, Place] = {}
 
     def take(self, step: Step) -> list[str]:
@@ -82,8 +82,8 @@ class Walk:
         if place is None:
             place = Place(terminal=Terminal(env=self._env, folder=self._folder))
             self._places[number] = place
-            if not self._pump(place.terminal.is_idle, self._limit_s):
-                raise TimeoutError(f"bash was not ready within {self._limit_s:g} s")
+            if not self._pump(place.terminal.is_idle, READY_S):
+                raise TimeoutError(f"bash was not ready within {READY_S:g} s")
         return place
 
     def _pump(self, done: Callable[[], bool], limit_s: float) -> bool:
@@ -92,9 +92,11 @@ class Walk:
     def _start(self, place: Place, step: Step) -> list[str]:
         if not self._pump(place.terminal.is_idle, self._limit_s):
             return [f"the terminal is taken: `{place.last}` still runs there"]
+        # The last command there may have ended only now.
+        problems = self._wrong_ends()
         place.last, place.told = step, False
         place.terminal.type(step.command)
-        return []
+        return problems
 
     def _stop(self, place: Place) -> list[str]:
         if place.terminal.is_idle():

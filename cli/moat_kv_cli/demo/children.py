@@ -19,11 +19,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from moat_kv.testing import ports
 from moat_kv_cli import command
 from moat_kv_cli.demo import network
 
 #: How long a child may take to be ready, and to end when asked, in seconds.
-START_S = 15.0
+START_S = 40.0
 END_S = 4.0
 
 #: What owserver simulates: a thermometer of each of two families, another one, and a switch.
@@ -117,7 +118,7 @@ class Children:
             return "the simulated bus", self._simulated_bus()
         if program is None:
             raise command.Refused("owserver is not installed (Debian: apt-get install owserver)")
-        port = _free_port()
+        (port,) = ports.free(1)
         words = [program, "--foreground", "-p", f"127.0.0.1:{port}", OWSERVER_DEVICES]
         child = self._start("bus", words)
         _wait_for_port(child, port)
@@ -188,13 +189,6 @@ class Children:
             child.end(time.monotonic() + (0.2 if child.name == "bus" else END_S))
         if self.network is not None:
             self.network.end()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_for_port(child: Child, port: int) -> None:

@@ -19,7 +19,7 @@ from moat_kv_cli import command
 from moat_kv_cli.demo import findings
 
 #: How long a server may take to say how many are connected to it, in seconds.
-ANSWER_S = 3.0
+ANSWER_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,11 +30,11 @@ NODES = ("alpha", "beta")
 
 #: Seconds since the server's start: by when all kinds must have been seen; before when no node is
 #: killed, so that people see it run; by when the rest must have been seen.
-ALL_SEEN_S = 30.0
+ALL_SEEN_S = 60.0
 KILL_S = 7.0
-MOVED_S = 50.0
+MOVED_S = 90.0
 #: With several servers: by when, after one was killed, the job must have gone on, in seconds.
-WENT_ON_S = 25.0
+WENT_ON_S = 40.0
 #: How long the last picture stays, in seconds.
 LINGER_S = 2.0
 

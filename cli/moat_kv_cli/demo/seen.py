@@ -135,13 +135,23 @@ class Seen:
         return rows
 
     def runs(self, node: str) -> dict[Path, tuple[str, int, float]]:
-        """What runs on a node now, by its state's path: the node, the fence, when it began."""
+        """What runs on a node and lasts, by its state's path: the node, the fence, when it began.
+
+        Without what ends by itself and is begun anew now and then, as it should be.
+        """
         found = {}
         for path, value in self.below(self.places.state).items():
             state = spec.parse_state(value)
-            if state.running and state.node == node:
+            if state.running and state.node == node and not self._job_of(path).get("repeat"):
                 found[path] = (node, state.fence or 0, state.started or 0.0)
         return found
+
+    def _job_of(self, place: Path) -> Mapping[str, Any]:
+        """The job that a state belongs to; of a job for all nodes each one has a state."""
+        head = 1 + len(GROUP_NAME)
+        path = place[:head] + place[head + 1 :] if place[0] == "all" else place
+        job: Mapping[str, Any] = self.value(self.places.run + path)
+        return job
 
     def job(self, kind: str, path: Path) -> list[JobSeen]:
         return [each for each in self.jobs() if (each.kind, each.path) == (kind, path)]
