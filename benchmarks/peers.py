@@ -10,7 +10,6 @@ import contextlib
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import moat_kv
 from benchmarks import echo, resp
 from benchmarks.scale import Scale
 from moat_kv import config
+from moat_kv.testing import ports
 
 #: A process that is asked to end has so many seconds.
 END_S = 20.0
@@ -91,7 +91,7 @@ class Place:
         if program is None:
             yield None
             return
-        folder, unix, port = self.new("redis"), self.new("socket"), free_port()
+        folder, unix, port = self.new("redis"), self.new("socket"), ports.free_port()
         folder.mkdir()
         command = [program, "--dir", str(folder), "--bind", "127.0.0.1", "--port", str(port)]
         command += ["--unixsocket", str(unix), "--save", "", "--daemonize", "no"]
@@ -171,11 +171,3 @@ def _environment(root: pathlib.Path) -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("MOAT_KV_")}
     kept["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "runner"), str(root / "cli")])
     return kept
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -20,6 +20,7 @@ import anyio
 import anyio.abc
 
 from benchmarks import entries, peers
+from moat_kv.testing import ports as free_ports
 
 #: How long either may take until it can be used, in seconds.
 START_S = 20.0
@@ -104,7 +105,7 @@ async def etcd(place: peers.Place, size: int) -> AsyncIterator[Etcd | None]:
         return
     aetcd = importlib.import_module("aetcd")
     names = [f"e{number}" for number in range(size)]
-    ports = [(peers.free_port(), peers.free_port()) for _ in names]
+    ports = [free_ports.free(2) for _ in names]
     urls = [f"http://127.0.0.1:{peer}" for _, peer in ports]
     cluster = ",".join(f"{name}={url}" for name, url in zip(names, urls, strict=True))
     with ExitStack() as running:
@@ -133,7 +134,7 @@ async def redis(place: peers.Place) -> AsyncIterator[Redis | None]:
         yield None
         return
     module = importlib.import_module("redis.asyncio")
-    folder, port = place.new("redis"), peers.free_port()
+    folder, port = place.new("redis"), free_ports.free_port()
     folder.mkdir()
     command = [program, "--dir", str(folder), "--bind", "127.0.0.1", "--port", str(port)]
     command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]

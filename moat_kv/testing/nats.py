@@ -73,8 +73,8 @@ class Node:
     ) -> None:
         self.name = name
         self.folder = folder
-        self.port = port if port is not None else free_port()
-        self.monitor_port = free_port()
+        self.port = port if port is not None else ports.free_port()
+        self.monitor_port = ports.free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / "log"
         self._config = folder / "nats.conf"
@@ -186,11 +186,6 @@ class Node:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
-    return ports.free(1)[0]
 
 
 @contextlib.contextmanager

@@ -47,6 +47,11 @@ def free(count: int) -> list[int]:
     raise OSError("no port of loopback is free")
 
 
+def free_port() -> int:
+    """One of them."""
+    return free(1)[0]
+
+
 def is_free(port: int) -> bool:
     """Whether one can listen there now."""
     with socket.socket() as probe:

@@ -5,7 +5,6 @@ It does not stop on SIGTERM while a client is connected, so it is killed.
 
 from __future__ import annotations
 
-import random
 import shutil
 import socket
 import subprocess
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+
+from moat_kv.testing import ports
 
 #: One of each family that the simulated bus has, with the serial numbers that owserver gives them.
 FAMILIES = "10,28,05,3A,29,26"
@@ -26,15 +27,6 @@ def need(program: str) -> str:
     return found
 
 
-def free_port() -> int:
-    """One that nobody is given who asks the system for any: those begin at 32768, or above."""
-    while True:
-        port = random.randrange(15000, 32000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-
-
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -44,7 +36,7 @@ def listens(port: int) -> bool:
 def owserver(*simulated: str, port: int | None = None) -> Iterator[int]:
     """An owserver with simulated devices (`--tester=...`, `--mock=...`); gives its port."""
     program = need("owserver")
-    port = port or free_port()
+    port = port or ports.free_port()
     command = [program, "--foreground", "-p", f"127.0.0.1:{port}", *simulated]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -15,7 +15,7 @@ import anyio.abc
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from tests.onewire import real
+from moat_kv.testing import ports
 
 # The process is the same whichever loop the test itself runs on; one test runs it on both.
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
@@ -112,7 +112,7 @@ async def test_signal_ends_it_cleanly_with_a_client_connected(
 
 
 async def test_end_of_input_does_not_end_it(onewire: Any) -> None:
-    async with started("--port", str(real.free_port())) as child:
+    async with started("--port", str(ports.free_port())) as child:
         where = await child.line()
         assert child.process.stdin is not None
         await child.process.stdin.aclose()

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from moat_kv.testing import ports
 from moat_kv.testing.onewire import SimulatedBus, running_bus
 from moat_kv.testing.onewire.protocol import Kind
 from tests.onewire import real
@@ -100,7 +101,7 @@ async def test_mock_makes_readings_in_its_range(onewire: Any, mock: int) -> None
 
 
 async def test_thermometers_outlive_a_killed_owserver(onewire: Any) -> None:
-    port = real.free_port()
+    port = ports.free_port()
     tree = FakeTree()
     job: dict[str, Any] = {"port": port, "interval_s": 0.05, "retry_s": 0.05, "retry_max_s": 0.2}
 

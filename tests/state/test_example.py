@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,20 +17,12 @@ import pytest
 from prometheus_client import generate_latest
 
 from moat_kv.state import metrics
+from moat_kv.testing import ports
 from tests.cli import processes
 
 EXAMPLE = processes.ROOT / "examples" / "state"
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def free_port() -> int:
-    """One that no outgoing connection is given until it is used."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 @contextlib.contextmanager
@@ -74,7 +64,7 @@ def model_of(place: pathlib.Path) -> dict[str, object]:
 
 
 def test_panel_heater_and_the_inline_job_share_the_model(tmp_path: pathlib.Path) -> None:
-    figures = free_port()
+    figures = ports.free_port()
     bus = [sys.executable, "-m", "moat_kv.testing.onewire", "--port", "0"]
     with (
         processes.server(tmp_path, "--engine", "memory"),

@@ -15,7 +15,7 @@ from moat_kv import errors
 from moat_kv.engine import nats as nats_engine
 from moat_kv.engine import nats_remote, network
 from moat_kv.path import P
-from moat_kv.testing import engine_probe, nats
+from moat_kv.testing import engine_probe, nats, ports
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,7 @@ class Place:
     """A node with the network, a leaf node, and the line between them, which is the hub's port."""
 
     def __init__(self, folder: pathlib.Path, *, leaf_has_jetstream: bool) -> None:
-        self._port = nats.free_port()
+        self._port = ports.free_port()
         self.hub = nats.Node(
             folder / "hub",
             "hub",

@@ -27,7 +27,7 @@ from moat_kv.engine import (
 )
 from moat_kv.entry import Record
 from moat_kv.path import P, Path
-from moat_kv.testing import engine_probe, nats, proxy
+from moat_kv.testing import engine_probe, nats, ports, proxy
 from tests.client import waiting
 
 pytestmark = pytest.mark.anyio
@@ -194,7 +194,7 @@ async def test_a_server_that_is_cut_off_when_deletions_are_to_be_forgotten_goes_
 async def test_another_stream_makes_a_server_begin_anew_with_its_outbox(
     tmp_path: pathlib.Path,
 ) -> None:
-    file, port = tmp_path / "copy.sqlite", nats.free_port()
+    file, port = tmp_path / "copy.sqlite", ports.free_port()
     url = f"nats://127.0.0.1:{port}/house"
     first = nats.Node(tmp_path / "first", port=port)
     first.start()
