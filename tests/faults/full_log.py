@@ -30,6 +30,8 @@ CLIENTS = 2
 LIMIT_S = 30.0
 #: So many refusals in a row: the disk is full.
 ENOUGH = 50
+#: So many values have to be taken again: the deletions make room for several times as many.
+ENOUGH_AGAIN = 100
 PLACE = Path("full")
 
 
@@ -42,6 +44,8 @@ class Round:
     kept: dict[Path, int] = field(default_factory=dict)
     """What was answered, by path: the revision."""
     refused: int = 0
+    again: int = 0
+    """Values that were taken after the first deletion."""
     deleted: int = 0
     trouble: str = ""
     faults: list[str] = field(default_factory=list)
@@ -110,18 +114,18 @@ class Round:
 
     async def _write_until_stopped(self, client: Client) -> None:
         while not self.stopped:
-            await self._set(client)
+            self.again += await self._set(client)
 
     async def _write_again(self, client: Client) -> None:
-        taken = 0
+        # Those that came beside the deletions may have filled the disk anew.
         with anyio.move_on_after(LIMIT_S):
-            while taken < 100:
-                taken += await self._set(client)
-        if taken < 100:
+            while self.again < ENOUGH_AGAIN:
+                self.again += await self._set(client)
+        if self.again < ENOUGH_AGAIN:
             self.faults.append(
-                f"after {self.deleted} deletions values are still refused: {self.refusal}"
+                f"{self.deleted} deletions made room for {self.again} values: {self.refusal}"
             )
-        elif trouble := (await client.state())["trouble"]:
+        if await self._set(client) and (trouble := (await client.state())["trouble"]):
             self.faults.append(f"values are taken, but there is trouble: {trouble}")
 
     async def _compare(self, when: str) -> None:
