@@ -118,7 +118,7 @@ class Children:
             return "the simulated bus", self._simulated_bus()
         if program is None:
             raise command.Refused("owserver is not installed (Debian: apt-get install owserver)")
-        (port,) = ports.free(1)
+        port = ports.free_port()
         words = [program, "--foreground", "-p", f"127.0.0.1:{port}", OWSERVER_DEVICES]
         child = self._start("bus", words)
         _wait_for_port(child, port)
