@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from moat_kv.testing.onewire import Code, names, protocol
+from moat_kv.testing.onewire import Code, names
 from moat_kv.testing.onewire.answers import Bus
-from moat_kv.testing.onewire.protocol import Kind, Reply, Request, RequestParser
+from moat_kv.testing.onewire.protocol import Kind, Reply, Request
 from moat_kv.testing.onewire.server import DEFAULT_DEVICES, SimulatedBus, plug_in, read_devices
 
 THERMO = "28.4AEC29CDBAAB"
@@ -356,60 +352,3 @@ def test_default_devices_have_all_families(sim: SimulatedBus) -> None:
     default = SimulatedBus()
     plug_in(default, DEFAULT_DEVICES)
     assert {name[:2] for name in default.all_names()} == {"05", "10", "26", "28", "29", "3A"}
-
-
-# Frames
-
-
-def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
-    begin = 0
-    for cut in sorted({min(cut, len(data)) for cut in cuts}):
-        yield data[begin:cut]
-        begin = cut
-    yield data[begin:]
-
-
-@given(
-    wanted=st.lists(
-        st.tuples(
-            st.sampled_from(list(Kind)),
-            st.text(st.characters(blacklist_characters="\0", codec="utf-8"), max_size=20),
-            st.binary(max_size=20),
-        ),
-        max_size=5,
-    ),
-    cuts=st.lists(st.integers(0, 400), max_size=6),
-)
-def test_requests_are_the_same_however_they_are_cut(
-    wanted: list[tuple[Kind, str, bytes]], cuts: list[int]
-) -> None:
-    stream = b""
-    for kind, path, data in wanted:
-        payload = path.encode() + b"\0" + data
-        stream += struct.pack("!6i", 0, len(payload), kind, 4, len(data), 0) + payload
-    parser = RequestParser()
-    got = [request for piece in pieces(stream, cuts) for request in parser.feed(piece)]
-    assert [(one.kind, one.path, one.data) for one in got] == wanted
-
-
-@given(data=st.binary(max_size=200))
-def test_random_bytes_are_requests_or_a_bad_peer(data: bytes) -> None:
-    parser = RequestParser()
-    bus = Bus()
-    bus.add(OLD)
-    try:
-        for request in parser.feed(data):
-            assert bus.answer(request)
-    except protocol.BadPeer:
-        pass
-
-
-def test_payload_over_the_limit_is_a_bad_peer() -> None:
-    head = struct.pack("!6i", 0, protocol.PAYLOAD_LIMIT_BYTES + 1, 2, 0, 0, 0)
-    with pytest.raises(protocol.BadPeer):
-        list(RequestParser().feed(head))
-
-
-def test_payload_without_end_of_path_is_a_bad_message(sim: SimulatedBus) -> None:
-    (request,) = RequestParser().feed(struct.pack("!6i", 0, 4, 2, 0, 100, 0) + b"/abc")
-    assert code(sim.answer(request)) == Code.BAD_MESSAGE
