@@ -204,6 +204,8 @@ async def test_groups_states_are_told_by_their_names() -> None:
         await b.job(text)
         await b.value(P("seen"), lambda seen: seen == [["DetachedState", ["n1"], 3]])
         await b.node("n2")
+        # A state that waits to be read gives way to the next one.
+        await b.value(P("seen"), lambda seen: len(seen) == 2)
         await b.node("n3")
         seen = await b.value(P("seen"), lambda seen: len(seen[-1][1]) == 3)
         names = [name for name, _, _ in seen]
