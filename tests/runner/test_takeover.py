@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pathlib
 import textwrap
 from typing import Any
 
@@ -15,6 +16,7 @@ from moat_kv.code import ModuleRoot
 from moat_kv.testing.server import running_server
 from moat_kv_runner import AnyRunnerRoot, claims, run, serving
 from moat_kv_runner.job import parse_state
+from tests.client.waiting import until
 from tests.runner.bench import LIMIT_S, Bench, bench
 from tests.runner.relay import relay
 
@@ -145,6 +147,8 @@ STATES = """
     async for msg in _info:
         if not isinstance(msg, _cls.RunnerMsg):
             states.append(type(msg).__name__)
+            if states[-1] == "BrokenState":
+                open(broken, "w").close()
             if states[1:] == ["BrokenState", "DetachedState"]:
                 return states, fence
             if len(states) == 1:
@@ -154,12 +158,19 @@ STATES = """
 
 
 @pytest.mark.usefixtures("both_ways")
-async def test_broken_line_is_told_and_the_job_goes_on_within_the_grace() -> None:
+async def test_broken_line_is_told_and_the_job_goes_on_within_the_grace(
+    tmp_path: pathlib.Path,
+) -> None:
+    broken = tmp_path / "broken"
     async with bench(tcp=True) as b, relay(b.server.url) as line:
-        await b.node("n1", url=line.url, ttl_s=30, grace_s=30)
-        await b.job("states = []\n" + textwrap.dedent(STATES))
+        await b.node("n1", url=line.url, ttl_s=60, grace_s=60)
+        text = "states = []\n" + textwrap.dedent(STATES)
+        await b.job(text, variables=["broken"], data={"broken": str(broken)})
         fence = await b.value(P("ready"))
-        line.cut()
+        line.cut(closed=True)
+        # A state that waits to be read gives way to the next one.
+        await until(broken.exists)
+        line.closed = False
         state = await b.state()
         assert state.result == [["DetachedState", "BrokenState", "DetachedState"], fence]
 
